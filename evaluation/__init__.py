@@ -1,0 +1,1 @@
+"""Generate notes, judge them, score the verdicts, report."""
