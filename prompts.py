@@ -155,18 +155,18 @@ def _section_text(value: dict[str, object], section: str) -> str:
 
 # --- a note under headings -------------------------------------------------------------------------------------------
 
-# "S:", "Subjective:", "**Subjective:**", "## Subjective", "(S) -": a letter needs a colon or dash, a word alone needs
-# its own line. The look-behind keeps "BP:" and "CTA:" out. \s is not used: each quantifier stays within a line.
+# "S:", "Subjective:", "**Subjective:**", "## Subjective", "(S) -", "S (Subjective):", "Subjective (S):". Without a
+# colon or dash a heading needs its own line. The look-behind keeps "BP:" and "CTA:" out. \s is not used: each
+# quantifier stays within a line.
 _HEADING = re.compile(
-    r"(?<![^\s*#_(\[])[*#_(\[ \t]{0,8}(?<!\w)"
-    r"(?:(?P<letter>[SOAP])|(?P<word>subjective|objective|assessment|plan))"
+    r"(?<![^\s*#_(\[])[*#_(\[ \t]{0,8}(?<![^\W_])"
+    r"(?:(?P<letter>[SOAP])(?:[ \t]?\((?:subjective|objective|assessment|plan)\))?"
+    r"|(?P<word>subjective|objective|assessment|plan)(?:[ \t]?\([SOAP]\))?)"
     r"(?:(?P<mark>[*_)\] \t]{0,6}(?:[:\uff1a]|[\-\u2013\u2014](?=[ \t]))[*_]{0,4})"
     r"|(?P<alone>[*_)\] \t]{0,8}(?=\r?\n|$)))",
     re.IGNORECASE,
 )
-_TITLE = re.compile(
-    r"[\s*#_]*(?:[A-Za-z]+[ \t]+)?(?:SOAP|clinical|medical|progress)?[ \t]*(?:note|summary)?[\s:*#_]*", re.I
-)
+_TITLE = re.compile(r"(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) ?)?(?:note|summary)?", re.IGNORECASE)
 
 
 def read_soap(text: str) -> Note:
@@ -190,7 +190,8 @@ def read_soap(text: str) -> Note:
         missing = next(section for section, chain in zip(SECTIONS, best, strict=True) if chain is None)
         raise NoteError(f"no heading for {SECTION_NAMES[missing]} ({missing}) in the order S, O, A, P")
     chain = best[-1][1]
-    if not _TITLE.fullmatch(text, 0, chain[0].start()):
+    title = " ".join(text[: chain[0].start()].split()).strip(" *#_:")
+    if not _TITLE.fullmatch(title):
         raise NoteError("text stands before the Subjective heading")
     ends = [match.start() for match in chain[1:]] + [len(text)]
     note = {}
@@ -202,15 +203,18 @@ def read_soap(text: str) -> Note:
 
 
 def _heading(text: str, match: re.Match) -> tuple[str | None, int]:
-    """The section that `match` heads, and how much it looks like a heading: 4 a line, 2 a sentence's end, 1 other."""
+    """The section that `match` heads, and how much it looks like a heading.
+
+    4: a line's start; 3: the same, a letter without a colon; 2: after a sentence's end; 1: elsewhere.
+    """
     letter = match["letter"]
-    if letter and (not letter.isupper() or match["mark"] is None):
+    if letter and not letter.isupper():
         return None, 0
     before = text[max(0, match.start() - 80) : match.start()].rstrip(" \t")
     if not before or before[-1] in "\r\n":
-        weight = 4
+        weight = 4 if match["mark"] or match["word"] else 3  # a blood group may stand on a line, too
     elif match["alone"] is not None:
-        return None, 0  # a bare word is a heading only on its own line
+        return None, 0  # without a mark it is a heading only on its own line
     elif before[-1] in ".!?;:)]*\"'":
         weight = 2
     else:
