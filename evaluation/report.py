@@ -1,18 +1,166 @@
 """Scores for reading: the console's tables, results.json, report.html and comparison.html."""
 
+import base64
+import difflib
+import hashlib
+import json
+import math
+import re
 from pathlib import Path
 
-from prompts import Note
+import jinja2
+from markupsafe import Markup
+
+from prompts import SECTION_NAMES, SECTIONS
+
+_HERE = Path(__file__).parent
+_TELLS_NOTHING = "this judge tells nothing"
+
+# --- figures as text -------------------------------------------------------------------------------------------------
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}%"
+
+
+def _interval(ci95: tuple[float, float]) -> str:
+    return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}%"
+
+
+def _points(difference: float) -> str:
+    """A difference of two rates, in percentage points with its sign."""
+    return f"{100 * difference:+.1f}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def run_name(results: dict) -> str:
+    """Model and adapter, each by the last part of its path."""
+    model = Path(results["model"]).name
+    return f"{model} + {Path(results['lora_path']).name}" if results["lora_path"] else model
+
+
+def uninformative(results: dict) -> list[str]:
+    """The sections in which the judge was checked and its verdicts turned out to tell nothing."""
+    controls = results["judge_controls"] or {}
+    return [key for key, trust in controls.items() if _checked(trust) and not trust["informative"]]
+
+
+def _checked(trust: dict) -> bool:
+    return trust["n_good"] > 0 and trust["n_bad"] > 0
+
+
+def judge_message(results: dict) -> tuple[str, str]:
+    """(level, sentence) on how far the judge can be trusted; level is "alarm", "unchecked" or "checked"."""
+    if not results["judge_controls"]:
+        return "unchecked", "The judge was not checked in this run: nobody knows how often its verdicts are wrong."
+    silent = uninformative(results)
+    unchecked = [key for key, trust in results["judge_controls"].items() if not _checked(trust)]
+    if silent:
+        return "alarm", (
+            f"In {_listed(silent)} {_TELLS_NOTHING}: where the right verdict is known, it passed bad sections at least "
+            f"as often as good ones. Its pass rate there says nothing about the notes."
+        )
+    if unchecked:
+        return "unchecked", f"The judge could not be checked in {_listed(unchecked)}: no known answers for both sides."
+    return "checked", (
+        "Where the right verdict is known, the judge passed good sections more often than bad ones. "
+        "Its sensitivity and specificity say how far that goes."
+    )
+
+
+def _listed(keys: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
+
+
+def _limit_message(results: dict) -> str:
+    """How many notes were cut off or never begun, in one sentence; empty when none was."""
+    counts = {
+        "reached the token limit": results["finish_reasons"].get("length", 0),
+        "had a dialogue too long for the model": results["finish_reasons"].get("prompt_too_long", 0),
+        "ended in an error": results["finish_reasons"].get("error", 0),
+    }
+    return "; ".join(f"{n} {what}" for what, n in counts.items() if n)
+
+
+# --- console ---------------------------------------------------------------------------------------------------------
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns line up on a console too."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
 
 
 def console_table(results: dict) -> str:
     """The table of one run: pass rate, unscored and ROUGE-L for each section, and how far the judge can be trusted."""
-    raise NotImplementedError
+    silent = uninformative(results)
+    rows = []
+    for key, section in results["sections"].items():
+        unscored = str(section["unscored"])
+        if section["unscored"]:
+            unscored += f" (pass rate {_interval((section['worst'], section['best']))})"
+        rows.append(
+            [
+                key,
+                _percent(section["accuracy"]) + (" ?" if key in silent else ""),
+                _interval(section["ci95"]),
+                unscored,
+                f"{section['rougeL']:.3f}",
+            ]
+        )
+    mean = results["mean"]
+    rougeL = sum(section["rougeL"] for section in results["sections"].values()) / len(SECTIONS)
+    rows.append(["mean", _percent(mean["accuracy"]), _interval(mean["ci95"]), "", f"{rougeL:.3f}"])
+    valid = f"Readable notes: {results['valid_notes']} of {results['n']}"
+    parts = [
+        f"{run_name(results)}, judged by {Path(results['judge_model']).name}, {results['n']} dialogues",
+        _table(["Section", "Pass rate", "95% interval", "Unscored", "ROUGE-L"], rows),
+        "; ".join(filter(None, [valid, _limit_message(results)])) + ".",
+    ]
+    if results["judge_controls"]:
+        parts.append(_trust_table(results["judge_controls"], "passed of good ones", "failed of bad ones"))
+    if results["human_labels"]:
+        parts.append(_trust_table(results["human_labels"], "passed of people's pass", "failed of people's fail"))
+    if results["attacks"]:
+        attacks = results["attacks"]
+        parts.append(
+            f"Attacks on the judge: {_percent(attacks['success_rate'])} ({_interval(attacks['ci95'])}) "
+            f"of {attacks['n']} got a pass."
+        )
+    level, message = judge_message(results)
+    parts.append(f"WARNING: {message}" if level == "alarm" else message)
+    return "\n\n".join(parts)
+
+
+def _trust_table(trusts: dict, good: str, bad: str) -> str:
+    rows = []
+    for key, trust in trusts.items():
+        row = [key]
+        for name, n in (("sensitivity", trust["n_good"]), ("specificity", trust["n_bad"])):
+            row.append(f"{_percent(trust[name])} ({_interval(trust[name + '_ci95'])}, n = {n})" if n else "not checked")
+        if trust["informative"]:
+            row.append(f"{_percent(trust['corrected_accuracy'])} ({_interval(trust['corrected_ci95'])})")
+        else:
+            row.append(_TELLS_NOTHING if _checked(trust) else "not checked")
+        rows.append(row)
+    return _table(["Judge", f"Sensitivity: {good}", f"Specificity: {bad}", "Corrected pass rate"], rows)
 
 
 def comparison_table(comparison: dict, runs: list[dict]) -> str:
-    """A column for each run with the best pass rate in bold, then differences, exact McNemar p and flips."""
+    """A column for each run with the best pass rate in bold, then differences, exact McNemar p and flips.
+
+    comparison: what `scoring.compare_runs(runs)` returned.
+    """
     raise NotImplementedError
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_results_json(path: Path, results: dict) -> None:
@@ -20,16 +168,170 @@ def write_results_json(path: Path, results: dict) -> None:
     raise NotImplementedError
 
 
-def view_rows(predictions: list[dict], judgements: list[dict], rows: list[Note]) -> list[dict]:
-    """One entry for each prediction: dialogue, reference, prediction and its four verdicts, as `write_report` reads it."""
-    raise NotImplementedError
+def view_rows(predictions: list[dict], judgements: list[dict], rows: list[dict[str, str]]) -> list[dict]:
+    """One entry for each prediction: dialogue, reference, prediction and its four verdicts, as `write_report` reads it.
+
+    rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
+    """
+    verdicts = {
+        (record["index"], record["section"]): {key: record[key] for key in ("verdict", "reason", "source")}
+        for record in judgements
+        if record["control"] is None and record["attack"] is None
+    }
+    view = []
+    for prediction in predictions:
+        index, valid = prediction["index"], prediction["status"] == "ok"
+        view.append(
+            {
+                "index": index,
+                "dialogue": rows[index]["dialogue"],
+                "reference": {key: rows[index][key] for key in SECTIONS},
+                "prediction": {key: prediction[key] for key in SECTIONS} if valid else None,
+                "judgements": {key: verdicts[index, key] for key in SECTIONS},
+                **{key: prediction[key] for key in ("status", "reason", "raw")},
+            }
+        )
+    return view
 
 
 def write_report(path: Path, results: dict, rows_view: list[dict]) -> None:
     """Write report.html: one file that needs no network and in which nothing from data or models can run."""
-    raise NotImplementedError
+    level, message = judge_message(results)
+    page = _environment().get_template("report.html.j2")
+    text = page.render(
+        name=run_name(results),
+        results=results,
+        facts=_facts(results),
+        level=level,
+        message=message,
+        limit_message=_limit_message(results),
+        silent=uninformative(results),
+        corrected={key: trust for key, trust in (results["judge_controls"] or {}).items() if trust["informative"]},
+        entries=(_entry(row) for row in rows_view),
+    )
+    _write(path, text)
 
 
 def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
     """Write comparison.html, in the style of report.html."""
     raise NotImplementedError
+
+
+def _write(path: Path, text: str) -> None:
+    # A model can write half a surrogate pair, which is no character: it becomes "?".
+    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def _facts(results: dict) -> list[tuple[str, str]]:
+    """What the numbers belong to, as (label, text)."""
+    facts = {
+        "Model": results["model"],
+        "Adapter": results["lora_path"] or "none",
+        "Judge": results["judge_model"],
+        "Dataset": f"{results['dataset']}, {results['split']}, {results['n']} dialogues",
+        "Date": results.get("date"),
+        "Prompts": results.get("prompts_hash"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
+        "Time": ", ".join(f"{stage.replace('_', ' ')} {s:.0f} s" for stage, s in results["timings_s"].items()),
+    }
+    return [(label, text) for label, text in facts.items() if text]
+
+
+# --- HTML ------------------------------------------------------------------------------------------------------------
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "interval": _interval,
+        "points": _points,
+        "p_value": _p_value,
+        "position": lambda rate: f"{100 * rate:.2f}%",
+        "csp_hash": _csp_hash,
+        "kinds": _kinds,
+    }
+    environment.globals |= {
+        "section_names": SECTION_NAMES,
+        "style": Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        "script": Markup((_HERE / "report.js").read_text(encoding="utf-8")),
+    }
+    return environment
+
+
+def _csp_hash(text: str) -> Markup:
+    """The source expression that lets exactly this inline text through a Content-Security-Policy."""
+    return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+
+
+# Control characters get a picture (NUL is U+2400); those that reorder what stands beside them, U+FFFD: a note with one
+# could read "05" where it says "50".
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+
+
+def _visible(value: object) -> object:
+    return value.translate(_PICTURES) if isinstance(value, str) else value
+
+
+def _kinds(controls: dict) -> list[tuple[str, str, list[dict | None]]]:
+    """(kind, expected verdict, its figures in each section or None), good kinds before bad ones."""
+    expected = {kind: entry["expected"] for trust in controls.values() for kind, entry in trust["by_kind"].items()}
+    return [
+        (kind, verdict, [trust["by_kind"].get(kind) for trust in controls.values()])
+        for kind, verdict in sorted(expected.items(), key=lambda item: item[1] != "pass")
+    ]
+
+
+# A turn begins on a line of its own or, in data that lost its line breaks, after a sentence.
+_NEXT_TURN = re.compile(r"[\r\n]+|(?<=[.?!]) (?=[A-Z][a-z]{2,15}: )")
+_TURN = re.compile(r"([A-Z][\w.' -]{0,23}:)?(.*)", re.DOTALL)
+
+
+def _entry(row: dict) -> dict:
+    """A dialogue as the template shows it: turns of (speaker, words), and runs of text with differences marked."""
+    sections = []
+    for key in SECTIONS:
+        reference, prediction = row["reference"][key], None
+        if row["prediction"] is None:
+            runs = [(reference, False)], None
+        else:
+            prediction = row["prediction"][key]
+            runs = word_differences(reference, prediction)
+        sections.append({"key": key, "reference": runs[0], "prediction": runs[1], **row["judgements"][key]})
+    return {
+        **{key: row[key] for key in ("index", "status", "reason", "raw")},
+        "turns": [_TURN.fullmatch(turn).groups("") for turn in _NEXT_TURN.split(row["dialogue"].strip())],
+        "words": len(row["dialogue"].split()),
+        "sections": sections,
+    }
+
+
+Runs = list[tuple[str, bool]]  # pieces of a text in order; True: these words do not stand in the other text
+
+# Comparing n with m words takes time up to n * m * (n + m); longer texts are shown unmarked.
+_MOST_WORDS = 1_000
+
+
+def word_differences(reference: str, prediction: str) -> tuple[Runs, Runs]:
+    """Both texts, with the words marked that stand in only one of them. Case and punctuation at a word's end are no
+    difference."""
+    words = [re.findall(r"\S+\s*", text.strip()) for text in (reference, prediction)]
+    if max(map(len, words)) > _MOST_WORDS:
+        return [(reference, False)], [(prediction, False)]
+    keys = [[word.casefold().strip().rstrip(".,;:") for word in side] for side in words]
+    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    runs: tuple[Runs, Runs] = ([], [])
+    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+        for side, start, end in ((0, i1, i2), (1, j1, j2)):
+            text = "".join(words[side][start:end])
+            kept = text.rstrip()
+            runs[side].extend([(kept, tag != "equal"), (text[len(kept) :], False)] if text else [])
+    return runs

@@ -1,0 +1,40 @@
+"use strict";
+const form = document.getElementById("filters");
+const shown = document.getElementById("shown");
+const articles = Array.from(document.querySelectorAll("article"), (element) => ({
+  element,
+  sections: Array.from(element.querySelectorAll(".section")),
+  text: null,
+}));
+
+// Case and accents make no difference to a search.
+const fold = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+
+function applyFilters() {
+  const section = form.elements.section.value;
+  const verdict = form.elements.verdict.value;
+  const words = fold(form.elements.query.value).split(/\s+/).filter(Boolean);
+  let dialogues = 0;
+  let sections = 0;
+  for (const article of articles) {
+    if (words.length && article.text === null) article.text = fold(article.element.textContent);
+    const found = words.every((word) => article.text.includes(word));
+    let matches = 0;
+    for (const element of article.sections) {
+      const match = found && ["all", element.dataset.section].includes(section)
+        && ["all", element.dataset.verdict].includes(verdict);
+      element.hidden = !match;
+      matches += match;
+    }
+    article.element.hidden = matches === 0;
+    dialogues += matches > 0;
+    sections += matches;
+  }
+  shown.value = `${dialogues} of ${articles.length} dialogues, ${sections} sections shown`;
+}
+
+form.hidden = false;
+form.addEventListener("input", applyFilters);
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("reset", () => setTimeout(applyFilters));
+applyFilters();
