@@ -2,10 +2,12 @@
 
 import base64
 import difflib
+import functools
 import hashlib
 import json
 import math
 import re
+import textwrap
 from pathlib import Path
 
 import jinja2
@@ -23,13 +25,17 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.1f}%"
 
 
-def _interval(ci95: tuple[float, float]) -> str:
-    return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}%"
+def _interval(ci95: tuple[float, float], dash: str = "-") -> str:
+    return f"{100 * ci95[0]:.1f}{dash}{100 * ci95[1]:.1f}%"
 
 
 def _points(difference: float) -> str:
     """A difference of two rates, in percentage points with its sign."""
-    return f"{100 * difference:+.1f}"
+    return f"{100 * difference:+z.1f}"
+
+
+def _points_interval(ci95: tuple[float, float]) -> str:
+    return f"{_points(ci95[0])} to {_points(ci95[1])}"
 
 
 def _p_value(p: float) -> str:
@@ -37,9 +43,13 @@ def _p_value(p: float) -> str:
 
 
 def run_name(results: dict) -> str:
-    """Model and adapter, each by the last part of its path."""
-    model = Path(results["model"]).name
-    return f"{model} + {Path(results['lora_path']).name}" if results["lora_path"] else model
+    """Model and adapter by the last part of their paths that is not a checkpoint's step."""
+    return " + ".join(_short(path) for path in (results["model"], results["lora_path"]) if path)
+
+
+def _short(path: str) -> str:
+    folder = Path(path)
+    return folder.parent.name if folder.name.startswith("global_step_") else folder.name
 
 
 def uninformative(results: dict) -> list[str]:
@@ -77,12 +87,13 @@ def _listed(keys: list[str]) -> str:
 
 def _limit_message(results: dict) -> str:
     """How many notes were cut off or never begun, in one sentence; empty when none was."""
-    counts = {
-        "reached the token limit": results["finish_reasons"].get("length", 0),
-        "had a dialogue too long for the model": results["finish_reasons"].get("prompt_too_long", 0),
-        "ended in an error": results["finish_reasons"].get("error", 0),
+    words = {
+        "length": "reached the token limit",
+        "prompt_too_long": "not written because the dialogue is too long for the model",
+        "error": "ended in an error",
     }
-    return "; ".join(f"{n} {what}" for what, n in counts.items() if n)
+    counts = results["finish_reasons"]
+    return "; ".join(f"{counts[reason]} {what}" for reason, what in words.items() if counts.get(reason))
 
 
 # --- console ---------------------------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def console_table(results: dict) -> str:
         rows.append(
             [
                 key,
-                _percent(section["accuracy"]) + (" ?" if key in silent else ""),
+                _percent(section["accuracy"]) + (" (judge tells nothing)" if key in silent else ""),
                 _interval(section["ci95"]),
                 unscored,
                 f"{section['rougeL']:.3f}",
@@ -119,7 +130,7 @@ def console_table(results: dict) -> str:
     rows.append(["mean", _percent(mean["accuracy"]), _interval(mean["ci95"]), "", f"{rougeL:.3f}"])
     valid = f"Readable notes: {results['valid_notes']} of {results['n']}"
     parts = [
-        f"{run_name(results)}, judged by {Path(results['judge_model']).name}, {results['n']} dialogues",
+        f"{run_name(results)}, judged by {_short(results['judge_model'])}, {results['n']} dialogues",
         _table(["Section", "Pass rate", "95% interval", "Unscored", "ROUGE-L"], rows),
         "; ".join(filter(None, [valid, _limit_message(results)])) + ".",
     ]
@@ -157,15 +168,91 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
 
     comparison: what `scoring.compare_runs(runs)` returned.
     """
-    raise NotImplementedError
+    names = comparison["names"]
+    rows = [
+        [key]
+        + [f"**{_percent(rate)}**" if k in line["best"] else _percent(rate) for k, rate in enumerate(line["accuracy"])]
+        for key, line in _comparison_lines(comparison)
+    ]
+    parts = [_table(["Section", *names], rows)]
+    for pair in comparison["pairs"]:
+        parts.append(
+            f"{names[pair['b']]} minus {names[pair['a']]}, percentage points, on the {pair['n']} dialogues of both:"
+        )
+        parts.append(_pair_table(pair))
+        flips = (
+            f"{section} {before} -> {after} ({len(indices)}): {', '.join(map(str, indices))}"
+            for (section, before, after), indices in _flips(pair["flips"])
+        )
+        parts.append("\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in flips))
+    return "\n\n".join([*filter(None, parts), *(f"WARNING: {warning}" for warning in _comparison_warnings(runs))])
+
+
+def _pair_table(pair: dict) -> str:
+    rows = []
+    for key, section in pair["sections"].items():
+        figures = ["-"] * 5
+        if section["n"]:
+            figures = [
+                _points(section["difference"]),
+                _points_interval(section["ci95"]),
+                _p_value(section["p"]),
+                str(section["only_b"]),
+                str(section["only_a"]),
+            ]
+        rows.append([key, *figures, str(section["unscored"])])
+    mean = pair["mean"]
+    if mean["n"]:
+        rows.append(["mean", _points(mean["difference"]), _points_interval(mean["ci95"]), "", "", "", ""])
+    return _table(
+        ["Section", "Difference", "95% interval", "McNemar p", "fail -> pass", "pass -> fail", "Unscored"], rows
+    )
+
+
+def _comparison_lines(comparison: dict) -> list[tuple[str, dict]]:
+    return [*comparison["sections"].items(), ("mean", comparison["mean"])]
+
+
+def _comparison_warnings(runs: list[dict]) -> list[str]:
+    """What makes the runs' pass rates worthless, one sentence for each run that is concerned."""
+    messages = [(run["name"], *judge_message(run["results"])) for run in runs]
+    return [f"{name}: {message}" for name, level, message in messages if level == "alarm"]
+
+
+def _flips(flips: list[dict]) -> list[tuple[tuple[str, str, str], list[int]]]:
+    """Changed verdicts as ((section, before, after), indices of the dialogues)."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for flip in flips:
+        groups.setdefault((flip["section"], flip["from"], flip["to"]), []).append(flip["index"])
+    return list(groups.items())
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+# The keys that readers of results.json may rely on, in their order; others follow in the order they come.
+_RESULTS_KEYS = (
+    *("model", "lora_path", "judge_model", "dataset", "split", "n", "valid_notes", "sections", "mean"),
+    *("judge_controls", "timings_s"),
+)
+_SECTION_KEYS = ("pass", "fail", "unscored", "accuracy", "ci95", "worst", "best", "rougeL")
+
+
 def write_results_json(path: Path, results: dict) -> None:
     """Write results.json, keys in a fixed order. Raises ValueError when a key is missing or a number is not finite."""
-    raise NotImplementedError
+    ordered = _ordered(results, _RESULTS_KEYS, "results")
+    ordered["sections"] = {
+        key: _ordered(section, _SECTION_KEYS, f"section {key}")
+        for key, section in _ordered(results["sections"], SECTIONS, "sections").items()
+    }
+    _write(path, json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _ordered(values: dict, keys: tuple[str, ...], what: str) -> dict:
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise ValueError(f"{what}: no {', '.join(missing)}")
+    return {key: values[key] for key in (*keys, *(key for key in values if key not in keys))}
 
 
 def view_rows(predictions: list[dict], judgements: list[dict], rows: list[dict[str, str]]) -> list[dict]:
@@ -213,17 +300,36 @@ def write_report(path: Path, results: dict, rows_view: list[dict]) -> None:
 
 
 def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
-    """Write comparison.html, in the style of report.html."""
-    raise NotImplementedError
+    """Write comparison.html, in the style of report.html. comparison: what `scoring.compare_runs(runs)` returned."""
+    bounds = [
+        abs(bound)
+        for pair in comparison["pairs"]
+        for section in pair["sections"].values()
+        if section["n"]
+        for bound in section["ci95"]
+    ]
+    page = _environment().get_template("comparison.html.j2")
+    text = page.render(
+        comparison=comparison,
+        lines=_comparison_lines(comparison),
+        warnings=_comparison_warnings(runs),
+        facts=_facts(runs[0]["results"], ("Judge", "Dataset", "Prompts")),
+        # Width of the charts of differences: the largest bound on both sides, in steps of 20 points.
+        span=0.4 * max(1, math.ceil(max(bounds, default=0) / 0.2)),
+    )
+    _write(path, text)
 
 
 def _write(path: Path, text: str) -> None:
+    """Replace the file in one step."""
+    draft = path.with_name(path.name + ".new")
     # A model can write half a surrogate pair, which is no character: it becomes "?".
-    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    draft.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    draft.replace(path)
 
 
-def _facts(results: dict) -> list[tuple[str, str]]:
-    """What the numbers belong to, as (label, text)."""
+def _facts(results: dict, labels: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """What the numbers belong to, as (label, text): all, or those with these labels."""
     facts = {
         "Model": results["model"],
         "Adapter": results["lora_path"] or "none",
@@ -234,7 +340,7 @@ def _facts(results: dict) -> list[tuple[str, str]]:
         "Versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
         "Time": ", ".join(f"{stage.replace('_', ' ')} {s:.0f} s" for stage, s in results["timings_s"].items()),
     }
-    return [(label, text) for label, text in facts.items() if text]
+    return [(label, text) for label, text in facts.items() if text and (not labels or label in labels)]
 
 
 # --- HTML ------------------------------------------------------------------------------------------------------------
@@ -251,9 +357,11 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": _percent,
-        "interval": _interval,
+        "interval": functools.partial(_interval, dash="–"),
         "points": _points,
+        "points_interval": _points_interval,
         "p_value": _p_value,
+        "flips": _flips,
         "position": lambda rate: f"{100 * rate:.2f}%",
         "csp_hash": _csp_hash,
         "kinds": _kinds,
