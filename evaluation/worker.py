@@ -1,0 +1,115 @@
+"""The process that owns one vLLM engine: `python -m evaluation.worker`, started by evaluation.engine.
+
+Lines of JSON come in on stdin: first the specification of the engine, then requests. Lines of JSON go out on stdout:
+`ready` or `failed`, then one line a finished request, as it finishes. Everything that libraries print goes to stderr,
+a log file. When stdin ends - the parent is done, or dead - the whole process group is killed, and with it the GPU
+memory and vLLM's own children.
+"""
+
+import json
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+from typing import Any, TextIO
+
+
+def main() -> int:
+    """Serve until stdin ends; 1 when the engine cannot start or breaks."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    spec = json.loads(sys.stdin.readline())
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
+    try:
+        _serve(spec, lines, replies)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        _send(replies, {"failed": explain(error)})
+    return 1
+
+
+def explain(error: BaseException) -> str:
+    """One line for what stops an engine: the cause and what to try."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError" or re.search(
+        r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node", text
+    ):
+        advice = "free the GPU, or try a smaller --max_model_len, or change --gpu_memory_utilization"
+        return f"not enough memory ({text[:160]}); {advice}"
+    return f"{type(error).__name__}: {text[:300] or 'no message'}"
+
+
+def _read_lines(lines: queue.SimpleQueue) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _send(replies: TextIO, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message) + "\n")
+
+
+def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> None:
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
+    prepared: queue.SimpleQueue[tuple[dict, list[int]]] = queue.SimpleQueue()
+
+    def tokenize() -> None:
+        while True:
+            request = json.loads(lines.get())
+            ids = tokenizer.apply_chat_template(
+                request["messages"], add_generation_prompt=True, **spec["chat_template_kwargs"]
+            )
+            prepared.put((request, ids))
+
+    # Prompts become tokens while the engine starts and while it computes.
+    threading.Thread(target=tokenize, daemon=True).start()
+    llm = LLM(model=spec["model"], **spec["vllm_args"])
+    engine, limit = llm.llm_engine, llm.model_config.max_model_len
+    lora = LoRARequest("adapter", 1, spec["lora_path"]) if spec["lora_path"] else None
+    _send(replies, {"ready": True})
+
+    def submit(request: dict[str, Any], ids: list[int]) -> None:
+        if len(ids) >= limit:
+            done = {"id": request["id"], "text": "", "finish_reason": "prompt_too_long", "prompt_tokens": len(ids)}
+            _send(replies, {**done, "output_tokens": 0, "cached_tokens": 0})
+            return
+        params = SamplingParams(
+            **{**spec["sampling"], **request["sampling"]},
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=spec["schema"]
+            and StructuredOutputsParams(json=spec["schema"], disable_any_whitespace=True),
+        )
+        engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, params, lora_request=lora)
+
+    while True:
+        while not prepared.empty() or not engine.has_unfinished_requests():
+            submit(*prepared.get())
+        for output in engine.step():
+            if output.finished:
+                _send(replies, _completion(output))
+
+
+def _completion(output: Any) -> dict[str, Any]:
+    best = output.outputs[0]
+    return {
+        "id": int(output.request_id),
+        "text": best.text,
+        "finish_reason": best.finish_reason,
+        "prompt_tokens": len(output.prompt_token_ids),
+        "output_tokens": len(best.token_ids),
+        "cached_tokens": output.num_cached_tokens or 0,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
