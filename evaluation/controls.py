@@ -1,0 +1,377 @@
+"""Edits of a section with a known effect: one that keeps every fact, four that break exactly one thing.
+
+All take a section's text and return the edited text, or None where the text offers no place for the edit.
+Standard library only; the same text always gives the same edit. English notes only: other text gives None.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+# --- words and sentences ---------------------------------------------------------------------------------------------
+
+_WORD = re.compile(r"[A-Za-z]{4,}|\d+(?:[.,]\d+)*")
+
+# A sentence ends before a capital letter; "5." may number a list and "B." may be an initial, so neither ends one.
+_SENTENCE_GAP = re.compile(
+    r"((?<=[.!?])(?<!\s\d\.)(?<!^\d\.)(?<!\b[A-Z]\.)(?<!\bDr\.)(?<!\bvs\.)[ \t]+(?=[A-Z])|\n\s*)"
+)
+_CLAUSE_GAP = re.compile(r"([;,] (?=(?:and|but|with|without|which|while|as well as)\b)|; )")
+
+
+def words(text: str) -> set[str]:
+    """The words of four letters or more, in lower case, and the numbers."""
+    return {word.lower() for word in _WORD.findall(text)}
+
+
+class Rarity:
+    """How specific a text is: words weigh log(texts / texts that have the word), as in a search engine's index."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._texts = 0
+        self._count: Counter[str] = Counter()
+        for text in texts:
+            self._texts += 1
+            self._count.update(words(text))
+
+    def weight(self, words: set[str]) -> float:
+        """The sum of the words' weights; a word that no text has weighs as much as one that a single text has."""
+        return sum(math.log((self._texts + 1) / max(1, self._count[word])) for word in words)
+
+
+# --- kept facts ------------------------------------------------------------------------------------------------------
+
+# Each pair means the same in a clinical note, with no number, side or negation in either. One pass over the text, so
+# that the result of one is never the start of another.
+_SYNONYMS = {
+    "reports that": "states that",
+    "reported that": "stated that",
+    "patient reports": "patient describes",
+    "patient reported": "patient described",
+    "patient also reports": "patient also describes",
+    "he reports": "he describes",
+    "he reported": "he described",
+    "he also reports": "he also describes",
+    "she reports": "she describes",
+    "she reported": "she described",
+    "she also reports": "she also describes",
+    "mother reports": "mother describes",
+    "presents with": "comes in with",
+    "presented with": "came in with",
+    "experiencing": "having",
+    "approximately": "about",
+    "prior to": "before",
+    "due to": "because of",
+    "secondary to": "due to",
+    "as well as": "along with",
+    "additionally": "in addition",
+    "furthermore": "in addition",
+    "regarding": "about",
+    "consistent with": "in keeping with",
+    "within normal limits": "in the normal range",
+    "primary diagnosis": "main diagnosis",
+    "management plan": "plan of care",
+    "physical examination": "physical exam",
+    "physical exam": "physical examination",
+    "lab": "laboratory",
+    "labs": "laboratory tests",
+    "x-ray": "radiograph",
+    "x-rays": "radiographs",
+    "revealed": "showed",
+    "reveals": "shows",
+    "revealing": "showing",
+    "demonstrated": "showed",
+    "demonstrates": "shows",
+    "was noted": "was seen",
+    "were noted": "were seen",
+    "elevated": "raised",
+    "utilizing": "using",
+    "utilized": "used",
+    "underwent": "had",
+    "performed": "carried out",
+    "administered": "given",
+    "initiate": "start",
+    "initiated": "started",
+    "initiating": "starting",
+    "discontinue": "stop",
+    "discontinued": "stopped",
+    "medication": "medicine",
+    "medications": "medicines",
+    "recommended": "advised",
+    "is scheduled": "is booked",
+    "are scheduled": "are booked",
+    "be scheduled": "be booked",
+    "educate the patient on": "teach the patient about",
+    "educate the patient about": "teach the patient about",
+    "educate patient on": "teach patient about",
+    "patient education on": "patient teaching on",
+    "follow-up appointment": "follow-up visit",
+    "follow-up appointments": "follow-up visits",
+}
+_ABBREVIATIONS = {
+    "BMI": "body mass index",
+    "BP": "blood pressure",
+    "BUN": "blood urea nitrogen",
+    "CKD": "chronic kidney disease",
+    "COPD": "chronic obstructive pulmonary disease",
+    "CRP": "C-reactive protein",
+    "CT": "computed tomography",
+    "DVT": "deep vein thrombosis",
+    "ECG": "electrocardiogram",
+    "EEG": "electroencephalogram",
+    "EKG": "electrocardiogram",
+    "ESR": "erythrocyte sedimentation rate",
+    "GERD": "gastroesophageal reflux disease",
+    "HR": "heart rate",
+    "ICU": "intensive care unit",
+    "MRI": "magnetic resonance imaging",
+    "NSAIDs": "nonsteroidal anti-inflammatory drugs",
+    "PRN": "as needed",
+    "RR": "respiratory rate",
+    "UTI": "urinary tract infection",
+    "h/o": "history of",
+    "s/p": "status post",
+}
+
+
+def _any_of(phrases: Iterable[str], flags: int = 0) -> re.Pattern:
+    longest_first = sorted(map(re.escape, phrases), key=len, reverse=True)
+    return re.compile(rf"(?<![\w/(-])(?:{'|'.join(longest_first)})(?![\w/-])", flags)
+
+
+_SYNONYM = _any_of(_SYNONYMS, re.IGNORECASE)
+_ABBREVIATION = _any_of(_ABBREVIATIONS)
+
+# A sentence that leans on the one before it moves only together with it.
+_LEANS = re.compile(
+    r"^(?:this|these|that|those|it|its|they|their|such|however|additionally|furthermore|moreover|therefore|thus|due to|"
+    r"given|despite|instead|the (?:latter|former|procedure|surgery|operation))\b"
+    r"|\b(?:then|subsequent(?:ly)?|later|after|afterwards?|thereafter|following|followed|next|finally|first|second|third|"
+    r"initially|post-?operative(?:ly)?|also|other|others|else|same|above|remaining|both|if|once)\b",
+    re.IGNORECASE,
+)
+_PRONOUN = re.compile(r"^(?:he|she|his|her)\b", re.IGNORECASE)
+_RELATIVE = re.compile(
+    r"\b(?:mother|father|wife|husband|sister|brother|son|daughter|parents?|family|partner|donor|infant|baby|child|mom)\b",
+    re.IGNORECASE,
+)
+
+
+def reword(text: str) -> str | None:
+    """The same facts in other words: abbreviations written out, plain synonyms, sentences in another order."""
+    lower = text.lower()
+    explained = {short for short, phrase in _ABBREVIATIONS.items() if phrase.lower() in lower}
+
+    def synonym(match: re.Match) -> str:
+        return _as_start(match, _SYNONYMS[match[0].lower()])
+
+    def written_out(match: re.Match) -> str:
+        return match[0] if match[0] in explained else _as_start(match, _ABBREVIATIONS[match[0]])
+
+    changed = _swap_sentences(_ABBREVIATION.sub(written_out, _SYNONYM.sub(synonym, text)))
+    return changed if changed != text else None
+
+
+def _as_start(match: re.Match, new: str) -> str:
+    """`new` for the match, with a capital where a sentence starts."""
+    before = match.string[max(0, match.start() - 3) : match.start()].rstrip(" ")
+    return _capital(new) if not before or before[-1] in ".!?\n" else new
+
+
+def _swap_sentences(text: str) -> str:
+    """Rotate the sentences so that the second half comes first; gaps keep their places."""
+    parts = _SENTENCE_GAP.split(text)
+    sentences, gaps = parts[::2], parts[1::2]
+    if any(re.match(r"\d+[.)]", sentence) for sentence in sentences):
+        return text  # a numbered list
+    blocks: list[list[str]] = []
+    for sentence in sentences:
+        leans = _LEANS.search(sentence) or (_PRONOUN.match(sentence) and _RELATIVE.search(text))
+        if blocks and leans:
+            blocks[-1].append(sentence)
+        else:
+            blocks.append([sentence])
+    half = len(blocks) // 2
+    moved = [sentence for block in blocks[half:] + blocks[:half] for sentence in block]
+    return moved[0] + "".join(gap + sentence for gap, sentence in zip(gaps, moved[1:], strict=True))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# --- broken facts ----------------------------------------------------------------------------------------------------
+
+
+# A sentence that a colleague could do without: dropping it would prove nothing.
+_MINOR = re.compile(
+    r"^(?:the |a |patient )?(?:differential|prognosis|education|educate|encourage|emphasi[sz]e|advise|ensure|regular|"
+    r"follow-up|schedule|support|no (?:other|additional|further))"
+    r"|^the patient (?:is|was|will be) (?:advised|instructed|encouraged|educated|informed)"
+    r"|within normal limits|unremarkable|\bnot (?:provided|detailed|specified)",
+    re.IGNORECASE,
+)
+
+
+def drop_finding(text: str, rarity: Rarity) -> str | None:
+    """Without the sentence that says most that stands nowhere else; of a single sentence, without its last clause."""
+    parts = _SENTENCE_GAP.split(text)
+    if len(parts) > 1:
+        candidates = [k for k in range(0, len(parts), 2) if not _MINOR.search(parts[k])]
+    else:
+        parts = _CLAUSE_GAP.split(text)
+        candidates = [len(parts) - 1] if len(parts) > 1 else []
+
+    count = Counter(word for part in parts for word in words(part))
+    own_words = {k: {word for word in words(parts[k]) if count[word] == 1} for k in candidates}
+    dropped = max(candidates, key=lambda k: rarity.weight(own_words[k]), default=None)
+    if dropped is None or len(own_words[dropped]) < 3:
+        return None
+    del parts[max(0, dropped - 1) : max(2, dropped + 1)]  # with the gap before it, or after the first
+    rest = "".join(parts).strip()
+    return rest if rest[-1:] in (".", "!", "?") else f"{rest}." if rest else None
+
+
+# A negation taken away comes first: it turns a finding round without a trace. Each replacement is what `re.sub` takes.
+_DENIALS = {"denies": "reports", "denied": "reported", "denying": "reporting", "deny": "report"}
+_UNNEGATE = [
+    (r"\b(denies|denied|denying|deny)\b(?: any\b)?", lambda match: _DENIALS[match[1].lower()]),
+    (r"\bno\b(?! (?:longer|more|less|later|earlier|further|other|additional|need|change)\b) ", lambda match: ""),
+    (r"\bwithout\b(?: any\b)?(?! (?:delay|further)\b)", lambda match: "with"),
+    (r"\b(is|are|was|were|did|does|do|has|have|had|can|could) not\b(?! only\b)", lambda match: match[1]),
+    (r"\bnegative\b", lambda match: "positive"),
+    (r"\babsence of\b", lambda match: "presence of"),
+    (r"\babsent\b", lambda match: "present"),
+]
+_NEGATE = [
+    (r"(?<=patient )reports\b", lambda match: "denies"),
+    (r"(?<=patient )reported\b", lambda match: "denied"),
+    (r"\bdiagnosis is\b", lambda match: "diagnosis is not"),
+    (
+        r"\b(revealed|reveals|showed|shows|confirmed|demonstrated|demonstrates|identified)"
+        r"(?: an?)?\b(?= [a-z])(?! (?:normal|healthy|intact|stable|preserved|only|that|the|to)\b)(?![^,.;]{0,40}\d)",
+        lambda match: f"{match[1]} no",
+    ),
+    (
+        r"\b(is|are|was|were|be) (?=(?:started|prescribed|given|administered|initiated|continued|admitted|recommended|"
+        r"advised|referred|planned|scheduled|performed|indicated|positive|elevated|present|noted|observed)\b)",
+        lambda match: f"{match[1]} not ",
+    ),
+    (
+        r"(?:(?<=[.!?] )|^)(start|initiate|begin|continue|prescribe|administer|order|refer|discontinue|stop|increase|"
+        r"reduce|recommend|perform|obtain|monitor)\b",
+        lambda match: f"Do not {match[1].lower()}",
+    ),
+]
+_NEGATE_LAST = [
+    (r"\bwill\b", lambda match: "will not"),
+    (r"\b(include|suggest|indicate|support)s\b", lambda match: f"does not {match[1]}"),
+]
+_NEGATION = re.compile(
+    r"\b(?:no|not|never|none|neither|nor|cannot|without|denie[sd]|deny(?:ing)?|negative|absen(?:t|ce))\b", re.IGNORECASE
+)
+
+
+def turn_negation(text: str, rarity: Rarity) -> str | None:
+    """With one negation taken away, or one put in where there is none: the one before the most specific words."""
+    for rules in (_UNNEGATE, _NEGATE, _NEGATE_LAST):
+        places = [(match, new) for pattern, new in rules for match in re.finditer(pattern, text, re.IGNORECASE)]
+        if rules is not _UNNEGATE:
+            # A second negation in a sentence would not turn it round but muddle it.
+            places = [place for place in places if not _NEGATION.search(_sentence_around(place[0]))]
+        if places:
+            match, new = max(places, key=lambda place: rarity.weight(words(_after(place[0])[:60])))
+            return _replaced(match, new(match))
+    return None
+
+
+def _after(match: re.Match) -> str:
+    """The rest of the sentence, or its first 200 characters."""
+    return re.split(r"[.;]\s", match.string[match.end() : match.end() + 200], maxsplit=1)[0]
+
+
+def _sentence_around(match: re.Match) -> str:
+    before = match.string[max(0, match.start() - 200) : match.start()]
+    return re.split(r"[.;]\s", before)[-1] + match[0] + _after(match)
+
+
+def _replaced(match: re.Match, new: str) -> str:
+    """The text with `new` for the match; a capital at the start stays a capital, also when the new text is empty."""
+    after = match.string[match.end() :]
+    if match[0][0].isupper():
+        new, after = _capital(new), after if new else _capital(after)
+    return match.string[: match.start()] + new + after
+
+
+_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+
+
+def _unit_rule(units: str, change: Callable[[float], float]) -> tuple[re.Pattern, Callable[[float], float]]:
+    # The last number of a range or a product ("2-3 cm", "20 × 15 cm") changes, the upper one of a blood pressure.
+    return re.compile(
+        rf"(?<![\w.,/^-])(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER})(?P<unit>{units})"
+    ), change
+
+
+# Doses and measured values before durations and ages. Every change is one that a clinician would act on.
+_VALUES = [
+    _unit_rule(
+        r"\s?(?:mg|mcg|µg|μg|units|IU|g|mL|ml)\b(?!\s?/\s?(?:[dmnpµμ]?[Ll]|min)\b)",
+        lambda x: x * 10 if x < 50 else x / 10,
+    ),
+    _unit_rule(r"/\d{2,3}\s?mm\s?Hg\b", lambda x: x + 60 if x < 150 else x - 60),
+    _unit_rule(r"\s?°\s?C\b", lambda x: x + 2.5 if x < 37.5 else x - 2.5 if x < 45 else x / 2),
+    _unit_rule(r"\s?°\s?F\b", lambda x: x + 4.5 if x < 99.5 else x - 4.5),
+    _unit_rule(r"\s?%", lambda x: x * 2 if x < 50 else x - 40),
+    _unit_rule(r"\s?(?:bpm|beats|breaths)\b", lambda x: x * 2 if x < 100 else x / 2),
+    _unit_rule(r"\s?(?:[mµμnpd]?(?:mol|g|Eq|U|IU|L)|K|k|cells|copies|units)\s?/\s?\S*\w", lambda x: x * 3),
+    _unit_rule(r"[\s-]?(?:mm|cm|kg|mmHg|mm Hg)\b", lambda x: x * 3),
+    _unit_rule(r"[\s-](?:hour|day|week|month|year|time|dose|session|cycle)s?\b(?!-old| old)", lambda x: x * 3),
+    _unit_rule(r"[\s-](?:year|month|week|day)s?[\s-]old\b", lambda x: x - 30 if x > 40 else x + 30),
+]
+_NORMAL_RANGE = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$")  # not a value of the patient's
+_COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_COUNT = re.compile(
+    rf"\b(?P<number>{'|'.join(_COUNTS)})(?=[\s-](?:hour|day|week|month|year|time|dose|session|cycle|tablet)s?\b)", re.I
+)
+
+
+def change_number(text: str) -> str | None:
+    """With one dose, measured value, duration or age changed, the first of the most telling kind."""
+    for pattern, change in _VALUES:
+        for match in pattern.finditer(text):
+            if _NORMAL_RANGE.search(text[max(0, match.start() - 60) : match.start()]):
+                continue
+            new = _as_written(change(float(match["number"].replace(",", ""))), match["number"])
+            if new != match["number"]:
+                return text[: match.start("number")] + new + text[match.end("number") :]
+    match = _COUNT.search(text)
+    if match is None:
+        return None
+    new = _COUNTS[(_COUNTS.index(match[0].lower()) + 5) % len(_COUNTS)]
+    return _replaced(match, new)
+
+
+def _as_written(value: float, like: str) -> str:
+    """`value` with the thousands separator of `like` and at most its decimals, or one."""
+    decimals = max(len(like.partition(".")[2]), 1)
+    return f"{value:{',' if ',' in like else ''}.{decimals}f}".rstrip("0").rstrip(".")
+
+
+_SIDE = re.compile(
+    r"(?<!\bhas )(?<!\bhad )(?<!\bwas )(?<!\bhe )(?<!\bbe )\b(?P<side>left|right)\b"
+    r"(?! (?:away|now|after|the|to|with|him|her|them|in|for|an?|at|behind|over|alone|home|work|untreated|shift)\b)",
+    re.IGNORECASE,
+)
+
+
+def change_side(text: str) -> str | None:
+    """With left for right and right for left, wherever the words mean a side."""
+    swapped = _SIDE.sub(_other_side, text)
+    return swapped if swapped != text else None
+
+
+def _other_side(match: re.Match) -> str:
+    other = {"left": "right", "right": "left"}[match["side"].lower()]
+    return _capital(other) if match["side"][0].isupper() else other
