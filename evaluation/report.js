@@ -10,6 +10,10 @@ const articles = Array.from(document.querySelectorAll("article"), (element) => (
 // Case and accents make no difference to a search.
 const fold = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
 
+// What the data says, without the page's own labels.
+const textOf = (element) =>
+  fold(Array.from(element.querySelectorAll(".dialogue, .text, .reason, .raw"), (part) => part.textContent).join("\n"));
+
 function applyFilters() {
   const section = form.elements.section.value;
   const verdict = form.elements.verdict.value;
@@ -17,7 +21,7 @@ function applyFilters() {
   let dialogues = 0;
   let sections = 0;
   for (const article of articles) {
-    if (words.length && article.text === null) article.text = fold(article.element.textContent);
+    if (words.length && article.text === null) article.text = textOf(article.element);
     const found = words.every((word) => article.text.includes(word));
     let matches = 0;
     for (const element of article.sections) {

@@ -308,14 +308,18 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
         if section["n"]
         for bound in section["ci95"]
     ]
+    # Width of the charts of differences: the largest bound on both sides, in steps of 20 points.
+    span = 0.4 * max(1, math.ceil(max(bounds, default=0) / 0.2))
     page = _environment().get_template("comparison.html.j2")
     text = page.render(
         comparison=comparison,
         lines=_comparison_lines(comparison),
         warnings=_comparison_warnings(runs),
         facts=_facts(runs[0]["results"], ("Judge", "Dataset", "Prompts")),
-        # Width of the charts of differences: the largest bound on both sides, in steps of 20 points.
-        span=0.4 * max(1, math.ceil(max(bounds, default=0) / 0.2)),
+        span=span,
+        ticks=[
+            f"{100 * span * share:+.0f}".replace("-", "−") if share else "0" for share in (-0.5, -0.25, 0, 0.25, 0.5)
+        ],
     )
     _write(path, text)
 
@@ -358,8 +362,8 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "percent": _percent,
         "interval": functools.partial(_interval, dash="–"),
-        "points": _points,
-        "points_interval": _points_interval,
+        "points": lambda difference: _points(difference).replace("-", "−"),
+        "points_interval": lambda ci95: _points_interval(ci95).replace("-", "−"),
         "p_value": _p_value,
         "flips": _flips,
         "position": lambda rate: f"{100 * rate:.2f}%",
