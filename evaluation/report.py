@@ -52,10 +52,14 @@ def _short(path: str) -> str:
     return folder.parent.name if folder.name.startswith("global_step_") else folder.name
 
 
+def _trusts(results: dict) -> dict[str, dict]:
+    """What is known of the judge in each section: from controls, in their place from people's verdicts, or {}."""
+    return results["judge_controls"] or results["human_labels"] or {}
+
+
 def uninformative(results: dict) -> list[str]:
     """The sections in which the judge was checked and its verdicts turned out to tell nothing."""
-    controls = results["judge_controls"] or {}
-    return [key for key, trust in controls.items() if _checked(trust) and not trust["informative"]]
+    return [key for key, trust in _trusts(results).items() if _checked(trust) and not trust["informative"]]
 
 
 def _checked(trust: dict) -> bool:
@@ -64,20 +68,21 @@ def _checked(trust: dict) -> bool:
 
 def judge_message(results: dict) -> tuple[str, str]:
     """(level, sentence) on how far the judge can be trusted; level is "alarm", "unchecked" or "checked"."""
-    if not results["judge_controls"]:
+    if not _trusts(results):
         return "unchecked", "The judge was not checked in this run: nobody knows how often its verdicts are wrong."
     silent = uninformative(results)
-    unchecked = [key for key, trust in results["judge_controls"].items() if not _checked(trust)]
+    unchecked = [key for key, trust in _trusts(results).items() if not _checked(trust)]
     if silent:
         return "alarm", (
-            f"In {_listed(silent)} {_TELLS_NOTHING}: where the right verdict is known, it passed bad sections at least "
-            f"as often as good ones. Its pass rate there says nothing about the notes."
+            f"In {_listed(silent)} {_TELLS_NOTHING}: where the right verdict is known, it did not pass good sections "
+            "clearly more often than bad ones. Its pass rate there says nothing about the notes. "
+            "More known answers (--judge_controls, --human_labels) make this check finer."
         )
     if unchecked:
         return "unchecked", f"The judge could not be checked in {_listed(unchecked)}: no known answers for both sides."
     return "checked", (
-        "Where the right verdict is known, the judge passed good sections more often than bad ones. "
-        "Its sensitivity and specificity say how far that goes."
+        "Where the right verdict is known, the judge passed good sections clearly more often than bad ones. "
+        "Its sensitivity and specificity say how much more often."
     )
 
 
@@ -203,7 +208,8 @@ def _pair_table(pair: dict) -> str:
         rows.append([key, *figures, str(section["unscored"])])
     mean = pair["mean"]
     if mean["n"]:
-        rows.append(["mean", _points(mean["difference"]), _points_interval(mean["ci95"]), "", "", "", ""])
+        left_out = str(pair["n"] - mean["n"])
+        rows.append(["mean", _points(mean["difference"]), _points_interval(mean["ci95"]), "", "", "", left_out])
     return _table(
         ["Section", "Difference", "95% interval", "McNemar p", "fail -> pass", "pass -> fail", "Unscored"], rows
     )
@@ -293,7 +299,7 @@ def write_report(path: Path, results: dict, rows_view: list[dict]) -> None:
         message=message,
         limit_message=_limit_message(results),
         silent=uninformative(results),
-        corrected={key: trust for key, trust in (results["judge_controls"] or {}).items() if trust["informative"]},
+        corrected={key: trust for key, trust in _trusts(results).items() if trust["informative"]},
         entries=(_entry(row) for row in rows_view),
     )
     _write(path, text)

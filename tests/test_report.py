@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import report
+from evaluation import report, scoring
 from prompts import SECTIONS
 
 # What a file from strangers may hold, in every place where text is shown.
@@ -121,11 +121,11 @@ def pair(a: int, b: int, difference: float, p: float) -> dict:
         "b": b,
         "n": 250,
         "sections": {key: {**figures, "only_a": 12, "only_b": 43, "p": p} for key in SECTIONS},
-        "mean": {"n": 250, "difference": difference, "ci95": [difference - 0.04, difference + 0.04]},
+        "mean": {"n": 247, "difference": difference, "ci95": [difference - 0.04, difference + 0.04]},
         "flips": [
             {"index": 3, "section": "S", "from": "fail", "to": "pass"},
             {"index": 17, "section": "S", "from": "fail", "to": "pass"},
-            {"index": 17, "section": "P", "from": "pass", "to": "unscored"},
+            {"index": 17, "section": "P", "from": "pass", "to": "fail"},
         ],
     }
 
@@ -199,6 +199,14 @@ def test_without_controls_the_console_says_that_the_judge_was_not_checked(result
     assert "Sensitivity" not in text
 
 
+def test_people_can_check_the_judge_in_place_of_controls(results):
+    labels = {key: {**trust(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
+    labels["O"] = {**trust(0.5, 0.5, None), "by_kind": {}, "agreement": 0.5}
+    text = report.console_table({**results, "judge_controls": None, "human_labels": labels})
+    assert "WARNING: In O this judge tells nothing" in text
+    assert cells(text, "O")[1] == "56.8% (judge tells nothing)"
+
+
 def test_a_section_without_controls_of_both_sides_is_not_checked(results):
     results["judge_controls"]["A"] |= {"n_bad": 0, "specificity": None, "specificity_ci95": None, "informative": False}
     text = report.console_table(results)
@@ -244,8 +252,8 @@ def test_the_comparison_has_differences_mcnemar_and_flips_of_each_pair(compariso
     text = report.comparison_table(comparison, runs_of(comparison, results))
     first = text[text.index("Finetuned minus Qwen3-1.7B") : text.index("LoRA Adapter minus Qwen3-1.7B")]
     assert cells(first, "O") == ["O", "+22.6", "+14.6 to +30.6", "< 0.001", "43", "12", "1"]
-    assert cells(first, "mean")[:3] == ["mean", "+22.6", "+18.6 to +26.6"]
-    assert "S fail -> pass (2): 3, 17\nP pass -> unscored (1): 17" in first
+    assert cells(first, "mean") == ["mean", "+22.6", "+18.6 to +26.6", "", "", "", "3"]
+    assert "S fail -> pass (2): 3, 17\nP pass -> fail (1): 17" in first
     last = text[text.index("LoRA Adapter minus Finetuned") :]
     assert cells(last, "O")[1:4] == ["+0.0", "-8.0 to +8.0", "1.000"]  # never "-0.0"
 
@@ -376,6 +384,27 @@ def make_run(n: int, words: int = 600, seed: int = 0) -> tuple[list[dict], list[
                 }
             )
     return predictions, judgements, rows
+
+
+def test_what_scoring_returns_can_be_shown(results, tmp_path):
+    predictions, judgements, rows = make_run(60, words=200)
+    for index, key in itertools.product(range(12), SECTIONS):
+        record = {**judgements[0], "index": index, "section": key}
+        for kind, expected, right in (("reworded", "pass", True), ("changed_number", "fail", key != "P")):
+            verdict = expected if right else "pass"
+            judgements.append({**record, "verdict": verdict, "control": {"kind": kind, "expected": expected}})
+        judgements.append({**record, "verdict": "fail" if index else "pass", "attack": "fake_verdict"})
+    labels = [{"index": index, "section": "S", "verdict": ("pass", "fail")[index % 2]} for index in range(8)]
+    results |= scoring.score_run(predictions, judgements, rows, labels) | {"dataset_hash": "d", "prompts_hash": "p"}
+    text = report.console_table(results)
+    assert "WARNING: In P this judge tells nothing" in text
+    assert "Attacks on the judge: 8.3%" in text
+    run = {"name": "a", "results": results, "predictions": predictions, "judgements": judgements}
+    comparison = scoring.compare_runs([run, {**run, "name": "b"}])
+    assert cells(report.comparison_table(comparison, [run, run]), "S")[1:] == ["**30.0%**", "**30.0%**"]
+    report.write_results_json(tmp_path / "results.json", results)
+    report.write_report(tmp_path / "report.html", results, report.view_rows(predictions, judgements, rows))
+    report.write_comparison(tmp_path / "comparison.html", comparison, [run, run])
 
 
 def test_the_rows_of_the_report_hold_plain_verdicts_only():
@@ -581,8 +610,10 @@ def test_250_dialogues_open_in_under_two_seconds(open_page, results, tmp_path):
 def test_print_shows_the_notes_without_filters_on_white(open_page, small_report):
     page = open_page(small_report, color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 24)"
+    page.get_by_role("radio", name="Plan").check()
     page.emulate_media(media="print")
-    assert not page.locator("form").is_visible()
+    assert not page.locator("fieldset, nav, button, input").filter(visible=True).all()
+    assert page.get_by_role("status").inner_text() == "10 of 10 dialogues, 10 sections shown"
     assert page.evaluate("getComputedStyle(document.querySelector('article')).contentVisibility") == "visible"
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(29, 28, 26)"
 
