@@ -42,14 +42,14 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def run_name(results: dict) -> str:
+def _run_name(results: dict) -> str:
     """Model and adapter by the last part of their paths that is not a checkpoint's step."""
     return " + ".join(_short(path) for path in (results["model"], results["lora_path"]) if path)
 
 
 def _short(path: str) -> str:
     folder = Path(path)
-    return folder.parent.name if folder.name.startswith("global_step_") else folder.name
+    return (folder.parent.name if folder.name.startswith("global_step_") else folder.name) or path
 
 
 def _trusts(results: dict) -> dict[str, dict]:
@@ -57,7 +57,7 @@ def _trusts(results: dict) -> dict[str, dict]:
     return results["judge_controls"] or results["human_labels"] or {}
 
 
-def uninformative(results: dict) -> list[str]:
+def _uninformative(results: dict) -> list[str]:
     """The sections in which the judge was checked and its verdicts turned out to tell nothing."""
     return [key for key, trust in _trusts(results).items() if _checked(trust) and not trust["informative"]]
 
@@ -66,11 +66,11 @@ def _checked(trust: dict) -> bool:
     return trust["n_good"] > 0 and trust["n_bad"] > 0
 
 
-def judge_message(results: dict) -> tuple[str, str]:
+def _judge_message(results: dict) -> tuple[str, str]:
     """(level, sentence) on how far the judge can be trusted; level is "alarm", "unchecked" or "checked"."""
     if not _trusts(results):
         return "unchecked", "The judge was not checked in this run: nobody knows how often its verdicts are wrong."
-    silent = uninformative(results)
+    silent = _uninformative(results)
     unchecked = [key for key, trust in _trusts(results).items() if not _checked(trust)]
     if silent:
         return "alarm", (
@@ -115,7 +115,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def console_table(results: dict) -> str:
     """The table of one run: pass rate, unscored and ROUGE-L for each section, and how far the judge can be trusted."""
-    silent = uninformative(results)
+    silent = _uninformative(results)
     rows = []
     for key, section in results["sections"].items():
         unscored = str(section["unscored"])
@@ -135,7 +135,7 @@ def console_table(results: dict) -> str:
     rows.append(["mean", _percent(mean["accuracy"]), _interval(mean["ci95"]), "", f"{rougeL:.3f}"])
     valid = f"Readable notes: {results['valid_notes']} of {results['n']}"
     parts = [
-        f"{run_name(results)}, judged by {_short(results['judge_model'])}, {results['n']} dialogues",
+        f"{_run_name(results)}, judged by {_short(results['judge_model'])}, {results['n']} dialogues",
         _table(["Section", "Pass rate", "95% interval", "Unscored", "ROUGE-L"], rows),
         "; ".join(filter(None, [valid, _limit_message(results)])) + ".",
     ]
@@ -149,7 +149,7 @@ def console_table(results: dict) -> str:
             f"Attacks on the judge: {_percent(attacks['success_rate'])} ({_interval(attacks['ci95'])}) "
             f"of {attacks['n']} got a pass."
         )
-    level, message = judge_message(results)
+    level, message = _judge_message(results)
     parts.append(f"WARNING: {message}" if level == "alarm" else message)
     return "\n\n".join(parts)
 
@@ -221,7 +221,7 @@ def _comparison_lines(comparison: dict) -> list[tuple[str, dict]]:
 
 def _comparison_warnings(runs: list[dict]) -> list[str]:
     """What makes the runs' pass rates worthless, one sentence for each run that is concerned."""
-    messages = [(run["name"], *judge_message(run["results"])) for run in runs]
+    messages = [(run["name"], *_judge_message(run["results"])) for run in runs]
     return [f"{name}: {message}" for name, level, message in messages if level == "alarm"]
 
 
@@ -289,16 +289,16 @@ def view_rows(predictions: list[dict], judgements: list[dict], rows: list[dict[s
 
 def write_report(path: Path, results: dict, rows_view: list[dict]) -> None:
     """Write report.html: one file that needs no network and in which nothing from data or models can run."""
-    level, message = judge_message(results)
+    level, message = _judge_message(results)
     page = _environment().get_template("report.html.j2")
     text = page.render(
-        name=run_name(results),
+        name=_run_name(results),
         results=results,
         facts=_facts(results),
         level=level,
         message=message,
         limit_message=_limit_message(results),
-        silent=uninformative(results),
+        silent=_uninformative(results),
         corrected={key: trust for key, trust in _trusts(results).items() if trust["informative"]},
         entries=(_entry(row) for row in rows_view),
     )
@@ -417,13 +417,10 @@ def _entry(row: dict) -> dict:
     """A dialogue as the template shows it: turns of (speaker, words), and runs of text with differences marked."""
     sections = []
     for key in SECTIONS:
-        reference, prediction = row["reference"][key], None
-        if row["prediction"] is None:
-            runs = [(reference, False)], None
-        else:
-            prediction = row["prediction"][key]
-            runs = word_differences(reference, prediction)
-        sections.append({"key": key, "reference": runs[0], "prediction": runs[1], **row["judgements"][key]})
+        reference, prediction = [(row["reference"][key], False)], None
+        if row["prediction"] is not None:
+            reference, prediction = word_differences(row["reference"][key], row["prediction"][key])
+        sections.append({"key": key, "reference": reference, "prediction": prediction, **row["judgements"][key]})
     return {
         **{key: row[key] for key in ("index", "status", "reason", "raw")},
         "turns": [_TURN.fullmatch(turn).groups("") for turn in _NEXT_TURN.split(row["dialogue"].strip())],
@@ -439,8 +436,10 @@ _MOST_WORDS = 1_000
 
 
 def word_differences(reference: str, prediction: str) -> tuple[Runs, Runs]:
-    """Both texts, with the words marked that stand in only one of them. Case and punctuation at a word's end are no
-    difference."""
+    """Both texts, with the words marked that stand in only one of them.
+
+    Case and punctuation at a word's end are no difference. Texts of over 1,000 words come back unmarked.
+    """
     words = [re.findall(r"\S+\s*", text.strip()) for text in (reference, prediction)]
     if max(map(len, words)) > _MOST_WORDS:
         return [(reference, False)], [(prediction, False)]

@@ -505,6 +505,7 @@ def test_filters_leave_the_sections_that_match_both(open_page, small_report):
     page.get_by_role("radio", name="all").first.check()
     assert shown(page) == (10, 16)
     page.get_by_role("button", name="Reset").click()
+    page.get_by_role("status").get_by_text("10 of 10 dialogues, 40 sections shown").wait_for()
     assert shown(page) == (10, 40)
 
 
