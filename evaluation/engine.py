@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,18 @@ class Completion:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine is to run. `schema` is a JSON schema that every answer must follow."""
+    """What an engine is to run. `schema` is a JSON schema that every answer must follow.
+
+    With `merge_into`, the adapter in `lora_path` is added to the weights and the sum kept in that folder; without, vLLM
+    applies it at run time.
+    """
 
     model: Path
     vllm_args: dict[str, Any]
     sampling: dict[str, Any]
     schema: dict[str, Any] | None = None
     lora_path: Path | None = None
+    merge_into: Path | None = None
 
 
 class Engine:
@@ -164,15 +169,8 @@ def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
             text=True,
             encoding="utf-8",
         )
-    message = {
-        "model": str(spec.model),
-        "vllm_args": spec.vllm_args,
-        "sampling": spec.sampling,
-        "schema": spec.schema,
-        "lora_path": spec.lora_path and str(spec.lora_path),
-        "chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS,
-    }
-    process.stdin.write(json.dumps(message) + "\n")
+    message = {**asdict(spec), "chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
+    process.stdin.write(json.dumps(message, default=str) + "\n")
     process.stdin.flush()
     return process
 

@@ -72,13 +72,19 @@ def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print
     where = path / "adapter_config.json"
     if config.get("peft_type") != "LORA":
         raise UserError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be evaluated")
+    unsupported = {
+        "use_dora": "is a DoRA adapter",
+        "modules_to_save": f"holds whole weights ({config.get('modules_to_save')})",
+        "rank_pattern": "has ranks that differ between layers",
+        "alpha_pattern": "has scales that differ between layers",
+    }
     merge = "merge it into the base model (peft: merge_and_unload, save_pretrained) and give the merged folder"
-    if config.get("use_dora"):
-        raise UserError(f"{where}: a DoRA adapter, which vLLM cannot apply; {merge}")
-    if config.get("modules_to_save"):
-        modules = ", ".join(config["modules_to_save"])
-        raise UserError(f"{where}: modules_to_save ({modules}) hold whole weights, which vLLM cannot apply; {merge}")
-    rank = max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
+    for key, what in unsupported.items():
+        if config.get(key):
+            raise UserError(f"{where} {what}, which vLLM cannot apply; {merge}")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"{where} has trained biases, which vLLM cannot apply; {merge}")
+    rank = config.get("r")
     if not isinstance(rank, int) or not 1 <= rank <= LORA_RANKS[-1]:
         raise UserError(f"{where}: rank {rank!r} is not within 1..{LORA_RANKS[-1]}; {merge}")
     weights = _weight_files(path, "adapter_model")

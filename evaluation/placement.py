@@ -6,7 +6,7 @@ Two engines share a GPU when both fit: the judge starts while the generator writ
 import math
 import os
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,11 @@ class Placement:
     """Replicas (the GPUs that each may see, as CUDA_VISIBLE_DEVICES) and vLLM's arguments that go with them."""
 
     devices: tuple[str, ...]
-    vllm_args: dict[str, Any] = field(default_factory=dict)
+    vllm_args: dict[str, Any]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.devices != ("",)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class JsonLines:
         if not self.path.exists():
             return
         with self.path.open("r+b") as stream:
-            end = stream.seek(0, os.SEEK_END)
+            size = end = stream.seek(0, os.SEEK_END)
             while end > 0:
                 start = max(0, end - 65536)
                 stream.seek(start)
@@ -79,7 +79,8 @@ class JsonLines:
                     end = start + newline + 1
                     break
                 end = start
-            stream.truncate(end)
+            if end < size:
+                stream.truncate(end)
 
 
 class RunFolder:
@@ -121,8 +122,9 @@ class RunFolder:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{path} is no JSON; choose another --output_dir or add --overwrite") from None
-        if manifest.get("format") != FORMAT:
-            raise UserError(f"{path} was written by another version (format {manifest.get('format')}, not {FORMAT})")
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{path} is of another version (format {found}, not {FORMAT}); choose another --output_dir")
         return manifest
 
     def begin(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:

@@ -44,6 +44,19 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300] or 'no message'}"
 
 
+def merge(model: str, adapter: str, folder: str) -> str:
+    """Write `model` plus `adapter` to `folder`, added in float32, saved in the model's own type. Returns `folder`."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    dtype = base.dtype
+    merged = PeftModel.from_pretrained(base.float(), adapter).merge_and_unload()
+    merged.to(dtype).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
 def _read_lines(lines: queue.SimpleQueue) -> None:
     for line in sys.stdin:
         lines.put(line)
@@ -73,9 +86,13 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
 
     # Prompts become tokens while the engine starts and while it computes.
     threading.Thread(target=tokenize, daemon=True).start()
-    llm = LLM(model=spec["model"], **spec["vllm_args"])
+    model, lora = spec["model"], None
+    if spec["merge_into"]:
+        model = merge(spec["model"], spec["lora_path"], spec["merge_into"])
+    elif spec["lora_path"]:
+        lora = LoRARequest("adapter", 1, spec["lora_path"])
+    llm = LLM(model=model, **spec["vllm_args"])
     engine, limit = llm.llm_engine, llm.model_config.max_model_len
-    lora = LoRARequest("adapter", 1, spec["lora_path"]) if spec["lora_path"] else None
     _send(replies, {"ready": True})
 
     def submit(request: dict[str, Any], ids: list[int]) -> None:

@@ -1,0 +1,174 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluation.errors import UserError
+from evaluation.models import resolve_adapter, resolve_model, vllm_rank
+
+
+@pytest.fixture
+def model_folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may damage."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def adapter_folder(tiny_adapter: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny adapter that a test may damage."""
+    return Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
+
+
+def change_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def checkpoints(parent: Path, source: Path, *steps: int) -> Path:
+    for step in steps:
+        shutil.copytree(source, parent / f"global_step_{step}")
+    return parent
+
+
+def test_a_model_folder_is_taken_as_it_is(model_folder: Path) -> None:
+    model = resolve_model(str(model_folder))
+    assert model.path == model_folder
+    assert model.weight_bytes == (model_folder / "model.safetensors").stat().st_size
+    assert model.config["num_hidden_layers"] == 2
+
+
+def test_of_several_checkpoints_the_newest_by_number_is_taken_and_told(model_folder: Path, tmp_path: Path) -> None:
+    parent, told = checkpoints(tmp_path / "ckpt", model_folder, 9, 100, 20), []
+    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_100"
+    assert "global_step_100 is the newest complete checkpoint" in told[0]
+
+
+def test_a_half_written_checkpoint_is_passed_over_and_told(model_folder: Path, tmp_path: Path) -> None:
+    parent, told = checkpoints(tmp_path / "ckpt", model_folder, 1, 2, 3, 4), []
+    (parent / "global_step_4" / "config.json").unlink()
+    weights = parent / "global_step_3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (parent / "global_step_2" / "model.safetensors").unlink()
+    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_1"
+    assert len(told) == 4
+
+
+def test_the_fingerprint_follows_the_weights_not_the_place(model_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(model_folder, tmp_path / "copy"))
+    before = resolve_model(str(model_folder)).fingerprint
+    assert resolve_model(str(copy)).fingerprint == before
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert resolve_model(str(copy)).fingerprint != before
+
+
+def test_dummy_weights_need_no_weight_file(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    assert resolve_model(str(model_folder), need_weights=False).weight_bytes == 0
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 100, -1])
+def test_weights_that_are_cut_off_are_refused(model_folder: Path, keep: int) -> None:
+    weights = model_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model\.safetensors .*cut off"):
+        resolve_model(str(model_folder))
+
+
+def test_a_shard_that_the_index_names_must_be_there(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").rename(model_folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"00002-of-00002\.safetensors is missing"):
+        resolve_model(str(model_folder))
+
+
+def test_pickled_weights_are_refused(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").rename(model_folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"only pytorch_model\.bin"):
+        resolve_model(str(model_folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_an_unreadable_config_is_refused(model_folder: Path, text: str) -> None:
+    (model_folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        resolve_model(str(model_folder))
+
+
+def test_names_that_lead_nowhere_get_one_line_each(tmp_path: Path, adapter_folder: Path, model_folder: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    model = resolve_model(str(model_folder))
+    cases = {
+        lambda: resolve_model(str(tmp_path / "file")): "is a file",
+        lambda: resolve_model(str(tmp_path / "empty")): "holds neither config.json nor a global_step_N folder",
+        lambda: resolve_model(str(adapter_folder)): "--lora_path",
+        lambda: resolve_model("no such/model name"): "neither a folder here nor a model on the hub",
+        lambda: resolve_adapter(str(tmp_path / "none"), model): "no such folder",
+        lambda: resolve_adapter(str(model_folder), model): "without --lora_path",
+    }
+    for call, words in cases.items():
+        with pytest.raises(UserError) as error:
+            call()
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_taken_with_its_rank(adapter_folder: Path, model_folder: Path) -> None:
+    model, told = resolve_model(str(model_folder)), []
+    adapter = resolve_adapter(str(adapter_folder), model, told.append)
+    assert (adapter.path, adapter.rank) == (adapter_folder, 4)
+
+
+def test_the_newest_complete_adapter_below_a_folder_is_taken(
+    adapter_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    parent = checkpoints(tmp_path / "ckpt", adapter_folder, 1, 2)
+    (parent / "global_step_2" / "adapter_model.safetensors").unlink()
+    adapter = resolve_adapter(str(parent), resolve_model(str(model_folder)), lambda line: None)
+    assert adapter.path.name == "global_step_1"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "whole weights"),
+        ({"rank_pattern": {"q_proj": 8}}, "ranks that differ"),
+        ({"bias": "all"}, "biases"),
+        ({"r": 1024}, "rank 1024"),
+        ({"r": 0}, "rank 0"),
+        ({"r": "8"}, "rank '8'"),
+        ({"peft_type": "IA3"}, "only LORA"),
+    ],
+)
+def test_adapters_that_vllm_cannot_apply_are_refused_before_a_start(
+    adapter_folder: Path, model_folder: Path, change: dict, words: str
+) -> None:
+    change_json(adapter_folder / "adapter_config.json", **change)
+    with pytest.raises(UserError, match=words):
+        resolve_adapter(str(adapter_folder), resolve_model(str(model_folder)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"hidden_size": 128}, "hidden_size 64"), ({"num_hidden_layers": 1}, "layer 1")]
+)
+def test_an_adapter_for_a_model_of_another_shape_is_refused(
+    adapter_folder: Path, model_folder: Path, change: dict, words: str
+) -> None:
+    change_json(model_folder / "config.json", **change)
+    with pytest.raises(UserError, match=words):
+        resolve_adapter(str(adapter_folder), resolve_model(str(model_folder)))
+
+
+def test_an_adapter_of_another_name_but_the_same_shape_is_told(adapter_folder: Path, model_folder: Path) -> None:
+    change_json(adapter_folder / "adapter_config.json", base_model_name_or_path="Qwen/Qwen3-1.7B")
+    told = []
+    resolve_adapter(str(adapter_folder), resolve_model(str(model_folder)), told.append)
+    assert "was trained on Qwen/Qwen3-1.7B" in told[0]
+
+
+def test_the_rank_limit_is_the_smallest_that_vllm_accepts() -> None:
+    assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 65, 300, 512)] == [8, 8, 16, 64, 128, 320, 512]

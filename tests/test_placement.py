@@ -1,0 +1,109 @@
+import pytest
+
+from evaluation.errors import UserError
+from evaluation.placement import GIB, Gpu, Need, need, place, read_gpus
+
+QWEN_1_7B = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+QWEN_8B = QWEN_1_7B | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "tie_word_embeddings": False,
+}
+SMALL, LARGE = need("1.7B", QWEN_1_7B, 0, 8192), need("8B", QWEN_8B, 0, 8192)
+HUGE = Need("70B", 140 * GIB, 320 * 1024, 300_000, 500_000_000, 8, 8192)
+
+
+def gpus(n: int, gib: float, free: float | None = None) -> list[Gpu]:
+    return [Gpu(str(k), "GPU", int(gib * GIB), int((free or gib - 0.5) * GIB)) for k in range(n)]
+
+
+def test_sizes_counted_from_the_shapes_are_the_published_ones() -> None:
+    assert SMALL.weights == pytest.approx(3.44e9, rel=0.01)
+    assert LARGE.weights == pytest.approx(16.4e9, rel=0.01)
+    assert LARGE.cache_per_token == 147_456
+
+
+def test_both_models_share_an_80_gb_card_within_the_bound() -> None:
+    for utilization in (0.9, 0.6):
+        plan = place(gpus(1, 79), SMALL, LARGE, utilization)
+        assert plan.together
+        assert "both at once" in plan.words
+        shares = [p.vllm_args["gpu_memory_utilization"] for p in (plan.generator, plan.judge)]
+        assert sum(shares) <= utilization
+        for placement, model in ((plan.generator, SMALL), (plan.judge, LARGE)):
+            held = model.weights + placement.vllm_args["kv_cache_memory_bytes"]
+            assert held < placement.vllm_args["gpu_memory_utilization"] * 79 * GIB
+
+
+def test_on_a_24_gb_card_the_models_run_in_turn() -> None:
+    plan = place(gpus(1, 23.5), SMALL, LARGE, 0.9)
+    assert not plan.together
+    assert plan.words.endswith("one after the other")
+    assert [p.devices for p in (plan.generator, plan.judge)] == [("0",), ("0",)]
+    assert all(p.vllm_args["gpu_memory_utilization"] <= 0.9 for p in (plan.generator, plan.judge))
+
+
+def test_memory_that_others_hold_is_left_to_them() -> None:
+    plan = place(gpus(1, 79, free=30), SMALL, LARGE, 0.9)
+    assert not plan.together
+    assert plan.judge.vllm_args["gpu_memory_utilization"] * 79 < 30
+
+
+def test_a_model_that_fits_one_gpu_runs_once_on_each() -> None:
+    plan = place(gpus(4, 79), SMALL, LARGE, 0.9)
+    assert plan.generator.devices == plan.judge.devices == ("0", "1", "2", "3")
+    assert plan.together
+    assert "4 replicas" in plan.words
+
+
+def test_a_model_too_large_for_one_gpu_is_split_over_the_fewest() -> None:
+    plan = place(gpus(8, 79), SMALL, HUGE, 0.9)
+    assert plan.judge.vllm_args["tensor_parallel_size"] == 4
+    assert plan.judge.devices == ("0,1,2,3", "4,5,6,7")
+    assert plan.generator.vllm_args["tensor_parallel_size"] == 1
+    assert not plan.together
+    assert "2 replicas of 4 GPUs" in plan.words
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_a_way_out() -> None:
+    with pytest.raises(UserError, match=r"70B .* does not fit: .*smaller"):
+        place(gpus(1, 79), SMALL, HUGE, 0.9)
+    with pytest.raises(UserError, match="8B needs"):
+        place([], None, LARGE, 0.9, free_ram=16 * GIB)
+
+
+def test_one_stage_alone_gets_the_whole_card() -> None:
+    plan = place(gpus(1, 79), None, LARGE, 0.9)
+    assert plan.generator is None
+    assert plan.judge.vllm_args["gpu_memory_utilization"] == pytest.approx(0.9, abs=0.001)
+    assert "kv_cache_memory_bytes" not in plan.judge.vllm_args
+
+
+def test_without_a_gpu_the_engines_run_in_turn_on_the_cpu() -> None:
+    tiny = need("tiny", QWEN_1_7B | {"num_hidden_layers": 2}, 0, 4096)
+    plan = place([], tiny, tiny, 0.9)
+    assert not plan.together
+    assert not plan.generator.on_gpu
+    assert "CPU" in plan.words
+
+
+@pytest.mark.parametrize(
+    ("visible", "ids"),
+    [(None, ["0", "1"]), ("1,0", ["1", "0"]), ("GPU-b", ["1"]), ("", []), ("-1", []), ("0,7,1", ["0"])],
+)
+def test_cuda_visible_devices_chooses_the_gpus(visible: str | None, ids: list[str]) -> None:
+    output = "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 81000\n1, GPU-b, NVIDIA H100 80GB HBM3, 81559, 40000\n"
+    found = read_gpus(output, visible)
+    assert [gpu.id for gpu in found] == ids
+    assert all(gpu.total == 81559 << 20 for gpu in found)

@@ -1,0 +1,134 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from evaluation.errors import UserError
+from evaluation.store import FORMAT, JsonLines, RunFolder
+
+RECORDS = [{"index": 0, "raw": 'قلب "♥"\n'}, {"index": 1, "raw": ""}, {"index": 2, "raw": "x" * 200_000}]
+DATA = {"data": {"dataset_hash": "a", "n": 3}}
+
+
+def test_records_are_read_back_in_order(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "records.jsonl")
+    for record in RECORDS:
+        lines.append(record)
+        assert list(JsonLines(lines.path))[-1] == record, "a record must be on disk when append returns"
+    assert list(lines) == RECORDS
+
+
+def test_a_file_that_is_not_there_has_no_records(tmp_path: Path) -> None:
+    assert list(JsonLines(tmp_path / "records.jsonl")) == []
+
+
+def test_wherever_a_kill_cuts_the_file_whole_records_stay_and_appending_goes_on(tmp_path: Path) -> None:
+    whole = b"".join(json.dumps({"index": k, "raw": "ü"}, ensure_ascii=False).encode() + b"\n" for k in range(3))
+    for cut in range(len(whole) + 1):
+        path = tmp_path / f"{cut}.jsonl"
+        path.write_bytes(whole[:cut])
+        lines = JsonLines(path)
+        kept = whole[:cut].count(b"\n")
+        assert [record["index"] for record in lines] == list(range(kept))
+        lines.append({"index": 9})
+        assert [record["index"] for record in lines] == [*range(kept), 9]
+
+
+@pytest.mark.parametrize("line", [b"not json\n", b"[1]\n", b"\x00\x00\n", b'{"a": \xff}\n', b"\n"])
+def test_a_damaged_line_is_named_by_file_and_row(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"index": 0}\n' + line + b'{"index": 1}\n')
+    with pytest.raises(UserError, match=r"records\.jsonl:2 .*--overwrite"):
+        list(JsonLines(path))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left on device; make room"):
+        JsonLines(path).append({"index": 0})
+
+
+def test_a_run_goes_on_when_nothing_differs(tmp_path: Path) -> None:
+    identity = DATA | {"generate": {"model": "m", "adapter": None}}
+    for _ in range(2):
+        with RunFolder(tmp_path / "run") as folder:
+            manifest = folder.begin(identity, overwrite=None)
+            assert manifest["identity"] == identity
+            folder.predictions.append({"index": 0})
+    assert len(list(folder.predictions)) == 2
+
+
+def test_a_difference_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.begin(DATA | {"generate": {"max_new_tokens": 10}}, overwrite=None)
+    before = (tmp_path / "manifest.json").read_bytes()
+    with RunFolder(tmp_path) as folder, pytest.raises(UserError, match="max_new_tokens = 10, not 20"):
+        folder.begin(DATA | {"generate": {"max_new_tokens": 20}}, overwrite=None)
+    with RunFolder(tmp_path) as folder, pytest.raises(UserError, match='dataset_hash = "a", not "b"'):
+        folder.begin({"data": {"dataset_hash": "b", "n": 3}}, overwrite=None)
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_stage_that_was_not_run_before_is_added(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.begin(DATA | {"generate": {"model": "m"}}, overwrite=None)
+        manifest = folder.begin(DATA | {"judge": {"judge_model": "j"}}, overwrite=None)
+    assert manifest["identity"] == DATA | {"generate": {"model": "m"}, "judge": {"judge_model": "j"}}
+
+
+@pytest.mark.parametrize(("stage", "left"), [("judge", 1), ("generate", 0)])
+def test_overwrite_starts_a_stage_anew_and_all_that_follows_it(tmp_path: Path, stage: str, left: int) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.begin(DATA | {"generate": {"model": "m"}, "judge": {"judge_model": "j"}}, overwrite=None)
+        folder.predictions.append({"index": 0})
+        folder.judgements.append({"index": 0})
+    with RunFolder(tmp_path) as folder:
+        folder.begin(DATA | {stage: {"model": "other"}}, overwrite=stage)
+        assert len(list(folder.predictions)) == left
+        assert list(folder.judgements) == []
+
+
+def test_two_runs_at_once_into_one_folder_are_refused(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from evaluation.store import RunFolder; RunFolder(Path({str(tmp_path)!r}))"
+    with RunFolder(tmp_path):
+        second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert "another run is writing here" in second.stderr
+    RunFolder(tmp_path).__exit__()
+
+
+def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT + 1}))
+    with RunFolder(tmp_path) as folder, pytest.raises(UserError, match="another version"):
+        folder.begin(DATA, overwrite=None)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_an_unreadable_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with RunFolder(tmp_path) as folder, pytest.raises(UserError, match=r"manifest\.json"):
+        folder.begin(DATA, overwrite=None)
+
+
+def test_predictions_without_a_manifest_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "predictions.jsonl").write_text('{"index": 0}\n')
+    with RunFolder(tmp_path) as folder, pytest.raises(UserError, match=r"no manifest\.json"):
+        folder.begin(DATA, overwrite=None)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="another --output_dir"):
+        RunFolder(tmp_path / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="another --output_dir"):
+        RunFolder(tmp_path / "run")
