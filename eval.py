@@ -1,119 +1,41 @@
 """Measure how good a model's SOAP notes are: it writes notes, and a judge model passes or fails each section.
 
 In: a model (hub name, folder, or folder of global_step_N checkpoints), optionally LoRA adapters, and the dataset that
-preprocess_data.py wrote. Out: a table, and a run folder (default ./results/<model>[-<adapter>]) with predictions.jsonl,
-judgements.jsonl, results.json, report.html and manifest.json. The same command after an interruption goes on.
+preprocess_data.py wrote. Out: a table, and a run folder with predictions.jsonl, judgements.jsonl, results.json,
+report.html and manifest.json. After an interruption the same command goes on where it was.
 
     python eval.py Qwen/Qwen3-1.7B
     python eval.py Qwen/Qwen3-1.7B --lora_path ./ckpt/Qwen3-1.7B-LoRA
+    python eval.py --compare results/Qwen3-1.7B results/Qwen3-1.7B-Qwen3-1.7B-LoRA
 """
 
 import argparse
 import functools
-import hashlib
 import itertools
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import prompts
-from evaluation import judge, models, placement
-from evaluation.engine import Engine, EngineSpec, Request
+from evaluation import inputs, judge, models, placement
+from evaluation.engine import Engine, EngineSpec, LanguageModel
 from evaluation.errors import UserError
-from evaluation.store import JsonLines, RunFolder, describe_machine
+from evaluation.server import Server, without_credentials
+from evaluation.stages import JUDGE_TOKENS, judge_cases, pending_cases, write_notes
+from evaluation.store import RunFolder, describe_machine
 
-COLUMNS = ("dialogue", *prompts.SECTIONS)
-JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
-# Tries for a verdict that cannot be read: greedy decoding repeats itself, so a second try gets room, a third chance.
-RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5, "seed": 0})
-SEED = 0  # of controls and attacks
-
-
-def load_rows(path: str, split: str, limit: int | None) -> tuple[Any, str]:
-    """The rows of a split (indexable, columns dialogue, S, O, A, P) and a hash of their text. Raises UserError."""
-    if not Path(path).is_dir():
-        raise UserError(f"--dataset_path {path}: no such folder; run `python preprocess_data.py` first")
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        dataset = datasets.load_from_disk(path)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"--dataset_path {path} cannot be read ({reason}); run `python preprocess_data.py` again"
-        ) from None
-    if not isinstance(dataset, datasets.DatasetDict) or split not in dataset:
-        splits = ", ".join(dataset) if isinstance(dataset, datasets.DatasetDict) else "none"
-        raise UserError(f"--split {split} is not in {path} (splits: {splits})")
-    rows = dataset[split]
-    missing = [name for name in COLUMNS if name not in rows.column_names]
-    if missing:
-        raise UserError(f"{path}, split {split}: no column {missing[0]}; run `python preprocess_data.py` again")
-    rows = rows.select_columns(list(COLUMNS)).select(range(min(len(rows), limit or len(rows))))
-    if not len(rows):
-        raise UserError(f"{path}, split {split} is empty; choose another --split")
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return rows, digest.hexdigest()[:12]
-
-
-def prediction_record(index: int, dialogue: str, done: Any) -> dict[str, Any]:
-    """The line of predictions.jsonl for one answer of the generator."""
-    reason, note = None, dict.fromkeys(prompts.SECTIONS)
-    if done.finish_reason == "prompt_too_long":
-        reason = "prompt too long"
-    else:
-        try:
-            note = prompts.read_note(done.text)
-        except prompts.NoteError as error:
-            reason = str(error)
-    return {
-        "index": index,
-        "dialogue_hash": hashlib.sha256(dialogue.encode()).hexdigest()[:12],
-        "raw": done.text,
-        "finish_reason": done.finish_reason,
-        "status": "invalid" if reason else "ok",
-        "reason": reason,
-        **note,
-        "prompt_tokens": done.prompt_tokens,
-        "output_tokens": done.output_tokens,
-    }
-
-
-def write_notes(engine: Engine, rows: Any, done: set[int], out: JsonLines) -> Iterator[dict[str, Any]]:
-    """Records of the dialogues that are not yet `done`, each on disk before it is yielded."""
-    requests = (
-        Request(index, prompts.note_messages(row["dialogue"]), index)
-        for index, row in enumerate(rows)
-        if index not in done
-    )
-    for answer in engine.complete(requests):
-        record = prediction_record(answer.tag, rows[answer.tag]["dialogue"], answer)
-        out.append(record)
-        yield record
-
-
-def judge_notes(engine: Engine, cases: Iterable[judge.Case], out: JsonLines) -> Iterator[dict[str, Any]]:
-    """Records of verdicts, each on disk before it is yielded. Unreadable ones are tried again, then unscored."""
-    requests = (Request((case, 1), case.messages(), case.index) for case in cases)
-    for answer in engine.complete(requests):
-        case, attempt = answer.tag
-        verdict, reason = judge.read_verdict(answer.text, answer.finish_reason)
-        if verdict == "unscored" and attempt <= len(RETRIES) and answer.finish_reason != "prompt_too_long":
-            engine.submit(Request((case, attempt + 1), case.messages(), case.index, RETRIES[attempt - 1]))
-            continue
-        record = case.record(verdict, reason, raw=answer.text, attempts=attempt)
-        out.append(record)
-        yield record
+CONTROLS_HELP = "judge inputs with known answers: N good and N bad ones a section (default: %(default)s; 0: none)"
+ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
+LENGTH_HELP = "tokens of a prompt and its answer; longer prompts are marked and left out (default: %(default)s)"
+MEMORY_HELP = "share of each GPU's memory for both models together (default: %(default)s)"
+WRITING, JUDGING, SCORING = ("all", "generate"), ("all", "judge"), ("all", "judge", "report")
 
 
 @dataclass
@@ -124,148 +46,257 @@ class Run:
     lora_path: str | None
     folder: RunFolder
     manifest: dict[str, Any]
-    model: models.Model | None
-    adapter: models.Adapter | None
+    model: models.Model | None = None
+    adapter: models.Adapter | None = None
 
 
 def run_path(args: argparse.Namespace, name: str, lora_path: str | None) -> Path:
-    """The run folder: --output_dir, or a folder below it (default ./results) named after model and adapter."""
-    if args.output_dir and len(args.targets) == 1:
+    """--output_dir, or, for several runs or without it, a folder named after model and adapter (below ./results)."""
+    if args.output_dir and len(args.model) * max(1, len(args.lora_path)) == 1:
         return Path(args.output_dir)
-    label = Path(name).name + (f"-{Path(lora_path).name}" if lora_path else "")
+    label = "-".join(_label(part) for part in (name, lora_path) if part)
     return Path(args.output_dir or "results") / label
 
 
-def open_run(args: argparse.Namespace, name: str, lora_path: str | None, data: dict, judge_part: dict | None) -> Run:
+def _label(name: str) -> str:
+    path = Path(name)
+    return f"{path.parent.name}-{path.name}" if path.name.startswith("global_step_") else path.resolve().name
+
+
+def open_run(args: argparse.Namespace, name: str, lora_path: str | None, identity: dict[str, dict]) -> Run:
     """Check model and adapter, lock the run folder and compare it with what it was made with. Raises UserError."""
-    identity, model, adapter = {"data": data}, None, None
-    if args.stage in ("all", "generate"):
-        model = models.resolve_model(name, args.engine_args.get("load_format") != "dummy", tell)
-        adapter = models.resolve_adapter(lora_path, model, tell) if lora_path else None
-        identity["generate"] = {"model": model.fingerprint, "adapter": adapter and adapter.fingerprint}
-        identity["generate"] |= settings(args, "max_new_tokens", "max_model_len", "engine_args", "sampling_args")
-    if judge_part:
-        identity["judge"] = judge_part
+    model, adapter = None, None
+    if args.stage in WRITING:
+        written_by: dict[str, Any] = {"model": f"served as {name}", "adapter": None}
+        if not args.api_base:
+            model = models.resolve_model(name, args.engine_args.get("load_format") != "dummy", tell)
+            adapter = models.resolve_adapter(lora_path, model, tell) if lora_path else None
+            written_by = {"model": model.fingerprint, "adapter": adapter and adapter.fingerprint}
+        written_by |= settings(args, "max_new_tokens", "max_model_len", "engine_args", "sampling_args")
+        identity = identity | {"generate": written_by}
     folder = RunFolder(run_path(args, name, lora_path))
-    manifest = folder.begin(identity, {"all": "generate"}.get(args.stage, args.stage) if args.overwrite else None)
-    return Run(name, lora_path, folder, manifest, model, adapter)
+    anew = {"all": "generate"}.get(args.stage, args.stage) if args.overwrite else None
+    return Run(name, lora_path, folder, folder.begin(identity, anew), model, adapter)
 
 
-def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement, stack: ExitStack) -> Engine:
-    """The engine that writes notes; it is starting when this returns, and closed with `stack`."""
+def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement | None) -> LanguageModel:
+    """The model that writes notes; it is starting when this returns."""
+    sampling = {"temperature": 0, "max_tokens": args.max_new_tokens, **args.sampling_args}
+    if args.api_base:
+        return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
     vllm_args, merge_into = {**place.vllm_args, **args.engine_args}, None
     if run.adapter and place.on_gpu:
         vllm_args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)}
     elif run.adapter:
-        tell(
-            f"adding {run.lora_path} to a temporary copy of the weights: at run time it is 5 times slower on a CPU"
-        )
+        tell(f"adding {run.lora_path} to a copy of the weights: applied at run time, it is 5 times slower on a CPU")
         merge_into = run.folder.path / ".merged"
-        stack.callback(shutil.rmtree, merge_into, ignore_errors=True)
-    sampling = {"temperature": 0, "max_tokens": args.max_new_tokens, **args.sampling_args}
-    spec = EngineSpec(
-        run.model.path, vllm_args, sampling, lora_path=run.adapter and run.adapter.path, merge_into=merge_into
-    )
-    return stack.enter_context(Engine("generator", spec, run.folder.path / "generate.log", place.devices))
+    lora_path = run.adapter and run.adapter.path
+    spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path=lora_path, merge_into=merge_into)
+    return Engine("generator", spec, run.folder.path / "generate.log", place.devices)
 
 
-def start_judge(args: argparse.Namespace, model: models.Model, log: Path, place: placement.Placement) -> Engine:
-    """The engine that judges; it is starting when this returns."""
+def start_judge(
+    args: argparse.Namespace, model: models.Model | None, log: Path, place: placement.Placement | None
+) -> LanguageModel:
+    """The model that judges; it is starting when this returns."""
     sampling = {"temperature": 0, "max_tokens": JUDGE_TOKENS, **args.judge_sampling_args}
+    if args.judge_api_base:
+        key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
+        served = (args.judge_api_base, args.judge_model, sampling, judge.VERDICT_SCHEMA)
+        return Server("judge", *served, concurrency=args.api_concurrency, key_variable=key)
     spec = EngineSpec(model.path, {**place.vllm_args, **args.judge_engine_args}, sampling, judge.VERDICT_SCHEMA)
     return Engine("judge", spec, log, place.devices)
 
 
-def pending_cases(args: argparse.Namespace, rows: Any, records: Iterable[dict], out: JsonLines) -> Iterator[judge.Case]:
-    """What is still to judge: controls and attacks, then each note. What code decides goes to `out` at once."""
-    done = {judge.record_key(record) for record in out}
-    known = itertools.chain(
-        judge.control_cases(rows, args.judge_controls, SEED), judge.attack_cases(rows, SEED, args.attacks)
-    )
-    yield from (case for case in known if case.key() not in done)
-    for record in records:
-        cases, decided = judge.plain_cases([record], rows)
-        for verdict in decided:
-            if judge.record_key(verdict) not in done:
-                out.append(verdict)
-        yield from (case for case in cases if case.key() not in done)
+def write_stage(
+    args: argparse.Namespace, run: Run, rows: Sequence, place: placement.Placement | None, stack: ExitStack
+) -> tuple[Iterator[dict], bool]:
+    """The records of all notes, those on disk first, and whether a generator was started for the others."""
+    predictions = run.folder.predictions
+    done = {record["index"] for record in predictions}
+    if args.stage not in WRITING or len(done) == len(rows):
+        return iter(predictions), False
+    stack.callback(shutil.rmtree, run.folder.path / ".merged", ignore_errors=True)
+    generator = stack.enter_context(start_generator(args, run, place))
+
+    def records() -> Iterator[dict]:
+        yield from list(predictions)
+        yield from progress(write_notes(generator, rows, done, predictions), "notes", len(rows), len(done))
+        generator.close()
+        note_times(run, "generate", generator)
+
+    return records(), True
 
 
-def evaluate(
-    args: argparse.Namespace, run: Run, rows: Any, plan: placement.Plan, get_judge: Callable[[], Engine]
+def judge_stage(
+    args: argparse.Namespace, run: Run, rows: Sequence, notes: Iterable[dict], get_judge: Callable[[], LanguageModel]
 ) -> None:
-    """Write the notes and verdicts that `run` lacks. Raises UserError when an engine fails."""
-    predictions, judgements, timings = run.folder.predictions, run.folder.judgements, run.manifest["timings_s"]
-    records: Iterable[dict] = list(predictions)
-    done = {record["index"] for record in records}
-    with ExitStack() as stack:
-        if run.model and len(done) < len(rows):
-            generator = start_generator(args, run, plan.generator, stack)
-            if plan.together:
-                get_judge()
-            notes = progress(write_notes(generator, rows, done, predictions), "notes", len(rows), len(done))
-            if plan.together:
-                records = itertools.chain(records, notes)
-            else:
-                records = [*records, *notes]
-                generator.close()
-        if args.stage in ("all", "judge"):
-            cases = pending_cases(args, rows, records, judgements)
-            first = next(cases, None)
-            if first:
-                engine = get_judge()
-                total = len(prompts.SECTIONS) * (len(rows) + 2 * args.judge_controls + args.attacks)
-                for _ in progress(judge_notes(engine, itertools.chain([first], cases), judgements), "verdicts", total):
-                    pass
-                timings |= {"judge_init": engine.init_seconds, "judge": engine.busy_seconds}
-                run.manifest["tokens"]["judge"] = engine.tokens
-        if run.model and len(done) < len(rows):
-            timings |= {"generate_init": generator.init_seconds, "generate": generator.busy_seconds}
-            run.manifest["tokens"]["generate"] = generator.tokens
+    """Judge what is not judged yet. The judge starts when there is something for it."""
+    judgements = run.folder.judgements
+    cases = pending_cases(notes, rows, judgements, args.judge_controls, args.attacks)
+    first = next(cases, None)
+    if first:
+        model = get_judge()
+        total = len(prompts.SECTIONS) * (len(rows) + 2 * args.judge_controls + args.attacks)
+        verdicts = judge_cases(model, itertools.chain([first], cases), judgements)
+        exhaust(progress(verdicts, "verdicts", total))
+        note_times(run, "judge", model)
 
 
-def score(args: argparse.Namespace, run: Run, rows: Any) -> dict[str, Any]:
-    """Records of a finished run -> results.json, report.html and the console. Raises UserError if some are missing."""
+def describe(args: argparse.Namespace, run: Run) -> None:
+    """Put into the manifest what this call adds to the run; `--stage report` adds nothing."""
+    if args.stage in WRITING:
+        run.manifest |= {"model": run.name, "lora_path": run.lora_path}
+    if args.stage in JUDGING:
+        run.manifest |= {"judge_model": args.judge_model}
+    if args.stage != "report":
+        run.manifest |= describe_machine() | {"arguments": arguments(args)}
+
+
+def note_times(run: Run, stage: str, model: LanguageModel) -> None:
+    run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
+    run.manifest["tokens"][stage] = model.tokens
+
+
+def score(args: argparse.Namespace, run: Run, rows: Sequence) -> None:
+    """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
     from evaluation import report, scoring
 
     predictions = sorted(run.folder.predictions, key=lambda record: record["index"])
-    judgements = sorted(run.folder.judgements, key=lambda record: str(judge.record_key(record)))
-    plain = sum(1 for record in judgements if not record["control"] and not record["attack"])
+    judgements = sorted(run.folder.judgements, key=lambda record: [str(part) for part in judge.record_key(record)])
+    plain = sum(not record["control"] and not record["attack"] for record in judgements)
     if len(predictions) < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
         raise UserError(
-            f"{run.folder.path} has {len(predictions)} of {len(rows)} notes and {plain} of "
-            f"{len(rows) * len(prompts.SECTIONS)} verdicts; run the same command without --stage"
+            f"{run.folder.path} has {len(predictions)} notes and {plain} verdicts on {len(rows)} dialogues; "
+            "run the same command with --stage all first"
         )
+    labels = inputs.load_labels(args.human_labels) if args.human_labels else None
+    try:
+        scores = scoring.score_run(predictions, judgements, rows, labels)
+    except ValueError as error:
+        raise UserError(f"{args.human_labels or run.folder.path}: {error}; correct it, or start anew") from None
     results = {
-        "model": run.name,
-        "lora_path": run.lora_path,
-        "judge_model": args.judge_model,
+        **{key: run.manifest[key] for key in ("model", "lora_path", "judge_model")},
         "dataset": args.dataset_path,
-        "split": args.split,
-        **scoring.score_run(predictions, judgements, list(rows)),
+        **scores,
+        "date": run.manifest["date"],
+        **run.manifest["identity"]["data"],
+        "versions": run.manifest["versions"],
         "timings_s": run.manifest["timings_s"],
     }
     report.write_results_json(run.folder.path / "results.json", results)
-    report.write_report(run.folder.path / "report.html", results, report.view_rows(predictions, judgements, list(rows)))
-    print(report.console_table(results))
-    return results
+    report.write_report(run.folder.path / "report.html", results, report.view_rows(predictions, judgements, rows))
+    print(f"{report.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """The table of several finished runs; comparison.html into --output_dir. Raises UserError."""
+    from evaluation import report, scoring
+
+    runs = [inputs.load_run(path) for path in args.compare]
+    try:
+        comparison = scoring.compare_runs(runs)
+    except ValueError as error:
+        raise UserError(f"{error}; compare runs on the same data, prompts and judge") from None
+    print(report.comparison_table(comparison, runs))
+    if args.output_dir:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        report.write_comparison(Path(args.output_dir) / "comparison.html", comparison, runs)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Every model or adapter through the stages, with one start of the judge. Raises UserError."""
+    began = time.monotonic()
+    rows, dataset_hash = inputs.load_rows(args.dataset_path, args.split, args.limit)
+    identity: dict[str, dict[str, Any]] = {
+        "data": {
+            "dataset_hash": dataset_hash,
+            "split": args.split,
+            "limit": args.limit,
+            "prompts_hash": prompts.prompts_hash(),
+        }
+    }
+    judge_model = None
+    if args.stage in JUDGING:
+        if not args.judge_api_base:
+            made_up = args.judge_engine_args.get("load_format") == "dummy"
+            judge_model = models.resolve_model(args.judge_model, not made_up, tell)
+        identity["judge"] = {
+            "judge_model": judge_model.fingerprint if judge_model else f"served as {args.judge_model}",
+            **settings(args, "judge_controls", "attacks", "judge_engine_args", "judge_sampling_args"),
+        }
+    with ExitStack() as stack:
+        targets = [(args.model[0], path) for path in args.lora_path] or [(name, None) for name in args.model]
+        runs = []
+        for name, lora_path in targets:
+            runs.append(open_run(args, name, lora_path, identity))
+            stack.enter_context(runs[-1].folder)
+        plan = make_plan(args, [run.model for run in runs if run.model], judge_model)
+        together = plan.together or bool(args.api_base or args.judge_api_base)
+
+        @functools.cache
+        def get_judge() -> LanguageModel:
+            return stack.enter_context(start_judge(args, judge_model, runs[0].folder.path / "judge.log", plan.judge))
+
+        for run in runs:
+            describe(args, run)
+            notes, started = write_stage(args, run, rows, plan.generator, stack)
+            if together and args.stage in JUDGING:
+                if started:
+                    get_judge()  # it starts beside the generator, and judges notes as they come
+                judge_stage(args, run, rows, notes, get_judge)
+            else:
+                exhaust(notes)
+        if not together and args.stage in JUDGING:
+            for run in runs:
+                judge_stage(args, run, rows, run.folder.predictions, get_judge)
+        for run in runs:
+            if args.stage != "report":
+                run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)
+            run.folder.write_manifest(run.manifest)
+            if args.stage in SCORING:
+                score(args, run, rows)
+
+
+def make_plan(
+    args: argparse.Namespace, generators: list[models.Model], judge_model: models.Model | None
+) -> placement.Plan:
+    """Where the engines of this call run, told to the user. Raises UserError."""
+    if not generators and not judge_model:
+        return placement.Plan(None, None, False, "")
+    largest = max(generators, key=lambda model: model.weight_bytes, default=None)
+    needs = (
+        model and placement.need(model.name, model.config, model.weight_bytes, args.max_model_len)
+        for model in (largest, judge_model)
+    )
+    plan = placement.place(placement.find_gpus(), *needs, args.gpu_memory_utilization, placement.free_ram())
+    tell(plan.words)
+    return plan
 
 
 def settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Some of the arguments, by name."""
     return {name: getattr(args, name) for name in names}
 
 
-def tell(*lines: str) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
+def arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments for the manifest, without a password that an address may hold."""
+    addresses = {name: getattr(args, name) for name in ("api_base", "judge_api_base")}
+    return vars(args) | {name: value and without_credentials(value) for name, value in addresses.items()}
 
 
-def progress(items: Iterable, label: str, total: int, done: int = 0) -> Iterator:
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def exhaust(items: Iterable) -> None:
+    for _ in items:
+        pass
+
+
+def progress(items: Iterator, label: str, total: int, done: int = 0) -> Iterator:
     """`items`, with a progress bar that shows the time left; it appears with the first item."""
     from tqdm import tqdm
 
-    items = iter(items)
     first = list(itertools.islice(items, 1))
     interval = 0.5 if sys.stderr.isatty() else 10  # seconds
     with tqdm(desc=label, total=total, initial=done, mininterval=interval, dynamic_ncols=True) as bar:
@@ -274,142 +305,119 @@ def progress(items: Iterable, label: str, total: int, done: int = 0) -> Iterator
             yield item
 
 
+def number(kind: Callable[[str], Any], low: float, high: float = float("inf")) -> Callable[[str], Any]:
+    """A type for argparse: a number of this kind within low..high."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not within {low}..{high}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
 def json_object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise ValueError("not an object")
+        raise argparse.ArgumentTypeError('no JSON object, such as {"seed": 1}')
     return value
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="*", help="hub name, model folder, or folder of global_step_N checkpoints")
-    parser.add_argument(
-        "--lora_path", nargs="+", default=[], metavar="DIR", help="LoRA adapters; each is a run of its own"
+    parser.add_argument("model", nargs="*", help="hub names, model folders, or folders of global_step_N checkpoints")
+    add = parser.add_argument
+    add(
+        "--lora_path", nargs="+", default=[], metavar="DIR", help="LoRA adapters of the model; each is a run of its own"
     )
-    parser.add_argument("--judge_model", default="Qwen/Qwen3-8B", help="(default: %(default)s)")
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_path", default="./soap_dataset", help="from preprocess_data.py (default: %(default)s)")
-    data.add_argument("--split", default="test", help="(default: %(default)s)")
-    data.add_argument("--limit", type=positive, metavar="N", help="only the first N dialogues (default: all)")
-    run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", help="run folder (default: ./results/<model>[-<adapter>])")
-    run.add_argument(
-        "--overwrite", action="store_true", help="replace the run in that folder (with --stage: from there)"
+    add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help="(default: %(default)s)")
+    add("--compare", nargs="+", metavar="RUN", help="compare finished run folders; needs no model")
+
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "--dataset_path", default="./soap_dataset", metavar="DIR", help="from preprocess_data.py (default: %(default)s)"
     )
-    run.add_argument("--stage", choices=("all", "generate", "judge", "report"), default="all", help="(default: all)")
-    run.add_argument(
-        "--judge_controls",
-        type=natural,
-        default=8,
+    add("--split", default="test", help="(default: %(default)s)")
+    add("--limit", type=number(int, 1), metavar="N", help="only the first N dialogues (default: all)")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--output_dir", metavar="DIR", help="run folder (default: ./results/<model>[-<adapter>])")
+    add(
+        "--overwrite", action="store_true", help="replace the run in that folder; with --stage judge, its verdicts only"
+    )
+    add("--stage", choices=("all", "generate", "judge", "report"), default="all", help="(default: %(default)s)")
+
+    add = parser.add_argument_group("trust in the judge").add_argument
+    add("--judge_controls", type=number(int, 0), default=8, metavar="N", help=CONTROLS_HELP)
+    add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
+    add(
+        "--human_labels",
+        metavar="FILE",
+        help='people\'s verdicts, JSONL: {"index": 0, "section": "S", "verdict": "pass"}',
+    )
+
+    add = parser.add_argument_group("engines").add_argument
+    add(
+        "--max_new_tokens",
+        type=number(int, 1),
+        default=1024,
         metavar="N",
-        help="judge inputs with a known answer: N good and N bad a section (default: %(default)s, 0: none)",
+        help="length of a note (default: %(default)s)",
     )
-    run.add_argument(
-        "--attacks",
-        type=natural,
-        default=0,
+    add("--max_model_len", type=number(int, 16), default=8192, metavar="N", help=LENGTH_HELP)
+    add("--gpu_memory_utilization", type=number(float, 0.01, 1), default=0.9, metavar="SHARE", help=MEMORY_HELP)
+    add("--engine_args", type=json_object, default={}, metavar="JSON", help="arguments of vLLM's LLM for the generator")
+    add("--judge_engine_args", type=json_object, default={}, metavar="JSON", help="the same for the judge")
+    add("--sampling_args", type=json_object, default={}, metavar="JSON", help="vLLM's SamplingParams for the generator")
+    add("--judge_sampling_args", type=json_object, default={}, metavar="JSON", help="the same for the judge")
+
+    add = parser.add_argument_group("servers, in place of engines").add_argument
+    add("--api_base", metavar="URL", help="OpenAI-compatible server that serves the model (key: OPENAI_API_KEY)")
+    add("--judge_api_base", metavar="URL", help="the same for the judge (key: JUDGE_API_KEY, else OPENAI_API_KEY)")
+    add(
+        "--api_concurrency",
+        type=number(int, 1),
+        default=64,
         metavar="N",
-        help="notes that try to talk the judge into a pass, N a section (default: %(default)s)",
+        help="requests at a time (default: %(default)s)",
     )
-    engine = parser.add_argument_group("engine")
-    engine.add_argument(
-        "--max_new_tokens", type=positive, default=1024, help="tokens a note may have (default: %(default)s)"
-    )
-    engine.add_argument(
-        "--max_model_len",
-        type=positive,
-        default=8192,
-        help="tokens of prompt and answer; longer prompts are marked and left out (default: %(default)s)",
-    )
-    engine.add_argument(
-        "--gpu_memory_utilization",
-        type=float,
-        default=0.9,
-        metavar="SHARE",
-        help="share of each GPU's memory for both models together (default: %(default)s)",
-    )
-    for flag, what in (
-        ("engine_args", "generator's engine"),
-        ("judge_engine_args", "judge's engine"),
-        ("sampling_args", "generator's sampling"),
-        ("judge_sampling_args", "judge's sampling"),
-    ):
-        engine.add_argument(
-            f"--{flag}", type=json_object, default={}, metavar="JSON", help=f"vLLM arguments of the {what}"
-        )
     return parser
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError for arguments that do not go together."""
+    if args.compare:
+        if args.model or len(args.compare) < 2:
+            raise UserError("--compare takes two or more run folders and no model")
+        return
+    if not args.model:
+        raise UserError("no model given; `python eval.py --help` shows how")
+    if args.lora_path and (len(args.model) > 1 or args.api_base):
+        other = "--api_base: give the name under which the adapter is served as the model"
+        raise UserError(
+            f"--lora_path does not go with {other if args.api_base else 'several models: evaluate one by one'}"
+        )
+    for api_base in filter(None, (args.api_base, args.judge_api_base)):
+        without_credentials(api_base)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     os.umask(0o077)  # dialogues and notes are for the user's eyes alone
     try:
-        return run_all(args)
+        check(args)
+        if args.compare:
+            compare(args)
+        else:
+            evaluate(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-
-
-def run_all(args: argparse.Namespace) -> int:
-    """Evaluate every model or adapter, with one start of the judge."""
-    began = time.monotonic()
-    if not args.model:
-        raise UserError("no model given; `python eval.py --help` shows how")
-    if len(args.model) > 1 and args.lora_path:
-        raise UserError("--lora_path goes with one model; several models were given")
-    args.targets = [(args.model[0], path) for path in args.lora_path] or [(name, None) for name in args.model]
-    rows, dataset_hash = load_rows(args.dataset_path, args.split, args.limit)
-    data = {"dataset_hash": dataset_hash, "split": args.split, "n": len(rows), "prompts_hash": prompts.prompts_hash()}
-    judge_model, judge_part = None, None
-    if args.stage in ("all", "judge"):
-        judge_model = models.resolve_model(args.judge_model, args.judge_engine_args.get("load_format") != "dummy", tell)
-        judge_part = {"judge_model": judge_model.fingerprint}
-        judge_part |= settings(args, "judge_controls", "attacks", "judge_engine_args", "judge_sampling_args")
-    with ExitStack() as stack:
-        runs = []
-        for name, lora_path in args.targets:
-            runs.append(open_run(args, name, lora_path, data, judge_part))
-            stack.enter_context(runs[-1].folder)
-        if args.stage != "report":
-            gpus, needs = placement.find_gpus(), []
-            for model in (
-                max((run.model for run in runs if run.model), key=lambda m: m.weight_bytes, default=None),
-                judge_model,
-            ):
-                needs.append(model and placement.need(model.name, model.config, model.weight_bytes, args.max_model_len))
-            plan = placement.place(gpus, *needs, args.gpu_memory_utilization, placement.free_ram())
-            tell(plan.words)
-
-        @functools.cache
-        def get_judge() -> Engine:
-            return stack.enter_context(start_judge(args, judge_model, runs[0].folder.path / "judge.log", plan.judge))
-
-        for run in runs:
-            if args.stage != "report":
-                run.manifest |= describe_machine(gpus) | {"arguments": vars(args) | {"targets": None}}
-                evaluate(args, run, rows, plan, get_judge)
-                run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 1)
-                run.folder.write_manifest(run.manifest)
-            if args.stage in ("all", "report", "judge"):
-                score(args, run, rows)
     return 0
 
 

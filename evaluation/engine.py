@@ -1,5 +1,6 @@
-"""vLLM in processes of its own: start one, send it chats, take each answer as it finishes, leave nothing behind."""
+"""Language models to send chats to: the interface, and vLLM in processes of its own that leave nothing behind."""
 
+import contextlib
 import json
 import os
 import queue
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +31,10 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Request:
-    """One chat. `tag` comes back with the answer; `group` keeps chats that share a prefix on one replica."""
+    """One chat. `tag` comes back with the answer; `group` keeps chats that share a prefix on one replica.
+
+    `sampling` goes over the sampling parameters that all requests share.
+    """
 
     tag: Any
     messages: prompts.Messages
@@ -44,9 +49,84 @@ class Completion:
     tag: Any
     text: str
     finish_reason: str
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class LanguageModel(ABC):
+    """Takes chats and gives answers in the order in which they finish.
+
+    At most `window` requests are in flight, so that a long run does not gather in memory.
+    """
+
+    def __init__(self, name: str, window: int):
+        self.name, self.window, self.in_flight = name, window, 0
+        self.tokens = {"prompt": 0, "cached": 0, "output": 0}
+        self._started = self._ready = self._last_answer = time.monotonic()
+        self._first_request: float | None = None
+        # What the threads that wait for answers report: {"ready"}, {"failed": why} or {"id", "text", ...}.
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._tags: dict[int, Any] = {}
+        self._sent = 0
+
+    def __enter__(self) -> "LanguageModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop; nothing is left running afterwards."""
+
+    @abstractmethod
+    def _send(self, number: int, request: Request) -> None:
+        """Start on a request; its answer becomes an event with this number as its id."""
+
+    @property
+    def init_seconds(self) -> float:
+        """From the start until the last replica was ready."""
+        return round(self._ready - self._started, 2)
+
+    @property
+    def busy_seconds(self) -> float:
+        """From the first request, or from being ready if that came later, until the last answer."""
+        return round(max(0.0, self._last_answer - max(self._ready, self._first_request or self._started)), 2)
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Send `requests` and yield their answers; `submit` may add more on the way. Raises UserError."""
+        for request in requests:
+            self.submit(request)
+            while (done := self._next(wait=self.in_flight >= self.window)) is not None:
+                yield done
+        while self.in_flight:
+            yield self._next(wait=True)
+
+    def submit(self, request: Request) -> None:
+        """Send one request; its answer comes out of the running `complete`."""
+        if self._first_request is None:
+            self._first_request = time.monotonic()
+        self._tags[self._sent] = request.tag
+        self.in_flight += 1
+        self._send(self._sent, request)
+        self._sent += 1
+
+    def _next(self, wait: bool) -> Completion | None:
+        while wait or not self._events.empty():
+            event = self._events.get()
+            if "failed" in event:
+                raise UserError(f"the {self.name} stopped: {event['failed']}")
+            if "ready" in event:
+                self._ready = time.monotonic()
+                continue
+            self._last_answer = time.monotonic()
+            self.in_flight -= 1
+            done = Completion(self._tags.pop(event.pop("id")), **event)
+            for kind in self.tokens:
+                self.tokens[kind] += getattr(done, f"{kind}_tokens")
+            return done
+        return None
 
 
 @dataclass(frozen=True)
@@ -65,30 +145,18 @@ class EngineSpec:
     merge_into: Path | None = None
 
 
-class Engine:
+class Engine(LanguageModel):
     """Replicas of one vLLM engine, each in its own process. Starts at once; requests may be sent before it is ready.
 
-    `devices` has one entry a replica: the GPUs it may see, e.g. ["0", "1"], or [""] without a GPU. At most `window`
-    requests are in flight, so that a long run does not gather in memory. Raises UserError when a process fails.
+    `devices` has one entry a replica: the GPUs it may see, e.g. ["0", "1"], or [""] without a GPU. Libraries write to
+    the file `log`.
     """
 
     def __init__(self, name: str, spec: EngineSpec, log: Path, devices: Iterable[str] = ("",), window: int = 4096):
-        self.name, self.log, self.window = name, log, window
-        self.in_flight = 0
-        self.tokens = {"prompt": 0, "cached": 0, "output": 0}
-        self._started = self._ready = self._first_sent = self._last_done = time.monotonic()
-        self._events: queue.SimpleQueue[dict] = queue.SimpleQueue()
-        self._tags: dict[int, Any] = {}
-        self._sent = 0
+        super().__init__(name, window)
         self._processes = [_start(spec, device, log) for device in devices]
         for process in self._processes:
-            threading.Thread(target=_read_events, args=(process, self._events), daemon=True).start()
-
-    def __enter__(self) -> "Engine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            threading.Thread(target=_read_events, args=(process, log, self._events), daemon=True).start()
 
     def close(self) -> None:
         """Kill the processes and all that they started; their memory is free afterwards."""
@@ -97,59 +165,12 @@ class Engine:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    @property
-    def init_seconds(self) -> float:
-        """From the start until the last replica was ready."""
-        return round(self._ready - self._started, 2)
-
-    @property
-    def busy_seconds(self) -> float:
-        """From the first request, or from being ready if that came later, until the last answer."""
-        return round(self._last_done - max(self._ready, self._first_sent), 2)
-
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Send `requests` and yield answers in the order in which they finish; `submit` may add more on the way."""
-        for request in requests:
-            self.submit(request)
-            while (done := self._next(wait=self.in_flight >= self.window)) is not None:
-                yield done
-        while self.in_flight:
-            yield self._next(wait=True)
-
-    def submit(self, request: Request) -> None:
-        """Send one request; its answer comes out of the running `complete`."""
-        line = {"id": self._sent, "messages": request.messages, "sampling": request.sampling}
+    def _send(self, number: int, request: Request) -> None:
+        line = {"id": number, "messages": request.messages, "sampling": request.sampling}
         process = self._processes[request.group % len(self._processes)]
-        self._tags[self._sent] = request.tag
-        if not self._sent:
-            self._first_sent = time.monotonic()
-        self._sent += 1
-        self.in_flight += 1
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died: the thread that reads from it tells why
             process.stdin.write(json.dumps(line) + "\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died: its reader reports why
-
-    def _next(self, wait: bool) -> Completion | None:
-        while wait or not self._events.empty():
-            done = self._handle(self._events.get())
-            if done is not None:
-                return done
-        return None
-
-    def _handle(self, event: dict) -> Completion | None:
-        if "failed" in event:
-            raise UserError(f"the {self.name} engine stopped: {event['failed']} (log: {self.log})")
-        if "ready" in event:
-            self._ready = time.monotonic()
-            return None
-        self.in_flight -= 1
-        self._last_done = time.monotonic()
-        done = Completion(self._tags.pop(event.pop("id")), **event)
-        for kind in self.tokens:
-            self.tokens[kind] += getattr(done, f"{kind}_tokens")
-        return done
 
 
 def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
@@ -175,15 +196,13 @@ def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
     return process
 
 
-def _read_events(process: subprocess.Popen, events: queue.SimpleQueue) -> None:
-    failed = False
+def _read_events(process: subprocess.Popen, log: Path, events: queue.SimpleQueue) -> None:
     for line in process.stdout:
         event = json.loads(line)
-        failed = failed or "failed" in event
+        if "failed" in event:
+            event["failed"] += f" (log: {log})"
         events.put(event)
-    status = process.wait()
-    if not failed:
-        events.put({"failed": _how_it_ended(status)})
+    events.put({"failed": f"{_how_it_ended(process.wait())} (log: {log})"})
 
 
 def _how_it_ended(status: int) -> str:

@@ -10,10 +10,12 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from evaluation.errors import UserError
+from evaluation.placement import find_gpus
 
 FORMAT = 1  # of the manifest and the records; a folder of another format is refused
 
@@ -26,8 +28,9 @@ _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
 class JsonLines:
     """An append-only file with one JSON object a line. A last line that a killed run left unfinished is cut off."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, damaged: str = "restore the file, or start anew with --overwrite"):
         self.path = path
+        self._damaged = damaged  # what to do about a line that is no record
         self._stream = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -42,9 +45,7 @@ class JsonLines:
                 except ValueError:
                     record = None
                 if not isinstance(record, dict):
-                    raise UserError(
-                        f"{self.path}:{row} is no JSON object; restore the file or start anew with --overwrite"
-                    )
+                    raise UserError(f"{self.path}:{row} is no JSON object; {self._damaged}")
                 yield record
 
     def append(self, record: dict[str, Any]) -> None:
@@ -162,8 +163,8 @@ class RunFolder:
         draft.replace(self.path / "manifest.json")
 
 
-def describe_machine(gpus: list[Any]) -> dict[str, Any]:
-    """Package versions, git commit of this project and hardware, for the manifest."""
+def describe_machine() -> dict[str, Any]:
+    """Date, package versions, git commit of this project and hardware, for the manifest."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
@@ -172,8 +173,10 @@ def describe_machine(gpus: list[Any]) -> dict[str, Any]:
             versions[package] = version(package)
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": [gpu.name for gpu in gpus]}
-    return {"versions": versions, "git_commit": commit, "hardware": hardware}
+    gpus = [f"{gpu.name}, {gpu.total >> 30} GiB" for gpu in find_gpus()]
+    hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "versions": versions, "git_commit": commit, "hardware": hardware}
 
 
 def _brief(value: object) -> str:

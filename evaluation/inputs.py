@@ -1,0 +1,69 @@
+"""What eval.py reads: the dataset, people's verdicts, finished runs. Each fault is one line."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import prompts
+from evaluation.errors import UserError
+from evaluation.store import JsonLines
+
+COLUMNS = ("dialogue", *prompts.SECTIONS)
+
+
+def load_rows(path: str, split: str, limit: int | None) -> tuple[Sequence[dict[str, str]], str]:
+    """The first `limit` rows of a split that preprocess_data.py wrote, and 12 hex digits that stand for their text.
+
+    Rows have the keys dialogue, S, O, A, P and stay on disk until they are read. Raises UserError.
+    """
+    import datasets
+
+    again = "run `python preprocess_data.py`"
+    if not Path(path).is_dir():
+        raise UserError(f"--dataset_path {path}: no such folder; {again} first")
+    datasets.disable_progress_bars()
+    try:
+        splits = datasets.load_from_disk(path)
+    except Exception as error:  # whatever a damaged folder makes pyarrow, json or datasets raise
+        raise UserError(f"--dataset_path {path} cannot be read ({_first_words(error)}); {again}") from None
+    if not isinstance(splits, datasets.DatasetDict) or split not in splits:
+        found = ", ".join(splits) if isinstance(splits, datasets.DatasetDict) else "none"
+        raise UserError(f"{path} has no split {split} (it has: {found}); choose another --split")
+    rows = splits[split]
+    for name in COLUMNS:
+        if name not in rows.features or rows.features[name].dtype not in ("string", "large_string"):
+            raise UserError(f"{path}, split {split}: no column {name} of text; {again}")
+    if not len(rows):
+        raise UserError(f"{path}, split {split} has no rows; choose another --split")
+    rows = rows.select_columns(list(COLUMNS)).select(range(min(len(rows), limit or len(rows))))
+    digest = hashlib.sha256()
+    for index, row in enumerate(rows):
+        empty = next((name for name in COLUMNS if row[name] is None), None)
+        if empty:
+            raise UserError(f"{path}, split {split}, row {index}: {empty} is missing; {again}")
+        digest.update(json.dumps([row[name] for name in COLUMNS]).encode())
+    return rows, digest.hexdigest()[:12]
+
+
+def load_labels(path: str) -> list[dict[str, Any]]:
+    """People's verdicts: a JSONL file of {"index", "section", "verdict"}. Raises UserError."""
+    if not Path(path).is_file():
+        raise UserError(f'--human_labels {path}: no such file; give JSONL lines {{"index", "section", "verdict"}}')
+    return list(JsonLines(Path(path), damaged="correct the line"))
+
+
+def load_run(path: str) -> dict[str, Any]:
+    """A finished run as scoring.compare_runs takes it: name, results, predictions, judgements. Raises UserError."""
+    folder = Path(path)
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable results.json ({_first_words(error)}); give a finished run") from None
+    records = {name: list(JsonLines(folder / f"{name}.jsonl")) for name in ("predictions", "judgements")}
+    return {"name": folder.resolve().name, "results": results, **records}
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:100]

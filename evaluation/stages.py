@@ -1,0 +1,97 @@
+"""The two stages between a model and its records: notes from dialogues, verdicts from notes.
+
+Each yields records as they finish, after they are on disk, and leaves out what a run folder already holds.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import prompts
+from evaluation import judge
+from evaluation.engine import Completion, LanguageModel, Request
+from evaluation.store import JsonLines
+
+JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
+# Further tries for a verdict that cannot be read: greedy decoding repeats itself, so with more room, then by
+# chance.
+RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5})
+SEED = 0  # of controls and attacks
+
+Row = dict[str, str]
+Record = dict[str, Any]
+
+
+def prediction_record(index: int, dialogue: str, done: Completion) -> Record:
+    """The line of predictions.jsonl for the generator's answer to dialogue number `index`."""
+    note, reason = dict.fromkeys(prompts.SECTIONS), None
+    if done.finish_reason == "prompt_too_long":
+        reason = "the prompt is too long"
+    elif done.finish_reason == "error":
+        reason = "the engine gave up"
+    else:
+        try:
+            note = prompts.read_note(done.text)
+        except prompts.NoteError as error:
+            reason = str(error)
+    return {
+        "index": index,
+        "dialogue_hash": hashlib.sha256(dialogue.encode()).hexdigest()[:12],
+        "raw": done.text,
+        "finish_reason": done.finish_reason,
+        "status": "invalid" if reason else "ok",
+        "reason": reason,
+        **note,
+        "prompt_tokens": done.prompt_tokens,
+        "output_tokens": done.output_tokens,
+    }
+
+
+def write_notes(model: LanguageModel, rows: Sequence[Row], done: set[int], out: JsonLines) -> Iterator[Record]:
+    """Notes for the rows whose index is not yet `done`: records of predictions.jsonl. Raises UserError."""
+    requests = (
+        Request(index, prompts.note_messages(rows[index]["dialogue"]), group=index)
+        for index in range(len(rows))
+        if index not in done
+    )
+    for answer in model.complete(requests):
+        record = prediction_record(answer.tag, rows[answer.tag]["dialogue"], answer)
+        out.append(record)
+        yield record
+
+
+def pending_cases(
+    predictions: Iterable[Record], rows: Sequence[Row], out: JsonLines, controls: int, attacks: int
+) -> Iterator[judge.Case]:
+    """What is still to judge: controls and attacks, then the four sections of each note as it comes.
+
+    What code decides without a judge goes to `out` on the way.
+    """
+    done = {judge.record_key(record) for record in out}
+    known = itertools.chain(judge.control_cases(rows, controls, SEED), judge.attack_cases(rows, SEED, attacks))
+    yield from (case for case in known if case.key() not in done)
+    for prediction in predictions:
+        # The sections of a dialogue follow each other: the judge's prefix cache then serves three of the four.
+        cases, decided = judge.plain_cases([prediction], rows)
+        for record in decided:
+            if judge.record_key(record) not in done:
+                out.append(record)
+        yield from (case for case in cases if case.key() not in done)
+
+
+def judge_cases(model: LanguageModel, cases: Iterable[judge.Case], out: JsonLines) -> Iterator[Record]:
+    """Verdicts: records of judgements.jsonl. One that cannot be read is asked for again, then unscored.
+
+    Raises UserError.
+    """
+    requests = (Request((case, 1), case.messages(), group=case.index) for case in cases)
+    for answer in model.complete(requests):
+        case, attempt = answer.tag
+        verdict, reason = judge.read_verdict(answer.text, answer.finish_reason)
+        if verdict == "unscored" and attempt <= len(RETRIES) and answer.finish_reason != "prompt_too_long":
+            model.submit(Request((case, attempt + 1), case.messages(), case.index, RETRIES[attempt - 1]))
+            continue
+        record = case.record(verdict, reason, raw=answer.text, attempts=attempt)
+        out.append(record)
+        yield record
