@@ -42,7 +42,7 @@ class Rarity:
 
 # --- kept facts ------------------------------------------------------------------------------------------------------
 
-# Each pair means the same in a clinical note, with no number, side or negation in either. One pass over the text, so
+# Each pair means the same in a clinical note, with the same numbers, sides and negations. One pass over the text, so
 # that the result of one is never the start of another.
 _SYNONYMS = {
     "reports that": "states that",
@@ -63,12 +63,24 @@ _SYNONYMS = {
     "approximately": "about",
     "prior to": "before",
     "due to": "because of",
+    "because of": "due to",
+    "caused by": "due to",
+    "triggered by": "brought on by",
     "secondary to": "due to",
     "as well as": "along with",
     "additionally": "in addition",
     "furthermore": "in addition",
     "regarding": "about",
     "consistent with": "in keeping with",
+    "no signs of": "no evidence of",
+    "without signs of": "without evidence of",
+    "probable": "likely",
+    "needed": "required",
+    "ongoing": "continuing",
+    "dyspnea": "shortness of breath",
+    "breathlessness": "shortness of breath",
+    "high blood pressure": "hypertension",
+    "heart attack": "myocardial infarction",
     "within normal limits": "in the normal range",
     "primary diagnosis": "main diagnosis",
     "management plan": "plan of care",
@@ -99,6 +111,13 @@ _SYNONYMS = {
     "medication": "medicine",
     "medications": "medicines",
     "recommended": "advised",
+    "once daily": "once a day",
+    "twice daily": "twice a day",
+    "times daily": "times a day",
+    "mg daily": "mg a day",
+    "every morning": "each morning",
+    "return for": "come back for",
+    "return if": "come back if",
     "is scheduled": "is booked",
     "are scheduled": "are booked",
     "be scheduled": "be booked",
@@ -169,8 +188,9 @@ def reword(text: str) -> str | None:
     def written_out(match: re.Match) -> str:
         return match[0] if match[0] in explained else _as_start(match, _ABBREVIATIONS[match[0]])
 
-    changed = _swap_sentences(_ABBREVIATION.sub(written_out, _SYNONYM.sub(synonym, text)))
-    return changed if changed != text else None
+    text, original = _ABBREVIATION.sub(written_out, _SYNONYM.sub(synonym, text)), text
+    text = _swap_sentences(text)
+    return text if text != original else None
 
 
 def _as_start(match: re.Match, new: str) -> str:
@@ -269,7 +289,8 @@ _NEGATE_LAST = [
     (r"\b(include|suggest|indicate|support)s\b", lambda match: f"does not {match[1]}"),
 ]
 _NEGATION = re.compile(
-    r"\b(?:no|not|never|none|neither|nor|cannot|without|denie[sd]|deny(?:ing)?|negative|absen(?:t|ce))\b", re.IGNORECASE
+    r"\b(?:no|not|never|none|neither|nor|cannot|nothing|without|denie[sd]|deny(?:ing)?|negative|absen(?:t|ce))\b",
+    re.IGNORECASE,
 )
 
 
@@ -307,28 +328,36 @@ def _replaced(match: re.Match, new: str) -> str:
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 
 
-def _unit_rule(units: str, change: Callable[[float], float]) -> tuple[re.Pattern, Callable[[float], float]]:
+Change = Callable[[float], float]
+
+
+def _value(unit: str, change: Change, before: str = r"(?<![\w.,/^-])") -> tuple[re.Pattern, Change]:
     # The last number of a range or a product ("2-3 cm", "20 × 15 cm") changes, the upper one of a blood pressure.
-    return re.compile(
-        rf"(?<![\w.,/^-])(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER})(?P<unit>{units})"
-    ), change
+    return re.compile(rf"{before}(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER}){unit}"), change
 
 
 # Doses and measured values before durations and ages. Every change is one that a clinician would act on.
 _VALUES = [
-    _unit_rule(
+    _value(
         r"\s?(?:mg|mcg|µg|μg|units|IU|g|mL|ml)\b(?!\s?/\s?(?:[dmnpµμ]?[Ll]|min)\b)",
         lambda x: x * 10 if x < 50 else x / 10,
     ),
-    _unit_rule(r"/\d{2,3}\s?mm\s?Hg\b", lambda x: x + 60 if x < 150 else x - 60),
-    _unit_rule(r"\s?°\s?C\b", lambda x: x + 2.5 if x < 37.5 else x - 2.5 if x < 45 else x / 2),
-    _unit_rule(r"\s?°\s?F\b", lambda x: x + 4.5 if x < 99.5 else x - 4.5),
-    _unit_rule(r"\s?%", lambda x: x * 2 if x < 50 else x - 40),
-    _unit_rule(r"\s?(?:bpm|beats|breaths)\b", lambda x: x * 2 if x < 100 else x / 2),
-    _unit_rule(r"\s?(?:[mµμnpd]?(?:mol|g|Eq|U|IU|L)|K|k|cells|copies|units)\s?/\s?\S*\w", lambda x: x * 3),
-    _unit_rule(r"[\s-]?(?:mm|cm|kg|mmHg|mm Hg)\b", lambda x: x * 3),
-    _unit_rule(r"[\s-](?:hour|day|week|month|year|time|dose|session|cycle)s?\b(?!-old| old)", lambda x: x * 3),
-    _unit_rule(r"[\s-](?:year|month|week|day)s?[\s-]old\b", lambda x: x - 30 if x > 40 else x + 30),
+    _value(r"/\d{2,3}\s?mm\s?Hg\b", lambda x: x + 60 if x < 150 else x - 40),
+    _value(r"/\d{2,3}\b", lambda x: x + 60 if x < 150 else x - 40, before=r"\b(?:[Bb]lood pressure|BP)[a-z ]{1,12}"),
+    _value(r"\s?°?\s?C\b", lambda x: x + 2.5 if x < 37.5 else x - 2.5 if x < 45 else x / 2),
+    _value(r"\s?°\s?F\b", lambda x: x + 4.5 if x < 99.5 else x - 4.5),
+    _value(r"\s?%", lambda x: x * 2 if x < 50 else x - 40),
+    _value(r"\s?(?:bpm|beats|breaths)\b", lambda x: x * 2 if x < 100 else x / 2),
+    _value(r"\s?(?:[mµμnpd]?(?:mol|g|Eq|U|IU|L)|K|k|cells|copies|units)\s?/\s?\S*\w", lambda x: x * 3),
+    _value(r"[\s-]?(?:mm|cm|kg|mmHg|mm Hg)\b", lambda x: x * 3),
+    _value(
+        r"(?![\d.,]*[\d/%-])",
+        lambda x: x * 2,
+        before=r"(?i:\b(?:pulse|heart rate|ha?emoglobin|platelets|creatinine|potassium|sodium|glucose|HbA1c|CRP|INR|"
+        r"score)[a-z ]{1,12})",
+    ),
+    _value(r"[\s-](?:hour|day|week|month|year|time|dose|session|cycle)s?\b(?!-old| old)", lambda x: x * 3),
+    _value(r"[\s-](?:year|month|week|day)s?[\s-]old\b", lambda x: x - 30 if x > 40 else x + 30),
 ]
 _NORMAL_RANGE = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$")  # not a value of the patient's
 _COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

@@ -1,0 +1,226 @@
+"""Verdicts, the cases put to the judge, and its controls and attacks."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prompts
+from evaluation import judge
+
+DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
+BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_number", "changed_side"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    demo = [json.loads(line) for line in DEMO_FILE.read_text("utf-8").splitlines()]
+    return [{"dialogue": row["dialogue"]} | prompts.read_soap(row["soap"]) for row in demo]
+
+
+def prediction(index: int = 0, status: str = "ok", finish_reason: str = "stop", **sections) -> dict:
+    note = dict.fromkeys(prompts.SECTIONS) if status != "ok" else dict.fromkeys(prompts.SECTIONS, "Mild asthma.")
+    reason = None if status == "ok" else "JSON is cut off"
+    return {"index": index, "status": status, "finish_reason": finish_reason, "reason": reason} | note | sections
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail"])
+def test_a_reply_of_the_schema_is_read(verdict):
+    raw = json.dumps({"reason": "The dose agrees.", "verdict": verdict})
+    assert judge.read_verdict(raw, "stop") == (verdict, "The dose agrees.")
+    assert judge.read_verdict(f"  {raw}\n", "stop") == (verdict, "The dose agrees.")
+
+
+@pytest.mark.parametrize(
+    ("raw", "finish_reason", "why"),
+    [
+        ('{"reason": "ok", "verdict": "pass"}', "length", "cut off"),
+        ('{"reason": "ok", "verdict": "pass"}', "error", "no reply"),
+        ('{"reason": "ok", "verdict": "pa', "stop", "not JSON"),
+        ("", "stop", "not JSON"),
+        ("pass", "stop", "not JSON"),
+        ("verdict: pass", "stop", "not JSON"),
+        ('The verdict: {"reason": "ok", "verdict": "pass"}', "stop", "not JSON"),
+        ('{"reason": "ok", "verdict": "pass"} {"reason": "ok", "verdict": "fail"}', "stop", "not JSON"),
+        ('{"reason": "ok", "verdict": "fail", "verdict": "pass"}', "stop", "not JSON"),
+        ("[" * 100_000, "stop", "not JSON"),
+        ('"pass"', "stop", "not an object"),
+        ('["ok", "pass"]', "stop", "not an object"),
+        ('{"verdict": "pass"}', "stop", "not an object with reason"),
+        ('{"reason": "ok", "verdict": "pass", "score": 1}', "stop", "not an object with reason"),
+        ('{"reason": "ok", "verdict": "Pass"}', "stop", "neither pass nor fail"),
+        ('{"reason": "ok", "verdict": "unscored"}', "stop", "neither pass nor fail"),
+        ('{"reason": "ok", "verdict": true}', "stop", "neither pass nor fail"),
+        ('{"reason": "ok", "verdict": ["pass"]}', "stop", "neither pass nor fail"),
+        ('{"reason": null, "verdict": "pass"}', "stop", "the reason"),
+        (json.dumps({"reason": "x" * 201, "verdict": "pass"}), "stop", "the reason"),
+    ],
+)
+def test_anything_else_is_unscored_with_the_reason_and_never_guessed(raw, finish_reason, why):
+    verdict, reason = judge.read_verdict(raw, finish_reason)
+    assert verdict == "unscored"
+    assert why in reason
+
+
+@given(st.text())
+def test_no_reply_makes_reading_fail(raw):
+    verdict, reason = judge.read_verdict(raw, "stop")
+    assert verdict == "unscored" and reason
+
+
+def test_a_reason_that_is_no_text_can_still_be_written_to_a_file():
+    verdict, reason = judge.read_verdict('{"reason": "dose \\ud800", "verdict": "fail"}', "stop")
+    assert verdict == "fail"
+    reason.encode("utf-8")
+
+
+def test_the_schema_allows_what_is_read_and_asks_for_the_reason_first():
+    assert list(judge.VERDICT_SCHEMA["properties"]) == judge.VERDICT_SCHEMA["required"] == ["reason", "verdict"]
+    assert judge.VERDICT_SCHEMA["additionalProperties"] is False
+    longest = json.dumps({"reason": "x" * judge.VERDICT_SCHEMA["properties"]["reason"]["maxLength"], "verdict": "pass"})
+    assert judge.read_verdict(longest, "stop")[0] == "pass"
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_valid_note_gives_a_case_for_each_section(rows):
+    cases, decided = judge.plain_cases([prediction(2, A="Gout of the left toe.")], rows)
+    assert [case.section for case in cases] == ["S", "O", "A", "P"]
+    assert decided == []
+    case = cases[2]
+    assert (case.index, case.prediction, case.reference) == (2, "Gout of the left toe.", rows[2]["A"])
+    question = json.loads(case.messages()[1]["content"])
+    assert question["prediction"] == "Gout of the left toe."
+    assert question["dialogue"] == rows[2]["dialogue"]
+
+
+def test_an_invalid_note_fails_all_sections_without_the_judge(rows):
+    cases, decided = judge.plain_cases([prediction(1, status="invalid", finish_reason="length")], rows)
+    assert cases == []
+    assert [(record["section"], record["verdict"], record["source"]) for record in decided] == [
+        (section, "fail", "code") for section in "SOAP"
+    ]
+    assert all("JSON is cut off" in record["reason"] for record in decided)
+
+
+def test_a_note_that_the_engine_failed_to_write_is_unscored(rows):
+    _, decided = judge.plain_cases([prediction(1, status="invalid", finish_reason="error")], rows)
+    assert [record["verdict"] for record in decided] == ["unscored"] * 4
+
+
+@pytest.mark.parametrize("text", ["", " \n", "...", "N/A", "none", "Subjective:", "[S]", "TBD", "—"])
+def test_an_empty_or_trivial_section_fails_without_the_judge(rows, text):
+    cases, decided = judge.plain_cases([prediction(0, O=text)], rows)
+    assert [case.section for case in cases] == ["S", "A", "P"]
+    assert [(record["section"], record["verdict"], record["attempts"]) for record in decided] == [("O", "fail", 0)]
+
+
+def test_a_section_that_says_there_is_nothing_goes_to_the_judge(rows):
+    said = "No examination findings were mentioned."
+    assert len(judge.plain_cases([prediction(0, O=said)], rows)[0]) == 4
+    nothing = [rows[0] | {"O": "N/A"}]
+    assert len(judge.plain_cases([prediction(0, O="None")], nothing)[0]) == 4
+
+
+def test_a_record_carries_its_case_s_key(rows):
+    cases = (
+        judge.control_cases(rows, 5, 0) + judge.attack_cases(rows, 0, 5) + judge.plain_cases([prediction()], rows)[0]
+    )
+    for case in cases:
+        record = case.record("pass", "agrees", raw="{}", attempts=2)
+        assert judge.record_key(json.loads(json.dumps(record))) == case.key()
+    assert len({case.key() for case in cases}) == len(cases) == 64
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def test_each_section_gets_n_good_and_n_bad_controls_of_all_kinds(rows):
+    cases = judge.control_cases(rows, 10, seed=1)
+    for section in prompts.SECTIONS:
+        kinds = Counter((case.control["kind"], case.control["expected"]) for case in cases if case.section == section)
+        assert kinds.pop(("reworded", "pass")) == 10
+        assert kinds == dict.fromkeys([(kind, "fail") for kind in BAD_KINDS], 2)
+    for case in cases:
+        row = rows[case.index]
+        assert (case.dialogue, case.reference) == (row["dialogue"], row[case.section])
+        assert case.prediction != case.reference
+
+
+def test_the_same_rows_n_and_seed_give_the_same_controls(rows):
+    assert judge.control_cases(rows, 7, 3) == judge.control_cases(dict(enumerate(rows)), 7, 3)
+    assert judge.control_cases(rows, 7, 3) != judge.control_cases(rows, 7, 4)
+
+
+def test_more_controls_begin_with_the_same_ones(rows):
+    few = {case.key() for case in judge.control_cases(rows, 4, 0)}
+    assert few < {case.key() for case in judge.control_cases(rows, 8, 0)}
+
+
+def test_bad_controls_of_a_section_come_from_different_rows_where_there_are_enough(rows):
+    for section in prompts.SECTIONS:
+        bad = [
+            case
+            for case in judge.control_cases(rows, 15, 0)
+            if case.section == section and case.control["expected"] == "fail"
+        ]
+        assert len({case.index for case in bad}) == len(bad) == 15
+
+
+def test_few_rows_give_few_controls_and_none_twice(rows):
+    cases = judge.control_cases(rows[:3], 50, 0)
+    assert len({case.key() for case in cases}) == len(cases)
+    assert {case.control["kind"] for case in cases} >= {"reworded", "other_patient", "dropped_finding"}
+    assert judge.control_cases(rows, 0, 0) == judge.control_cases([], 5, 0) == []
+
+
+def test_the_other_patient_s_section_is_another_row_s_with_other_content(rows):
+    cases = [case for case in judge.control_cases(rows, 60, 0) if case.control["kind"] == "other_patient"]
+    assert len(cases) >= 40
+    for case in cases:
+        others = [row[case.section] for k, row in enumerate(rows) if k != case.index]
+        assert case.prediction in others
+
+
+def test_a_row_that_stands_twice_is_no_other_patient(rows):
+    cases = judge.control_cases([rows[0], dict(rows[0])], 5, 0)
+    assert "other_patient" not in {case.control["kind"] for case in cases}
+
+
+def test_a_section_without_a_place_for_a_kind_gives_way_to_another_row(rows):
+    plain = {"dialogue": "d", "S": "Itchy skin.", "O": "Dry skin.", "A": "Eczema.", "P": "Emollient cream."}
+    cases = judge.control_cases([*[plain] * 30, *rows[:10]], 5, 0)
+    edited = [case for case in cases if case.control["kind"] != "other_patient"]
+    assert edited
+    assert all(case.index >= 30 for case in edited)
+
+
+# --- attacks ---------------------------------------------------------------------------------------------------------
+
+
+def test_attacks_are_wrong_content_with_text_that_asks_for_a_pass(rows):
+    cases = judge.attack_cases(rows, 0, 10)
+    assert Counter(case.section for case in cases) == dict.fromkeys("SOAP", 10)
+    assert len(judge.ATTACKS) >= 10
+    assert {case.attack for case in cases} == set(judge.ATTACKS)
+    assert all(case.control is None for case in cases)
+    for case in cases:
+        assert case.reference not in case.prediction
+        assert "{wrong}" not in case.prediction
+    assert cases == judge.attack_cases(rows, 0, 10)
+    assert judge.attack_cases(rows, 0, 0) == []
+
+
+def test_no_attack_leaves_its_quotation_or_brings_a_control_token(rows):
+    for case in judge.attack_cases(rows, 0, 13):
+        content = case.messages()[1]["content"]
+        question = json.loads(content)
+        assert set(question) == {"dialogue", "section", "reference", "prediction"}
+        assert "<|im_end|>" not in content and "<think>" not in content
