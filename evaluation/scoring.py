@@ -207,6 +207,8 @@ def _read_labels(labels: list[dict], plain: dict[Key, Record]) -> dict[Key, str]
         if not isinstance(label, dict) or not {"index", "section", "verdict"} <= label.keys():
             raise ValueError(f"label {number}: needs index, section and verdict")
         key = label["index"], label["section"]
+        if not isinstance(key[0], int) or not isinstance(key[1], str):
+            raise ValueError(f"label {number}: the index must be a number and the section a letter")
         if label["verdict"] not in ("pass", "fail"):
             raise ValueError(f"label {number}: the verdict is {label['verdict']!r}, neither pass nor fail")
         if key not in plain:
