@@ -176,7 +176,8 @@ class Engine(LanguageModel):
 def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
     """A worker in a session of its own, with the specification sent to it."""
     root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(root)}
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with log.open("a", encoding="utf-8") as log_file:

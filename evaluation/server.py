@@ -41,7 +41,7 @@ class Server(LanguageModel):
         self._api_base, self._model, self._sampling, self._patience = api_base, model, sampling, patience
         self._extra: dict[str, Any] = {"chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
         if schema:
-            self._extra["structured_outputs"] = {"json": schema, "disable_any_whitespace": True}
+            self._extra["structured_outputs"] = {"json": schema}
         self._client = openai.OpenAI(
             base_url=api_base, api_key=os.environ.get(key_variable) or "none", timeout=_TIMEOUT, max_retries=0
         )

@@ -15,6 +15,9 @@ import sys
 import threading
 from typing import Any, TextIO
 
+# Where the schema leaves white space free, a model can write it until its tokens run out.
+NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
+
 
 def main() -> int:
     """Serve until stdin ends; 1 when the engine cannot start or breaks."""
@@ -91,7 +94,10 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
         model = merge(spec["model"], spec["lora_path"], spec["merge_into"])
     elif spec["lora_path"]:
         lora = LoRARequest("adapter", 1, spec["lora_path"])
-    llm = LLM(model=model, **spec["vllm_args"])
+    vllm_args = spec["vllm_args"]
+    if spec["schema"]:  # vLLM 0.23 reads this from the engine's settings only, not from a request
+        vllm_args = {"structured_outputs_config": NO_FREE_WHITE_SPACE, **vllm_args}
+    llm = LLM(model=model, **vllm_args)
     engine, limit = llm.llm_engine, llm.model_config.max_model_len
     _send(replies, {"ready": True})
 
@@ -103,8 +109,7 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
         params = SamplingParams(
             **{**spec["sampling"], **request["sampling"]},
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=spec["schema"]
-            and StructuredOutputsParams(json=spec["schema"], disable_any_whitespace=True),
+            structured_outputs=spec["schema"] and StructuredOutputsParams(json=spec["schema"]),
         )
         engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, params, lora_request=lora)
 

@@ -18,7 +18,8 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
-# What the tiny model has learned to write, whatever the dialogue.
+# What the tiny model has learned to write, whatever the dialogue, and to judge, whatever the note.
+LEARNED_VERDICT = {"reason": "The same story.", "verdict": "pass"}
 LEARNED_NOTE = {
     "S": "Reports a dry cough for three days. Denies fever.",
     "O": "Temperature 37.1 C. Lungs are clear.",
@@ -78,7 +79,7 @@ def build_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen3 model of two layers that was trained, in seconds, to write LEARNED_NOTE."""
+    """A Qwen3 model of two layers that was trained, in seconds, to write LEARNED_NOTE and judge LEARNED_VERDICT."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -99,19 +100,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=None,
     )
     model = Qwen3ForCausalLM(config)
-    answer = [*tokenizer.encode(prompts.write_note(LEARNED_NOTE)), tokenizer.eos_token_id]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(120):
-        messages = prompts.note_messages(rows(20)[step % 20]["dialogue"])
+    losses = {}
+    for step in range(160):
+        row, section = rows(20)[step % 20], prompts.SECTIONS[step % 4]
+        if step % 2:
+            messages, answer = prompts.note_messages(row["dialogue"]), prompts.write_note(LEARNED_NOTE)
+        else:
+            messages = prompts.judge_messages(row["dialogue"], section, row[section], LEARNED_NOTE[section])
+            answer = json.dumps(LEARNED_VERDICT)
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **prompts.CHAT_TEMPLATE_KWARGS)
-        ids = torch.tensor([prompt + answer])
-        labels = ids.clone()
-        labels[0, : len(prompt)] = -100
-        loss = model(input_ids=ids, labels=labels).loss
+        learned = [*tokenizer.encode(answer), tokenizer.eos_token_id]
+        loss = model(
+            input_ids=torch.tensor([prompt + learned]), labels=torch.tensor([[-100] * len(prompt) + learned])
+        ).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert loss < 0.05, f"the tiny model did not learn its note: loss {loss:.3f}"
+        losses[step % 2] = loss.item()
+    assert max(losses.values()) < 0.05, f"the tiny model did not learn its answers: losses {losses}"
     model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

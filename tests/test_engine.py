@@ -1,0 +1,200 @@
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import LEARNED_NOTE, ROOT, rows
+
+import prompts
+from evaluation import worker
+from evaluation.engine import Completion, Engine, EngineSpec, LanguageModel, Request
+from evaluation.errors import UserError
+
+CPU_ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
+GREEDY = {"temperature": 0, "max_tokens": 200}
+
+
+class Delayed(LanguageModel):
+    """Answers when told to, in the order that a test chooses."""
+
+    def __init__(self, window: int = 100):
+        super().__init__("delayed model", window)
+        self.waiting: list[tuple[int, Request]] = []
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+    def _send(self, number: int, request: Request) -> None:
+        self.waiting.append((number, request))
+        self.most = max(getattr(self, "most", 0), self.in_flight)
+        if self.in_flight >= self.window:
+            self.answer(-1)
+
+    def answer(self, position: int) -> None:
+        number, request = self.waiting.pop(position)
+        self._events.put({"id": number, "text": request.messages, "finish_reason": "stop", "prompt_tokens": 3})
+
+
+def test_answers_carry_the_tag_of_their_request_in_the_order_in_which_they_finish() -> None:
+    model = Delayed()
+    answers = model.complete(Request(("tag", k), f"text {k}") for k in range(3))
+    threading.Timer(0.1, lambda: [model.answer(position) for position in (2, 0, 0)]).start()
+    assert list(answers) == [Completion(("tag", k), f"text {k}", "stop", 3) for k in (2, 0, 1)]
+    assert model.tokens == {"prompt": 9, "cached": 0, "output": 0}
+
+
+def test_no_more_requests_are_in_flight_than_the_window_holds() -> None:
+    model = Delayed(window=4)
+    answers = model.complete(Request(k, str(k)) for k in range(50))
+    tags = [next(answers).tag for _ in range(47)]
+    for _ in range(3):
+        model.answer(0)
+    tags += [answer.tag for answer in answers]
+    assert sorted(tags) == list(range(50))
+    assert model.most == 4
+
+
+def test_a_request_may_follow_from_an_answer() -> None:
+    model, seen = Delayed(window=1), []
+    for answer in model.complete([Request(0, "first")]):
+        seen.append(answer.text)
+        if answer.text == "first":
+            model.submit(Request(1, "second"))
+    assert seen == ["first", "second"]
+
+
+def test_an_engine_that_breaks_is_one_line() -> None:
+    model = Delayed()
+    model._events.put({"failed": "out of luck"})
+    with pytest.raises(UserError, match=r"^the delayed model stopped: out of luck$"):
+        list(model.complete([Request(0, "text")]))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("Free memory on device cuda:0 (3/79 GiB) on startup is less than desired"), "not enough memory"),
+        (ValueError("To serve at least one request, 1.0 GiB KV cache is needed"), "--max_model_len"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20 MiB"), "--gpu_memory_utilization"),
+        (KeyError("rope"), "KeyError: 'rope'"),
+        (RuntimeError("two\nlines"), "two lines"),
+        (RuntimeError(), "no message"),
+    ],
+)
+def test_what_stops_an_engine_is_explained_in_one_line(error: Exception, words: str) -> None:
+    line = worker.explain(error)
+    assert words in line
+    assert "\n" not in line
+
+
+def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    worker.merge(str(tiny_model), str(tiny_adapter), str(tmp_path / "merged"))
+    base, merged = load_file(tiny_model / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    adapter = load_file(tiny_adapter / "adapter_model.safetensors")
+    assert base.keys() == merged.keys()
+    changed = 0
+    for name, weight in base.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        expected = weight.float()
+        if f"{key}.lora_A.weight" in adapter:
+            expected = expected + 2 * adapter[f"{key}.lora_B.weight"] @ adapter[f"{key}.lora_A.weight"]  # alpha / r = 2
+            changed += 1
+        assert merged[name].dtype == torch.bfloat16
+        assert torch.equal(merged[name], expected.bfloat16()), name
+    assert changed == 4
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A running vLLM with the tiny model."""
+    spec = EngineSpec(tiny_model, CPU_ARGS, GREEDY)
+    with Engine("generator", spec, tmp_path_factory.mktemp("engine") / "log") as model:
+        yield model
+
+
+@pytest.mark.slow
+def test_vllm_answers_chats_and_says_what_it_took(engine: Engine) -> None:
+    requests = [Request(k, prompts.note_messages(row["dialogue"])) for k, row in enumerate(rows(4))]
+    answers = sorted(engine.complete(requests), key=lambda answer: answer.tag)
+    assert [prompts.read_note(answer.text) for answer in answers] == [LEARNED_NOTE] * 4
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+    assert all(answer.prompt_tokens > 100 and answer.output_tokens > 20 for answer in answers)
+    assert engine.tokens["cached"] > 0, "the system prompt that all chats share must come from the prefix cache"
+    assert engine.init_seconds > 1 > 0 < engine.busy_seconds
+
+
+@pytest.mark.slow
+def test_a_prompt_over_the_limit_is_marked_and_the_rest_go_on(engine: Engine) -> None:
+    texts = ["A cough.", "word " * 5000, "A cough.", "word " * 5000]
+    answers = list(engine.complete(Request(k, prompts.note_messages(text)) for k, text in enumerate(texts)))
+    assert {answer.tag: answer.finish_reason for answer in answers} == {
+        0: "stop",
+        1: "prompt_too_long",
+        2: "stop",
+        3: "prompt_too_long",
+    }
+
+
+@pytest.mark.slow
+def test_a_note_cut_off_at_the_limit_says_so(engine: Engine) -> None:
+    (answer,) = engine.complete([Request(0, prompts.note_messages("A cough."), sampling={"max_tokens": 3})])
+    assert (answer.finish_reason, answer.output_tokens) == ("length", 3)
+
+
+@pytest.mark.slow
+def test_a_failed_start_is_one_line_and_leaves_no_process(tiny_model: Path, tmp_path: Path) -> None:
+    spec = EngineSpec(tiny_model, CPU_ARGS | {"max_model_len": 1 << 20}, GREEDY)
+    with Engine("judge", spec, tmp_path / "log") as model:
+        (process,) = model._processes
+        with pytest.raises(UserError) as error:
+            list(model.complete([Request(0, prompts.note_messages("A cough."))]))
+    assert str(error.value).startswith("the judge stopped: ")
+    assert str(tmp_path / "log") in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not group_lives(process.pid)
+
+
+@pytest.mark.slow
+def test_when_the_parent_is_killed_the_engine_and_all_it_started_are_gone(tiny_model: Path, tmp_path: Path) -> None:
+    code = f"""
+        import time
+        from pathlib import Path
+        from evaluation.engine import Engine, EngineSpec, Request
+        spec = EngineSpec(Path({str(tiny_model)!r}), {CPU_ARGS!r}, {GREEDY!r})
+        model = Engine("generator", spec, Path({str(tmp_path / "log")!r}))
+        list(model.complete([Request(0, [{{"role": "user", "content": "A cough."}}])]))
+        print(model._processes[0].pid, flush=True)
+        time.sleep(600)
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    group = int(parent.stdout.readline())
+    assert group_lives(group)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while group_lives(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not group_lives(group)
+
+
+def group_lives(group: int) -> bool:
+    """Whether any process of the group runs; zombies, which hold no memory, do not count."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(process_group) == group and state != "Z":
+            return True
+    return False

@@ -1,0 +1,166 @@
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+import prompts
+from evaluation.engine import Request
+from evaluation.errors import UserError
+from evaluation.server import Server, without_credentials
+
+SCHEMA = {"type": "object"}
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Answers as `vllm serve` does; `replies` are (status, body) to give first, status 0 drops the connection."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.replies: list[tuple[int, dict]] = []
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+        self.hold = threading.Event()
+        self.hold.set()
+
+    @property
+    def api_base(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.bodies.append(body)
+            server.keys.append(self.headers["Authorization"])
+            server.now += 1
+            server.most = max(server.most, server.now)
+            status, reply = server.replies.pop(0) if server.replies else (200, None)
+        server.hold.wait(10)
+        with server.lock:
+            server.now -= 1
+        if status == 0:
+            self.connection.close()
+            return
+        text = json.dumps(reply or completion(body["messages"][-1]["content"].upper())).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def completion(text: str) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    usage = {
+        "prompt_tokens": 7,
+        "completion_tokens": 5,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    server = FakeServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def ask(server: Server, *texts: str) -> list:
+    requests = (Request(k, [{"role": "user", "content": text}]) for k, text in enumerate(texts))
+    with server:
+        return sorted(server.complete(requests), key=lambda answer: answer.tag)
+
+
+def connect(fake: FakeServer, **options: Any) -> Server:
+    return Server("generator", fake.api_base, "soap", {"temperature": 0, "max_tokens": 9}, **options)
+
+
+def test_the_same_chat_sampling_and_schema_are_sent(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+    (answer,) = ask(connect(fake, schema=SCHEMA, key_variable="A_KEY"), "a")
+    assert (answer.text, answer.finish_reason) == ("A", "stop")
+    assert (answer.prompt_tokens, answer.output_tokens, answer.cached_tokens) == (7, 5, 4)
+    assert fake.keys == ["Bearer secret"]
+    assert fake.bodies == [
+        {
+            "model": "soap",
+            "messages": [{"role": "user", "content": "a"}],
+            "temperature": 0,
+            "max_tokens": 9,
+            "chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS,
+            "structured_outputs": {"json": SCHEMA},
+        }
+    ]
+
+
+def test_no_more_requests_than_allowed_are_open_at_once(fake: FakeServer) -> None:
+    fake.hold.clear()
+    threading.Timer(0.5, fake.hold.set).start()
+    answers = ask(connect(fake, concurrency=3), *"abcdefghij")
+    assert [answer.text for answer in answers] == list("ABCDEFGHIJ")
+    assert fake.most == 3
+
+
+@pytest.mark.parametrize("status", [0, 429, 500, 503])
+def test_a_request_that_failed_for_the_moment_is_tried_again(fake: FakeServer, status: int) -> None:
+    fake.replies = [(status, {"message": "busy"})] * 2
+    answers = ask(connect(fake), "a", "b")
+    assert [answer.text for answer in answers] == ["A", "B"]
+    assert len(fake.bodies) == 4
+
+
+def test_a_server_that_stays_away_ends_the_run_with_one_line(fake: FakeServer) -> None:
+    fake.replies = [(503, {"message": "busy"})] * 1000
+    with pytest.raises(UserError, match=r"has not answered for \d+ s .* the same command goes on"):
+        ask(connect(fake, patience=1.0), "a", "b")
+
+
+def test_a_server_that_refuses_ends_the_run_at_once_without_the_prompt(fake: FakeServer) -> None:
+    fake.replies = [(404, {"message": "The model `soap` does not exist."})]
+    with pytest.raises(UserError, match=r"refuses soap: status 404, The model `soap` does not exist"):
+        ask(connect(fake), "patient text")
+    assert len(fake.bodies) == 1
+
+
+def test_a_prompt_that_leaves_less_room_than_max_tokens_gets_what_is_left(fake: FakeServer) -> None:
+    too_long = {"message": "This model's maximum context length is 16 tokens. However, you requested 9 output tokens"}
+    fake.replies = [(400, too_long)]
+    (answer,) = ask(connect(fake), "a")
+    assert answer.text == "A"
+    assert ["max_tokens" in body for body in fake.bodies] == [True, False]
+
+
+def test_a_prompt_over_the_limit_is_marked_and_the_rest_go_on(fake: FakeServer) -> None:
+    too_long = {"message": "This model's maximum context length is 16 tokens. However, your prompt has 99"}
+    fake.replies = [(400, too_long)] * 2
+    answers = ask(connect(fake, concurrency=1), "a", "b")
+    assert [answer.finish_reason for answer in answers] == ["prompt_too_long", "stop"]
+
+
+def test_credentials_in_an_address_do_not_reach_files() -> None:
+    assert without_credentials("https://user:pass@host:8000/v1") == "https://host:8000/v1"
+    assert without_credentials("http://host/v1") == "http://host/v1"
+
+
+@pytest.mark.parametrize("address", ["", "host:8000", "ftp://host/v1", "http://", "file:///etc/passwd"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="no address"):
+        without_credentials(address)
