@@ -205,18 +205,18 @@ def read_soap(text: str) -> Note:
 def _heading(text: str, match: re.Match) -> tuple[str | None, int]:
     """The section that `match` heads, and how much it looks like a heading.
 
-    4: a line's start; 3: the same, a letter without a colon; 2: after a sentence's end; 1: elsewhere.
+    4: a line's start; 3: after a sentence's end; 2: a letter alone on its line; 1: elsewhere.
     """
     letter = match["letter"]
     if letter and not letter.isupper():
         return None, 0
     before = text[max(0, match.start() - 80) : match.start()].rstrip(" \t")
     if not before or before[-1] in "\r\n":
-        weight = 4 if match["mark"] or match["word"] else 3  # a blood group may stand on a line, too
+        weight = 4 if match["mark"] or match["word"] else 2  # a blood group may stand on a line, too
     elif match["alone"] is not None:
         return None, 0  # without a mark it is a heading only on its own line
     elif before[-1] in ".!?;:)]*\"'":
-        weight = 2
+        weight = 3
     else:
         weight = 1
     return (letter or match["word"][0]).upper(), weight
