@@ -1,7 +1,7 @@
 """Edits of a section with a known effect: one that keeps every fact, four that break exactly one thing.
 
 All take a section's text and return the edited text, or None where the text offers no place for the edit.
-Standard library only; the same text always gives the same edit. English notes only: other text gives None.
+Standard library only; the same text always gives the same edit. The patterns are for English notes.
 """
 
 import math
