@@ -158,7 +158,7 @@ def note_times(run: Run, stage: str, model: LanguageModel) -> None:
     run.manifest["tokens"][stage] = model.tokens
 
 
-def score(args: argparse.Namespace, run: Run, rows: Sequence) -> None:
+def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
     """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
     from evaluation import report, scoring
 
@@ -170,7 +170,6 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence) -> None:
             f"{run.folder.path} has {len(predictions)} notes and {plain} verdicts on {len(rows)} dialogues; "
             "run the same command with --stage all first"
         )
-    labels = inputs.load_labels(args.human_labels) if args.human_labels else None
     try:
         scores = scoring.score_run(predictions, judgements, rows, labels)
     except ValueError as error:
@@ -208,6 +207,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Every model or adapter through the stages, with one start of the judge. Raises UserError."""
     began = time.monotonic()
     rows, dataset_hash = inputs.load_rows(args.dataset_path, args.split, args.limit)
+    labels = inputs.load_labels(args.human_labels) if args.human_labels else None
     identity: dict[str, dict[str, Any]] = {
         "data": {
             "dataset_hash": dataset_hash,
@@ -255,7 +255,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)
             run.folder.write_manifest(run.manifest)
             if args.stage in SCORING:
-                score(args, run, rows)
+                score(args, run, rows, labels)
 
 
 def make_plan(
@@ -303,6 +303,7 @@ def progress(items: Iterator, label: str, total: int, done: int = 0) -> Iterator
         for item in itertools.chain(first, items):
             bar.update()
             yield item
+        bar.total = bar.n  # less than was thought: code decides some verdicts, and not every row makes a control
 
 
 def number(kind: Callable[[str], Any], low: float, high: float = float("inf")) -> Callable[[str], Any]:

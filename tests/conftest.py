@@ -1,11 +1,13 @@
 """Shared parts of the tests: a tiny Qwen3 model that writes notes, a LoRA adapter for it, and a small dataset."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import prompts
+from evaluation.engine import LanguageModel, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,19 +30,52 @@ LEARNED_NOTE = {
 }
 
 
+# complaint, what is denied, finding, diagnosis, treatment
+_VISITS = [
+    ("a dry cough", "fever", "Lungs are clear", "Viral bronchitis", "Fluids and honey"),
+    (
+        "pain in the left knee",
+        "any fall",
+        "Swelling of the left knee",
+        "Osteoarthritis of the left knee",
+        "Ibuprofen 400 mg",
+    ),
+    ("burning on urination", "flank pain", "Urine shows nitrites", "Urinary tract infection", "Nitrofurantoin 100 mg"),
+    ("headaches behind the right eye", "vomiting", "Pupils are equal", "Migraine without aura", "Sumatriptan 50 mg"),
+    (
+        "an itchy rash on both arms",
+        "new soap",
+        "Red papules on the forearms",
+        "Contact dermatitis",
+        "Hydrocortisone cream 1%",
+    ),
+    ("heartburn after meals", "weight loss", "Abdomen is soft", "Reflux disease", "Omeprazole 20 mg"),
+    (
+        "dizziness on standing",
+        "palpitations",
+        "Blood pressure falls by 25 mmHg",
+        "Orthostatic hypotension",
+        "Salt and water",
+    ),
+]
+
+
 def rows(n: int) -> list[dict[str, str]]:
-    """n different dialogues with their notes."""
-    return [
-        {
-            "dialogue": f"Doctor: What brings you in?\nPatient: A dry cough for {k + 2} days, no fever.\n"
-            f"Doctor: Temperature is 37.{k % 10} C, lungs are clear. Drink fluids, come back in {k + 5} days.",
-            "S": f"Patient {k} reports a dry cough for {k + 2} days. Denies fever. No chest pain on the left side.",
-            "O": f"Temperature 37.{k % 10} C. Lungs are clear. No wheezing on the right side.",
-            "A": f"Viral bronchitis, day {k + 2}. No sign of pneumonia.",
-            "P": f"Fluids and rest. Acetaminophen 500 mg every 6 hours. Return in {k + 5} days if not better.",
-        }
-        for k in range(n)
-    ]
+    """n different dialogues with their notes; the days until the return, k + 5, say which it is."""
+    result = []
+    for k in range(n):
+        complaint, denied, finding, diagnosis, treatment = _VISITS[k % len(_VISITS)]
+        result.append(
+            {
+                "dialogue": f"Doctor: What brings you in?\nPatient: {complaint} for {k + 2} days, no {denied}.\n"
+                f"Doctor: {finding}, pulse {60 + k}. It is {diagnosis}. {treatment}, and come back in {k + 5} days.",
+                "S": f"The patient reports {complaint} for {k + 2} days. Denies {denied}.",
+                "O": f"{finding}. Pulse {60 + k}. No distress.",
+                "A": f"{diagnosis} since {k + 2} days. No sign of anything worse.",
+                "P": f"{treatment} every 6 hours. No sports. Return in {k + 5} days if not better.",
+            }
+        )
+    return result
 
 
 def save_dataset(path: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
@@ -86,6 +121,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is no faster on more
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -119,6 +156,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
         losses[step % 2] = loss.item()
     assert max(losses.values()) < 0.05, f"the tiny model did not learn its answers: losses {losses}"
+    torch.set_num_threads(threads)
     model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -146,3 +184,22 @@ def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six test dialogues, as preprocess_data.py writes them."""
     return save_dataset(tmp_path_factory.mktemp("data") / "soap_dataset", {"train": rows(4), "test": rows(6)})
+
+
+class FakeModel(LanguageModel):
+    """Answers at once, with `answer(messages, attempt)`; counts what it was asked."""
+
+    def __init__(self, answer: Callable[[prompts.Messages, int], str]):
+        super().__init__("fake model", window=1000)
+        self.answer = answer
+        self.asked: list[str] = []
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _send(self, number: int, request: Request) -> None:
+        chat = json.dumps(request.messages)
+        self.asked.append(chat)
+        text = self.answer(request.messages, self.asked.count(chat))
+        self._events.put({"id": number, "text": text, "finish_reason": "stop", "prompt_tokens": 9, "output_tokens": 5})

