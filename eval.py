@@ -28,7 +28,7 @@ from evaluation import inputs, judge, models, placement
 from evaluation.engine import Engine, EngineSpec, LanguageModel
 from evaluation.errors import UserError
 from evaluation.server import Server, without_credentials
-from evaluation.stages import JUDGE_TOKENS, judge_cases, pending_cases, write_notes
+from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
 from evaluation.store import RunFolder, describe_machine
 
 CONTROLS_HELP = "judge inputs with known answers: N good and N bad ones a section (default: %(default)s; 0: none)"
@@ -286,24 +286,6 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def exhaust(items: Iterable) -> None:
-    for _ in items:
-        pass
-
-
-def progress(items: Iterator, label: str, total: int, done: int = 0) -> Iterator:
-    """`items`, with a progress bar that shows the time left; it appears with the first item."""
-    from tqdm import tqdm
-
-    first = list(itertools.islice(items, 1))
-    interval = 0.5 if sys.stderr.isatty() else 10  # seconds
-    with tqdm(desc=label, total=total, initial=done, mininterval=interval, dynamic_ncols=True) as bar:
-        for item in itertools.chain(first, items):
-            bar.update()
-            yield item
-        bar.total = bar.n  # less than was thought: code decides some verdicts, and not every row makes a control
 
 
 def number(kind: Callable[[str], Any], low: float, high: float = float("inf")) -> Callable[[str], Any]:

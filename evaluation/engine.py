@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,7 @@ class LanguageModel(ABC):
         self.tokens = {"prompt": 0, "cached": 0, "output": 0}
         self._started = self._ready = self._last_answer = time.monotonic()
         self._first_request: float | None = None
-        # What the threads that wait for answers report: {"ready"}, {"failed": why} or {"id", "text", ...}.
-        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[float, dict[str, Any]]] = queue.SimpleQueue()
         self._tags: dict[int, Any] = {}
         self._sent = 0
 
@@ -83,6 +82,10 @@ class LanguageModel(ABC):
     @abstractmethod
     def _send(self, number: int, request: Request) -> None:
         """Start on a request; its answer becomes an event with this number as its id."""
+
+    def report(self, event: dict[str, Any]) -> None:
+        """For the threads that wait for answers: {"ready": True}, {"failed": why}, or {"id", "text", ...}."""
+        self._events.put((time.monotonic(), event))
 
     @property
     def init_seconds(self) -> float:
@@ -114,13 +117,13 @@ class LanguageModel(ABC):
 
     def _next(self, wait: bool) -> Completion | None:
         while wait or not self._events.empty():
-            event = self._events.get()
+            now, event = self._events.get()
             if "failed" in event:
                 raise UserError(f"the {self.name} stopped: {event['failed']}")
             if "ready" in event:
-                self._ready = time.monotonic()
+                self._ready = now
                 continue
-            self._last_answer = time.monotonic()
+            self._last_answer = now
             self.in_flight -= 1
             done = Completion(self._tags.pop(event.pop("id")), **event)
             for kind in self.tokens:
@@ -156,7 +159,7 @@ class Engine(LanguageModel):
         super().__init__(name, window)
         self._processes = [_start(spec, device, log) for device in devices]
         for process in self._processes:
-            threading.Thread(target=_read_events, args=(process, log, self._events), daemon=True).start()
+            threading.Thread(target=_read_events, args=(process, log, self.report), daemon=True).start()
 
     def close(self) -> None:
         """Kill the processes and all that they started; their memory is free afterwards."""
@@ -197,13 +200,13 @@ def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
     return process
 
 
-def _read_events(process: subprocess.Popen, log: Path, events: queue.SimpleQueue) -> None:
+def _read_events(process: subprocess.Popen, log: Path, report: Callable[[dict[str, Any]], None]) -> None:
     for line in process.stdout:
         event = json.loads(line)
         if "failed" in event:
             event["failed"] += f" (log: {log})"
-        events.put(event)
-    events.put({"failed": f"{_how_it_ended(process.wait())} (log: {log})"})
+        report(event)
+    report({"failed": f"{_how_it_ended(process.wait())} (log: {log})"})
 
 
 def _how_it_ended(status: int) -> str:

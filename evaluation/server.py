@@ -60,11 +60,11 @@ class Server(LanguageModel):
 
     def _answer(self, number: int, request: Request) -> None:
         try:
-            self._events.put({"id": number, **self._ask_patiently(request)})
+            self.report({"id": number, **self._ask_patiently(request)})
         except UserError as error:
-            self._events.put({"failed": str(error)})
+            self.report({"failed": str(error)})
         except Exception as error:  # a thread's exception would otherwise vanish, and the run would wait for ever
-            self._events.put({"failed": f"{type(error).__name__} while waiting for {self._api_base}"})
+            self.report({"failed": f"{type(error).__name__} while waiting for {self._api_base}"})
 
     def _ask_patiently(self, request: Request) -> dict[str, Any]:
         import openai

@@ -5,6 +5,7 @@ Each yields records as they finish, after they are on disk, and leaves out what 
 
 import hashlib
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -95,3 +96,21 @@ def judge_cases(model: LanguageModel, cases: Iterable[judge.Case], out: JsonLine
         record = case.record(verdict, reason, raw=answer.text, attempts=attempt)
         out.append(record)
         yield record
+
+
+def exhaust(items: Iterable) -> None:
+    for _ in items:
+        pass
+
+
+def progress(items: Iterator, label: str, total: int, done: int = 0) -> Iterator:
+    """`items`, with a progress bar that shows the time left; it appears with the first item."""
+    from tqdm import tqdm
+
+    first = list(itertools.islice(items, 1))
+    interval = 0.5 if sys.stderr.isatty() else 10  # seconds
+    with tqdm(desc=label, total=total, initial=done, mininterval=interval, dynamic_ncols=True) as bar:
+        for item in itertools.chain(first, items):
+            bar.update()
+            yield item
+        bar.total = bar.n  # less than was thought: code decides some verdicts, and not every row makes a control

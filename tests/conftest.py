@@ -202,4 +202,4 @@ class FakeModel(LanguageModel):
         chat = json.dumps(request.messages)
         self.asked.append(chat)
         text = self.answer(request.messages, self.asked.count(chat))
-        self._events.put({"id": number, "text": text, "finish_reason": "stop", "prompt_tokens": 9, "output_tokens": 5})
+        self.report({"id": number, "text": text, "finish_reason": "stop", "prompt_tokens": 9, "output_tokens": 5})

@@ -36,7 +36,7 @@ class Delayed(LanguageModel):
 
     def answer(self, position: int) -> None:
         number, request = self.waiting.pop(position)
-        self._events.put({"id": number, "text": request.messages, "finish_reason": "stop", "prompt_tokens": 3})
+        self.report({"id": number, "text": request.messages, "finish_reason": "stop", "prompt_tokens": 3})
 
 
 def test_answers_carry_the_tag_of_their_request_in_the_order_in_which_they_finish() -> None:
@@ -69,7 +69,7 @@ def test_a_request_may_follow_from_an_answer() -> None:
 
 def test_an_engine_that_breaks_is_one_line() -> None:
     model = Delayed()
-    model._events.put({"failed": "out of luck"})
+    model.report({"failed": "out of luck"})
     with pytest.raises(UserError, match=r"^the delayed model stopped: out of luck$"):
         list(model.complete([Request(0, "text")]))
 
