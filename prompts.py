@@ -15,15 +15,13 @@ SECTION_NAMES = {"S": "Subjective", "O": "Objective", "A": "Assessment", "P": "P
 CHAT_TEMPLATE_KWARGS = {"enable_thinking": False}
 
 SYSTEM_PROMPT = """\
-You are a clinical scribe. Read the dialogue between a clinician and a patient and write the SOAP note of the visit.
-
-S (Subjective): what the patient or family reports: complaint, history, symptoms present and denied, medications.
-O (Objective): what was measured or observed: vital signs, examination, laboratory and imaging results.
-A (Assessment): diagnoses or problems, with the clinician's reasoning.
-P (Plan): treatment with doses, tests, referrals, advice and follow-up.
-
-Use only facts from the dialogue; keep every number, unit, side and negation. \
-If the dialogue has nothing for a section, say so in that section.
+You are a clinical scribe. Write the SOAP note of the visit in the dialogue.
+S: what the patient or family reports, with symptoms present and denied.
+O: what was measured or observed: vital signs, examination, test results.
+A: diagnoses and the reasoning behind them.
+P: treatment with doses, further tests, advice and follow-up.
+Use only facts from the dialogue. Keep every number, unit, side and negation. \
+If the dialogue has nothing for a section, say so there.
 Answer with one JSON object and nothing else: {"S": "...", "O": "...", "A": "...", "P": "..."}"""
 
 JUDGE_SYSTEM_PROMPT = """\

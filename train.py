@@ -1,0 +1,361 @@
+"""Train a model to write SOAP notes: the data source and the trainer that arctic_training loads.
+
+Reads ./soap_dataset (from preprocess_data.py); writes ./ckpt/<run>/global_step_N, train-log.jsonl and loss.png.
+
+    arctic_training Qwen3-1.7B-config.yaml         # full fine-tune
+    arctic_training Qwen3-1.7B-LoRA-config.yaml    # LoRA adapter
+    python train.py                                # show one formatted example; --model adds token counts
+"""
+
+import sys
+
+if __name__ == "__main__":  # the preview comes first: it needs neither torch nor arctic_training
+    from training.preview import main
+
+    sys.exit(main())
+
+import gc
+import hashlib
+import os
+import random
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NoReturn, Union
+
+import deepspeed
+import numpy as np
+import torch
+from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
+from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
+from arctic_training.config.data import DataSourceConfig
+from arctic_training.config.trainer import TrainerConfig
+from arctic_training.data.sft_factory import SFTDataConfig, SFTDataFactory
+from arctic_training.data.source import DataSource
+from arctic_training.data.utils import DatasetType
+from arctic_training.trainer.sft_trainer import SFTTrainer, to_device
+from datasets import Dataset, DatasetDict, load_from_disk
+from pydantic import model_validator
+
+from prompts import SECTIONS, prompts_hash, training_messages
+from training import attention, tokens
+from training.checkpoints import ExportEngine, ResumeEngine
+from training.progress import Progress
+
+os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
+
+
+def fail(problem: str, remedy: str) -> NoReturn:
+    """End the run with one line for the user. Every process of a run meets the same problem; the first one tells it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {problem}: {remedy}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+class SOAPDataSourceConfig(DataSourceConfig):
+    name_or_path: Path = Path("./soap_dataset")
+    """ The folder that preprocess_data.py wrote, relative to the working folder. """
+
+
+class SOAPDataSource(DataSource):
+    """`type: soap`: each row of a soap_dataset split as system prompt, dialogue, and the note as JSON."""
+
+    name = "soap"
+    config: SOAPDataSourceConfig
+
+    def load(self, config: SOAPDataSourceConfig, split: str) -> DatasetType:
+        """The split as a dataset with one column, `messages`: a list of {role, content}."""
+        rows = self.rows
+        return rows.map(
+            lambda row: {"messages": training_messages(row["dialogue"], {key: row[key] for key in SECTIONS})},
+            remove_columns=rows.column_names,
+            num_proc=self.data_factory.config.num_proc,
+            desc=f"Formatting {split}",
+        )
+
+    @property
+    def rows(self) -> Dataset:
+        path, split = self.config.name_or_path, self.config.split
+        if not path.is_dir():
+            fail(f"no dataset at {path}", "run `python preprocess_data.py` first")
+        try:
+            dataset = load_from_disk(str(path))
+        except FileNotFoundError as error:
+            fail(f"{path} is no dataset ({error})", "run `python preprocess_data.py` again")
+        if not isinstance(dataset, DatasetDict) or split not in dataset:
+            fail(f"{path} has no split {split!r}", "run `python preprocess_data.py` again, or correct `split`")
+        missing = {"dialogue", *SECTIONS} - set(dataset[split].column_names)
+        if missing:
+            fail(f"{path} lacks the columns {sorted(missing)}", "run `python preprocess_data.py` again")
+        return dataset[split]
+
+    @property
+    def cache_path_args(self) -> tuple[dict, ...]:
+        """Adds what the tokens are made of, so that other data, prompts or templates never meet an old cache."""
+        template = hashlib.sha256(str(self.trainer.tokenizer.chat_template).encode()).hexdigest()
+        content = {
+            "rows": file_fingerprint(self.config.name_or_path / self.config.split),
+            "prompts": prompts_hash(),
+            "template": template,
+            "vocabulary": len(self.trainer.tokenizer),
+            "code": file_fingerprint(Path(tokens.__file__)),
+        }
+        return (*super().cache_path_args, content)
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 over a file, or over all files of a folder in the order of their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class SOAPDataConfig(SFTDataConfig):
+    best_fit_packing: bool = False
+    """ Pack samples by best-fit decreasing: packs about 99% full, where `pack_samples` leaves about a tenth empty. """
+
+    @model_validator(mode="after")
+    def validate_packing(self) -> "SOAPDataConfig":
+        if self.best_fit_packing and self.pack_samples:
+            raise ValueError("best_fit_packing and pack_samples exclude each other: set one of them")
+        return self
+
+
+class SOAPDataFactory(SFTDataFactory):
+    """`type: soap`: tokens with labels on the note alone, a count of what max_length drops, best-fit packs."""
+
+    name = "soap"
+    config: SOAPDataConfig
+    default_source_cls = SOAPDataSource
+
+    def process(self, dataset: DatasetType) -> DatasetType:
+        try:
+            return dataset.map(
+                self._encode,
+                remove_columns=dataset.column_names,
+                num_proc=self.config.num_proc,
+                desc="Tokenizing",
+            )
+        except tokens.TemplateError as error:
+            fail(str(error), "use the model's chat version, or another template")
+
+    def _encode(self, row: dict[str, Any]) -> dict[str, list[int]]:
+        example = tokens.encode_example(self.tokenizer, row["messages"])
+        return {**example, "attention_mask": [1] * len(example["input_ids"])}
+
+    def post_load_callback(self, dataset: DatasetType) -> DatasetType:
+        """Pack what arctic_training's own length filter has left."""
+        if not self.config.best_fit_packing:
+            return dataset
+        packs = tokens.best_fit_packs([len(ids) for ids in dataset["input_ids"]], self.config.max_length)
+        return (
+            Dataset.from_dict({"rows": packs})
+            .map(lambda pack: _join(dataset[pack["rows"]]), remove_columns="rows", desc="Packing")
+            .shuffle(seed=self.config.seed)
+        )
+
+
+def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
+    """Samples end to end as one pack; positions count from 0 in each, which is how attention tells them apart."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    joined = {key: list(chain.from_iterable(rows[key])) for key in ("input_ids", "labels", "attention_mask")}
+    positions = list(chain.from_iterable(range(length) for length in lengths))
+    return {**joined, "position_ids": positions, "packed_sample_seqlens": lengths}
+
+
+class SOAPTrainerConfig(TrainerConfig):
+    compile_layers: bool = False
+    """ Compile each decoder layer with torch.compile: about a minute before the first step, faster steps after it. """
+
+
+class SOAPTrainer(SFTTrainer):
+    """`type: soap`: SFTTrainer with the same loss at a fraction of the work, exact resume, and progress to look at."""
+
+    name = "soap"
+    config: SOAPTrainerConfig
+    data_factory: SOAPDataFactory
+    checkpoint_engine: Union[ExportEngine, ResumeEngine, HFCheckpointEngine, DSCheckpointEngine]  # noqa: UP007
+    fail = staticmethod(fail)
+
+    def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
+        if config.kill_switch_path.exists():
+            fail(f"the kill switch {config.kill_switch_path} exists, so the run would end at once", "remove it")
+        attention.register_varlen()
+        wanted = config.model.attn_implementation
+        config.model.attn_implementation, reason = attention.supported_attention(wanted, config.model.dtype.value)
+        if reason and config.global_rank == 0:
+            print(f"attention: {config.model.attn_implementation} instead of {wanted}, because {reason}")
+        super().__init__(config, mode)
+        if config.compile_layers:
+            for layer in self._decoder.layers:
+                layer.compile(dynamic=False)
+        if config.global_rank == 0:
+            self._print_data()
+
+    @property
+    def _decoder(self) -> torch.nn.Module:
+        """The stack of layers, without output head, adapters' wrapper and DeepSpeed's."""
+        model = self.model_unwrapped
+        return (model.get_base_model() if self.config.model.peft_config else model).model
+
+    def _print_data(self) -> None:
+        packs = self.train_dataloader.dataset
+        rows = sum(len(SOAPDataSource(self.train_dataloader, source).rows) for source in self.config.data.sources)
+        lengths = (
+            packs["packed_sample_seqlens"] if "packed_sample_seqlens" in packs.column_names else [[1]] * len(packs)
+        )
+        kept = sum(map(len, lengths))
+        print(
+            f"data: {rows:,} rows, {rows - kept:,} longer than max_length {self.config.data.max_length:,} and left out,"
+            f" {len(packs):,} packs; {self.training_horizon:,} steps in {self.config.epochs} epochs"
+        )
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean cross-entropy over the labelled tokens of one pack; equal to SFTTrainer's.
+
+        `batch`: input_ids, labels and position_ids, each (1, tokens). The LM head runs on the positions whose next
+        token is labelled, about a quarter of them, and attention on each sample alone.
+        """
+        batch.pop("packed_sample_seqlens", None)
+        if batch["input_ids"].shape[0] > 1 or self.config.sequence_parallel_size > 1:
+            return super().loss(batch)
+        labels = batch.pop("labels")[0, 1:]
+        positions = (labels != tokens.IGNORE_INDEX).nonzero().flatten()  # on the CPU: the GPU need not wait
+        batch["logits_to_keep"] = positions
+        targets = labels[positions].to(self.device, non_blocking=True)
+        options = {"use_cache": False}
+        if self.config.model.attn_implementation == attention.VARLEN:
+            batch["cu_seq_lens_q"], options["max_length_q"] = attention.sample_bounds(batch["position_ids"])
+        outputs = self.model(**to_device(batch, self.device), **options)
+        return torch.nn.functional.cross_entropy(outputs.logits[0].float(), targets)
+
+    # --- loop ------------------------------------------------------------------------------------------------------
+
+    @property
+    def training_horizon(self) -> int:
+        """Optimizer steps of the whole run: the length of the learning-rate schedule."""
+        if self.config.train_iters:
+            return self.config.train_iters
+        return self.config.epochs * len(self.train_dataloader) // self.config.gradient_accumulation_steps
+
+    @property
+    def batches_done(self) -> int:
+        return self.global_step * self.config.gradient_accumulation_steps
+
+    def pre_train_callback(self) -> None:
+        self.epoch_idx, _ = divmod(self.batches_done, len(self.train_dataloader))
+        self.saved_at: dict[str, int] = {}
+        self.progress = None
+        if self.global_rank == 0:
+            log = self.config.train_log_metrics_path
+            self.progress = Progress(log, self.training_horizon, self.global_step)
+        gc.collect()
+        gc.freeze()  # a full collection costs 0.4 s with torch and transformers loaded; what is here now stays anyway
+
+    def epoch(self) -> None:
+        """One pass over the packs, in an order of its own; a resumed run skips what it has behind it."""
+        self.epoch_finished = False
+        self.train_dataloader.sampler.set_epoch(self.epoch_idx)
+        behind = self.batches_done - self.epoch_idx * len(self.train_dataloader)
+        step_losses: list[float] = []
+        step_tokens = 0
+        for batch in islice(self.train_dataloader, behind, None):
+            if self.need_early_exit():
+                self.early_stop = True
+                return
+            step_tokens += int(sum(map(sum, batch["packed_sample_seqlens"])))
+            self.step(batch)
+            step_losses.append(self.last_loss)
+            if self.model.micro_steps % self.config.gradient_accumulation_steps:
+                continue
+            if self.progress:
+                mean = sum(step_losses) / len(step_losses)
+                self.progress.step(self.global_step, self.epoch_idx, mean, self.scheduler.get_last_lr()[0], step_tokens)
+            step_losses, step_tokens = [], 0
+            if self.config.eval_interval and self.global_step % self.config.eval_interval == 0:
+                self.evaluate()
+            self.checkpoint()
+        self.epoch_finished = True
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.model.train()
+        with deepspeed.runtime.engine.autocast_if_enabled(self.model):
+            loss = self.loss(batch)
+        self.backward(loss)
+        self.model.step()
+        self.last_loss = loss.item()
+        self.global_step = self.model.global_steps
+        self.global_step_this_run = self.global_step - self.global_step_at_start_this_run
+
+    def evaluate(self) -> None:
+        """Validation loss: mean over all labelled tokens of the validation data, of all processes."""
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad():
+            for batch in self.eval_dataloader:
+                labelled = int((batch["labels"][:, 1:] != tokens.IGNORE_INDEX).sum())
+                total += torch.tensor([self.loss(batch).item() * labelled, labelled])
+        total = total.to(self.device)
+        torch.distributed.all_reduce(total)
+        if self.progress:
+            self.progress.validation(self.global_step, (total[0] / total[1]).item())
+
+    def post_train_callback(self) -> None:
+        if self.progress:
+            self.progress.close()
+        if self.training_finished and not self.early_stop:
+            for engine in self.checkpoint_engines:
+                if isinstance(engine, ResumeEngine):
+                    engine.clear()
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run must share with a saved state to go on from it; see ResumeEngine."""
+        config = self.config.model_dump(mode="json")
+        keys = ("model", "optimizer", "scheduler", "epochs", "micro_batch_size", "gradient_accumulation_steps", "seed")
+        sources = (SOAPDataSource(self, source) for source in self.config.data.sources)
+        return {
+            **{key: str(config[key]) for key in keys},
+            "max_length": str(self.config.data.max_length),
+            "world_size": str(self.world_size),
+            "prompts": prompts_hash(),
+            "data": ",".join(file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
+        }
+
+    def restore(self, client_state: dict[str, Any]) -> None:
+        """Take up the counters and random states of a resume state."""
+        self.global_step = self.model.global_steps
+        torch.set_rng_state(client_state["torch_random_state"])
+        np.random.set_state(client_state["np_random_state"])
+        random.setstate(client_state["python_random_state"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(client_state["torch_cuda_random_state"])
+        if self.global_rank == 0:
+            print(f"resumed at step {self.global_step} of {self.training_horizon}")
+
+    def checkpoint(self) -> None:
+        for engine in self.checkpoint_engines:
+            if self._due(engine) and self.saved_at.get(engine.name) != self.global_step:
+                engine.save(self.model)
+                self.saved_at[engine.name] = self.global_step
+
+    def _due(self, engine: HFCheckpointEngine | DSCheckpointEngine) -> bool:
+        """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""
+        config, steps = engine.config, self.global_step
+        in_epoch = not self.epoch_finished
+        return config.enabled and bool(
+            (in_epoch and config.save_every_n_steps and steps and steps % config.save_every_n_steps == 0)
+            or (
+                not in_epoch
+                and not self.training_finished
+                and config.save_every_n_epochs
+                and (self.epoch_idx + 1) % config.save_every_n_epochs == 0
+            )
+            or (self.training_finished and config.save_end_of_training)
+        )

@@ -1,0 +1,103 @@
+"""Two kinds of checkpoint: the finished model for evaluation, and the state from which a killed run goes on.
+
+Both appear in one step: whatever stands under its final name is complete.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import deepspeed.comm as dist
+from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
+from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
+
+COMPLETE = "complete.json"  # written last into a resume state; holds what the state may be resumed with
+
+
+class ExportEngine(HFCheckpointEngine):
+    """`type: export`: model or adapter and tokenizer below `output_dir/global_step_N`, as transformers and vLLM load it."""
+
+    name = "export"
+
+    @property
+    def final_dir(self) -> Path:
+        return self.config.output_dir / f"global_step_{self.trainer.global_step}"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where the parent class writes: a name that eval.py does not take for a checkpoint."""
+        path = self.final_dir.with_suffix(".incomplete")
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def save(self, model) -> None:
+        super().save(model)
+        if self.trainer.config.zero_3_enabled and self.trainer.config.model.peft_config is None:
+            self.trainer.model_unwrapped.generation_config.save_pretrained(self.checkpoint_dir)
+        dist.barrier()  # every rank writes its tokenizer
+        if self.global_rank == 0:
+            shutil.rmtree(self.final_dir, ignore_errors=True)
+            self.checkpoint_dir.rename(self.final_dir)
+        dist.barrier()
+
+
+class ResumeEngine(DSCheckpointEngine):
+    """`type: resume`: weights, optimizer, schedule and random states; the newest one replaces the older ones.
+
+    It is there only while a run is unfinished: `clear` takes it away when the model has been exported.
+    """
+
+    name = "resume"
+
+    @property
+    def newest(self) -> Path | None:
+        states = self.config.output_dir.glob(f"*/{COMPLETE}")
+        return max((path.parent for path in states), key=lambda path: int(path.name.rpartition("_")[2]), default=None)
+
+    @property
+    def latest_checkpoint_exists(self) -> bool:
+        return self.newest is not None
+
+    def save(self, model) -> None:
+        previous = self.newest
+        model.save_checkpoint(
+            self.checkpoint_dir,
+            tag=self.checkpoint_tag,
+            client_state=self.client_state,
+            exclude_frozen_parameters=self.trainer.config.model.peft_config is not None,
+        )
+        dist.barrier()
+        if self.global_rank == 0:
+            state = self.checkpoint_dir / self.checkpoint_tag
+            (state / COMPLETE).write_text(json.dumps(self.trainer.identity, indent=2, default=str))
+            if previous not in (None, state):
+                shutil.rmtree(previous)
+        dist.barrier()
+
+    def load(self, model) -> None:
+        state = self.newest
+        if state is None:
+            return
+        self._refuse_another_run(state)
+        _, client_state = model.load_checkpoint(
+            self.config.output_dir,
+            tag=state.name,
+            load_module_strict=self.trainer.config.model.peft_config is None,
+        )
+        self.trainer.restore(client_state)
+
+    def clear(self) -> None:
+        dist.barrier()
+        if self.global_rank == 0:
+            shutil.rmtree(self.config.output_dir, ignore_errors=True)
+
+    def _refuse_another_run(self, state: Path) -> None:
+        saved = json.loads((state / COMPLETE).read_text())
+        now = json.loads(json.dumps(self.trainer.identity, default=str))
+        changed = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+        if changed:
+            key = changed[0]
+            self.trainer.fail(
+                f"{state.parent} holds an unfinished run with another {key} ({saved.get(key)}, now {now.get(key)})",
+                "remove that folder to start anew, or undo the change to go on",
+            )
