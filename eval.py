@@ -33,7 +33,9 @@ from evaluation.store import RunFolder, describe_machine
 
 CONTROLS_HELP = "judge inputs with known answers: N good and N bad ones a section (default: %(default)s; 0: none)"
 ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
-LENGTH_HELP = "tokens of a prompt and its answer; longer prompts are marked and left out (default: %(default)s)"
+LENGTH_HELP = (
+    "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
+)
 MEMORY_HELP = "share of each GPU's memory for both models together (default: %(default)s)"
 WRITING, JUDGING, SCORING = ("all", "generate"), ("all", "judge"), ("all", "judge", "report")
 
@@ -156,6 +158,7 @@ def describe(args: argparse.Namespace, run: Run) -> None:
 def note_times(run: Run, stage: str, model: LanguageModel) -> None:
     run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
     run.manifest["tokens"][stage] = model.tokens
+    run.manifest["engines"][stage] = model.settings
 
 
 def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
@@ -264,11 +267,11 @@ def make_plan(
     """Where the engines of this call run, told to the user. Raises UserError."""
     if not generators and not judge_model:
         return placement.Plan(None, None, False, "")
-    largest = max(generators, key=lambda model: model.weight_bytes, default=None)
-    needs = (
-        model and placement.need(model.name, model.config, model.weight_bytes, args.max_model_len)
-        for model in (largest, judge_model)
-    )
+    needs = []
+    for group in (generators, [judge_model] if judge_model else []):
+        model = max(group, key=lambda model: model.weight_bytes, default=None)
+        length = min((models.context_length(args.max_model_len, model) for model in group), default=0)
+        needs.append(model and placement.need(model.name, model.config, model.weight_bytes, length))
     plan = placement.place(placement.find_gpus(), *needs, args.gpu_memory_utilization, placement.free_ram())
     tell(plan.words)
     return plan
@@ -349,7 +352,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="length of a note (default: %(default)s)",
     )
-    add("--max_model_len", type=number(int, 16), default=8192, metavar="N", help=LENGTH_HELP)
+    add("--max_model_len", type=number(int, 16), metavar="N", help=LENGTH_HELP)
     add("--gpu_memory_utilization", type=number(float, 0.01, 1), default=0.9, metavar="SHARE", help=MEMORY_HELP)
     add("--engine_args", type=json_object, default={}, metavar="JSON", help="arguments of vLLM's LLM for the generator")
     add("--judge_engine_args", type=json_object, default={}, metavar="JSON", help="the same for the judge")

@@ -18,14 +18,10 @@ from typing import Any
 import prompts
 from evaluation.errors import UserError
 
-# No library may report use; all files are local by now, so none needs the network. One process an engine: vLLM's own
-# engine process would cost a second start.
 _ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "HF_HUB_OFFLINE": "1",  # all files are local by now
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's own engine process would cost a second start
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # nvidia-smi's order
 }
 
 
@@ -60,7 +56,8 @@ class LanguageModel(ABC):
     At most `window` requests are in flight, so that a long run does not gather in memory.
     """
 
-    def __init__(self, name: str, window: int):
+    def __init__(self, name: str, window: int, settings: dict[str, Any] | None = None):
+        self.settings = settings or {}  # what determines the answers, for the manifest
         self.name, self.window, self.in_flight = name, window, 0
         self.tokens = {"prompt": 0, "cached": 0, "output": 0}
         self._started = self._ready = self._last_answer = time.monotonic()
@@ -156,7 +153,9 @@ class Engine(LanguageModel):
     """
 
     def __init__(self, name: str, spec: EngineSpec, log: Path, devices: Iterable[str] = ("",), window: int = 4096):
-        super().__init__(name, window)
+        devices = list(devices)
+        settings = {"vllm_args": spec.vllm_args, "sampling": spec.sampling, "merged": bool(spec.merge_into)}
+        super().__init__(name, window, settings | {"devices": devices})
         self._processes = [_start(spec, device, log) for device in devices]
         for process in self._processes:
             threading.Thread(target=_read_events, args=(process, log, self.report), daemon=True).start()

@@ -16,6 +16,8 @@ from evaluation.errors import UserError
 # vLLM's accepted values of max_lora_rank; a limit far above the adapter's rank slows every step.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
+DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a longer one takes cache that more dialogues could use
+
 _HUB_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # read from each weight file for its fingerprint
 
@@ -54,6 +56,7 @@ def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], No
     else:
         path = _from_hub(name, need_weights)
     config = _read_json(path / "config.json")
+    _check_chat(path)
     weights = _weight_files(path, "model") if need_weights else []
     weight_bytes = sum(file.stat().st_size for file in weights)
     return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", weights))
@@ -93,6 +96,14 @@ def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print
     if base and Path(base).name != Path(model.name).name and Path(base).name != model.path.name:
         tell(f"{name} was trained on {base}; the shapes fit {model.name}, so it is applied")
     return Adapter(name, path, rank, _fingerprint(path, "adapter_config.json", weights))
+
+
+def context_length(asked: int | None, model: Model) -> int:
+    """Tokens of prompt and answer: what was asked for, else as much of DEFAULT_LENGTH as `model` can. Or UserError."""
+    own = model.config.get("max_position_embeddings", DEFAULT_LENGTH)
+    if asked and asked > own and not model.config.get("rope_scaling"):
+        raise UserError(f"--max_model_len {asked}: {model.name} takes at most {own}")
+    return asked or min(own, DEFAULT_LENGTH)
 
 
 def vllm_rank(rank: int) -> int:
@@ -159,6 +170,16 @@ def _from_hub(name: str, need_weights: bool) -> Path:
         raise UserError(
             f"{name}: no such folder, and the model hub cannot be reached ({cause}); give a local folder"
         ) from None
+
+
+def _check_chat(path: Path) -> None:
+    """Raise UserError when a model's folder has no tokenizer or no chat template."""
+    config = path / "tokenizer_config.json"
+    if not config.is_file():
+        raise UserError(f"{path} has no tokenizer (tokenizer_config.json); copy it from the model it was trained from")
+    templates = (path / "chat_template.jinja", path / "chat_template.json")
+    if not _read_json(config).get("chat_template") and not any(file.is_file() for file in templates):
+        raise UserError(f"{path} has no chat template; give a model that was made for chats")
 
 
 def _weight_files(path: Path, stem: str) -> list[Path]:
@@ -239,7 +260,7 @@ def _fingerprint(path: Path, config: str, weights: list[Path]) -> str:
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
             for k in range(_SAMPLES):
-                stream.seek(size * k // _SAMPLES)
+                stream.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:12]
 

@@ -67,16 +67,26 @@ class Plan:
 
 
 def need(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: int) -> Need:
-    """A model's need from its config.json. `weight_bytes` 0: counted from the shapes, 2 bytes a parameter."""
-    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    """A model's need from its config.json. `weight_bytes` 0: counted from the shapes. Raises UserError.
+
+    Engines compute in 16 bits, whatever the files hold.
+    """
+    try:
+        hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+        inner, vocab = config["intermediate_size"], config["vocab_size"]
+    except KeyError as key:
+        raise UserError(f"{name}: config.json has no {key}; models are supported that are built like Qwen3") from None
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
-    inner, vocab = config["intermediate_size"], config["vocab_size"]
-    attention = 2 * hidden * head_dim * (heads + kv_heads)
-    embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    if not weight_bytes:
+        attention = 2 * hidden * head_dim * (heads + kv_heads)
+        embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
+        weight_bytes = 2 * (embeddings + layers * (attention + 3 * hidden * inner))
+    elif "float32" in (config.get("dtype"), config.get("torch_dtype")):
+        weight_bytes //= 2
     return Need(
         name,
-        weights=weight_bytes or 2 * (embeddings + layers * (attention + 3 * hidden * inner)),
+        weights=weight_bytes,
         cache_per_token=4 * layers * kv_heads * head_dim,  # key and value, 2 bytes each
         activations_per_token=4 * (2 * inner + 4 * hidden),
         logits=3 * 4 * vocab * _SEQUENCES["cuda"],

@@ -37,7 +37,8 @@ class Server(LanguageModel):
     ):
         import openai
 
-        super().__init__(name, window=4 * concurrency)
+        settings = {"api_base": without_credentials(api_base), "model": model, "sampling": sampling}
+        super().__init__(name, window=4 * concurrency, settings=settings)
         self._api_base, self._model, self._sampling, self._patience = api_base, model, sampling, patience
         self._extra: dict[str, Any] = {"chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
         if schema:

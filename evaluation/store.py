@@ -140,7 +140,13 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             if overwrite == "generate":
                 (self.path / "manifest.json").unlink(missing_ok=True)
-        manifest = self.read_manifest() or {"format": FORMAT, "identity": {}, "timings_s": {}, "tokens": {}}
+        manifest = self.read_manifest() or {
+            "format": FORMAT,
+            "identity": {},
+            "timings_s": {},
+            "tokens": {},
+            "engines": {},
+        }
         known = manifest["identity"]
         if overwrite:
             known.pop(overwrite, None)

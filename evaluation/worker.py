@@ -13,6 +13,8 @@ import re
 import signal
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from typing import Any, TextIO
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
@@ -29,8 +31,6 @@ def main() -> int:
     try:
         _serve(spec, lines, replies)
     except Exception as error:
-        import traceback
-
         traceback.print_exc()
         _send(replies, {"failed": explain(error)})
     return 1
@@ -77,48 +77,68 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     tokenizer = AutoTokenizer.from_pretrained(spec["model"])
-    prepared: queue.SimpleQueue[tuple[dict, list[int]]] = queue.SimpleQueue()
+    schema = spec["schema"] and StructuredOutputsParams(json=spec["schema"])
 
-    def tokenize() -> None:
-        while True:
-            request = json.loads(lines.get())
-            ids = tokenizer.apply_chat_template(
-                request["messages"], add_generation_prompt=True, **spec["chat_template_kwargs"]
-            )
-            prepared.put((request, ids))
+    def tokens(messages: list[dict[str, str]]) -> list[int]:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **spec["chat_template_kwargs"])
 
+    def sampling(request: dict[str, Any]) -> SamplingParams:
+        parameters = {**spec["sampling"], **request["sampling"]}
+        return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=schema)
+
+    # What is wrong with tokenizer, template or sampling shall show before the engine's long start.
+    tokens([{"role": "user", "content": "text"}])
+    sampling({"sampling": {}})
     # Prompts become tokens while the engine starts and while it computes.
-    threading.Thread(target=tokenize, daemon=True).start()
+    prepared: queue.SimpleQueue[tuple[dict, list[int] | None]] = queue.SimpleQueue()
+    threading.Thread(target=_prepare, args=(lines, tokens, prepared), daemon=True).start()
+
     model, lora = spec["model"], None
     if spec["merge_into"]:
         model = merge(spec["model"], spec["lora_path"], spec["merge_into"])
     elif spec["lora_path"]:
         lora = LoRARequest("adapter", 1, spec["lora_path"])
     vllm_args = spec["vllm_args"]
-    if spec["schema"]:  # vLLM 0.23 reads this from the engine's settings only, not from a request
+    if schema:  # vLLM 0.23 reads this from the engine's settings only, not from a request
         vllm_args = {"structured_outputs_config": NO_FREE_WHITE_SPACE, **vllm_args}
     llm = LLM(model=model, **vllm_args)
     engine, limit = llm.llm_engine, llm.model_config.max_model_len
     _send(replies, {"ready": True})
 
-    def submit(request: dict[str, Any], ids: list[int]) -> None:
+    def add(request: dict[str, Any], ids: list[int] | None) -> str | None:
+        """Hand a request to vLLM, or say why it gets no answer."""
+        if ids is None:
+            return "error"
         if len(ids) >= limit:
-            done = {"id": request["id"], "text": "", "finish_reason": "prompt_too_long", "prompt_tokens": len(ids)}
-            _send(replies, {**done, "output_tokens": 0, "cached_tokens": 0})
-            return
-        params = SamplingParams(
-            **{**spec["sampling"], **request["sampling"]},
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=spec["schema"] and StructuredOutputsParams(json=spec["schema"]),
-        )
-        engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, params, lora_request=lora)
+            return "prompt_too_long"
+        try:
+            engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, sampling(request), lora_request=lora)
+        except ValueError:  # such as a token that the model does not have
+            traceback.print_exc()
+            return "error"
+        return None
 
     while True:
         while not prepared.empty() or not engine.has_unfinished_requests():
-            submit(*prepared.get())
+            request, ids = prepared.get()
+            reason = add(request, ids)
+            if reason:
+                done = {"id": request["id"], "text": "", "finish_reason": reason}
+                _send(replies, {**done, "prompt_tokens": len(ids or ())})
         for output in engine.step():
             if output.finished:
                 _send(replies, _completion(output))
+
+
+def _prepare(lines: queue.SimpleQueue, tokens: Callable[[list], list[int]], prepared: queue.SimpleQueue) -> None:
+    """Requests with their prompts as tokens; None for a text that the tokenizer cannot take."""
+    while True:
+        request = json.loads(lines.get())
+        try:
+            ids = tokens(request["messages"])
+        except Exception:  # of a library, for one text among many: it is marked, the rest go on
+            ids = None
+        prepared.put((request, ids))
 
 
 def _completion(output: Any) -> dict[str, Any]:

@@ -115,15 +115,15 @@ def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_ada
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A running vLLM with the tiny model."""
+    """Two replicas of the tiny model on vLLM."""
     spec = EngineSpec(tiny_model, CPU_ARGS, GREEDY)
-    with Engine("generator", spec, tmp_path_factory.mktemp("engine") / "log") as model:
+    with Engine("generator", spec, tmp_path_factory.mktemp("engine") / "log", devices=("", "")) as model:
         yield model
 
 
 @pytest.mark.slow
 def test_vllm_answers_chats_and_says_what_it_took(engine: Engine) -> None:
-    requests = [Request(k, prompts.note_messages(row["dialogue"])) for k, row in enumerate(rows(4))]
+    requests = [Request(k, prompts.note_messages(row["dialogue"]), group=k) for k, row in enumerate(rows(4))]
     answers = sorted(engine.complete(requests), key=lambda answer: answer.tag)
     assert [prompts.read_note(answer.text) for answer in answers] == [LEARNED_NOTE] * 4
     assert {answer.finish_reason for answer in answers} == {"stop"}

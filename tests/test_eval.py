@@ -350,6 +350,7 @@ BAD_CALLS = {
     "an adapter that is nowhere": (["MODEL", "--lora_path", "nowhere"], "--lora_path nowhere: no such folder"),
     "several models with an adapter": (["MODEL", "MODEL", "--lora_path", "FOLDER"], "several models"),
     "an output folder that is a file": (["MODEL", "--output_dir", "FILE"], "--output_dir"),
+    "a length that the model has not": (["MODEL", "--max_model_len", "5000"], "takes at most 4096"),
     "labels that are nowhere": (["MODEL", "--human_labels", "nowhere"], "--human_labels nowhere"),
     "one run to compare": (["--compare", "FOLDER"], "two or more run folders"),
     "a model beside a comparison": (["MODEL", "--compare", "FOLDER", "FOLDER"], "no model"),
@@ -387,8 +388,7 @@ def test_the_whole_path_runs_on_vllm_with_and_without_an_adapter(
     tiny_model: Path, tiny_adapter: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(ROOT / "eval.py"), str(tiny_model), "--judge_model", str(tiny_model)]
-    command += ["--dataset_path", str(tiny_dataset), "--max_model_len", "2048", "--max_new_tokens", "100"]
-    command += ["--judge_controls", "1"]
+    command += ["--dataset_path", str(tiny_dataset), "--max_new_tokens", "100", "--judge_controls", "1"]
     for name, more in (("base", []), ("adapter", ["--lora_path", str(tiny_adapter)])):
         run = subprocess.run(
             [*command, "--output_dir", str(tmp_path / name), *more],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.errors import UserError
-from evaluation.models import resolve_adapter, resolve_model, vllm_rank
+from evaluation.models import context_length, resolve_adapter, resolve_model, vllm_rank
 
 
 @pytest.fixture
@@ -95,6 +95,24 @@ def test_an_unreadable_config_is_refused(model_folder: Path, text: str) -> None:
     (model_folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json"):
         resolve_model(str(model_folder))
+
+
+def test_a_model_without_tokenizer_or_chat_template_is_refused(model_folder: Path) -> None:
+    change_json(model_folder / "tokenizer_config.json", chat_template=None)
+    (model_folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="no chat template"):
+        resolve_model(str(model_folder))
+    (model_folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer"):
+        resolve_model(str(model_folder))
+
+
+def test_a_length_is_the_models_own_unless_asked_for(model_folder: Path) -> None:
+    model = resolve_model(str(model_folder))
+    assert context_length(None, model) == 4096
+    assert context_length(100, model) == 100
+    with pytest.raises(UserError, match="at most 4096"):
+        context_length(5000, model)
 
 
 def test_names_that_lead_nowhere_get_one_line_each(tmp_path: Path, adapter_folder: Path, model_folder: Path) -> None:

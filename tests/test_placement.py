@@ -34,6 +34,16 @@ def test_sizes_counted_from_the_shapes_are_the_published_ones() -> None:
     assert LARGE.cache_per_token == 147_456
 
 
+def test_weights_in_32_bits_take_half_of_their_files() -> None:
+    assert need("m", QWEN_1_7B | {"torch_dtype": "float32"}, 1000, 8192).weights == 500
+    assert need("m", QWEN_1_7B | {"torch_dtype": "bfloat16"}, 1000, 8192).weights == 1000
+
+
+def test_a_model_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="no 'hidden_size'"):
+        need("gpt2", {"n_embd": 768}, 1000, 8192)
+
+
 def test_both_models_share_an_80_gb_card_within_the_bound() -> None:
     for utilization in (0.9, 0.6):
         plan = place(gpus(1, 79), SMALL, LARGE, utilization)
