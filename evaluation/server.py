@@ -1,9 +1,9 @@
 """A model behind an OpenAI-compatible server, such as `vllm serve`, in place of an engine of our own."""
 
 import os
+import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,9 +37,10 @@ class Server(LanguageModel):
     ):
         import openai
 
-        settings = {"api_base": without_credentials(api_base), "model": model, "sampling": sampling}
+        self._address = without_credentials(api_base)  # for messages and files
+        settings = {"api_base": self._address, "model": model, "sampling": sampling}
         super().__init__(name, window=4 * concurrency, settings=settings)
-        self._api_base, self._model, self._sampling, self._patience = api_base, model, sampling, patience
+        self._model, self._sampling, self._patience = model, sampling, patience
         self._extra: dict[str, Any] = {"chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
         if schema:
             self._extra["structured_outputs"] = {"json": schema}
@@ -48,24 +49,26 @@ class Server(LanguageModel):
         )
         self._closed = threading.Event()
         self._last_sign_of_life = time.monotonic()
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=name)
+        self._requests: queue.SimpleQueue[tuple[int, Request]] = queue.SimpleQueue()
+        for _ in range(concurrency):  # daemons: the end of a run does not wait for answers that nobody reads
+            threading.Thread(target=self._work, daemon=True).start()
 
     def close(self) -> None:
         """Give up what is in flight."""
         self._closed.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
 
     def _send(self, number: int, request: Request) -> None:
-        self._threads.submit(self._answer, number, request)
+        self._requests.put((number, request))
 
-    def _answer(self, number: int, request: Request) -> None:
-        try:
-            self.report({"id": number, **self._ask_patiently(request)})
-        except UserError as error:
-            self.report({"failed": str(error)})
-        except Exception as error:  # a thread's exception would otherwise vanish, and the run would wait for ever
-            self.report({"failed": f"{type(error).__name__} while waiting for {self._api_base}"})
+    def _work(self) -> None:
+        while not self._closed.is_set():
+            number, request = self._requests.get()
+            try:
+                self.report({"id": number, **self._ask_patiently(request)})
+            except UserError as error:
+                self.report({"failed": str(error)})
+            except Exception as error:  # in a thread it would vanish, and the run would wait for ever
+                self.report({"failed": f"{type(error).__name__} while waiting for {self._address}"})
 
     def _ask_patiently(self, request: Request) -> dict[str, Any]:
         import openai
@@ -80,13 +83,13 @@ class Server(LanguageModel):
                 away = time.monotonic() - self._last_sign_of_life
                 if away > self._patience or self._closed.is_set():
                     raise UserError(
-                        f"{self._api_base} has not answered for {away:.0f} s ({type(error).__name__}); "
+                        f"{self._address} has not answered for {away:.0f} s ({type(error).__name__}); "
                         "when it runs again, the same command goes on from here"
                     ) from None
                 self._closed.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             except openai.APIStatusError as error:
-                raise UserError(f"{self._api_base} refuses {self._model}: {_message(error)}") from None
+                raise UserError(f"{self._address} refuses {self._model}: {_message(error)}") from None
 
     def _ask(self, request: Request) -> dict[str, Any]:
         import openai

@@ -1,15 +1,24 @@
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import LEARNED_NOTE, LEARNED_VERDICT
 
+import eval
 import prompts
 from evaluation.engine import Request
 from evaluation.errors import UserError
 from evaluation.server import Server, without_credentials
+from evaluation.worker import NO_FREE_WHITE_SPACE
 
 SCHEMA = {"type": "object"}
 
@@ -164,3 +173,60 @@ def test_credentials_in_an_address_do_not_reach_files() -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="no address"):
         without_credentials(address)
+
+
+@pytest.mark.slow
+def test_vllm_serve_gives_the_notes_and_verdicts_of_our_own_engine_even_if_it_starts_after_the_run(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-secret-key")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # `vllm serve` itself, whose command line does not start in the build for CPUs.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(tiny_model), "--served-model-name", "soap"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", "a-secret-key", "--enforce-eager"]
+    command += ["--max-model-len", "2048", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(64 << 20)]
+    command += ["--structured-outputs-config", json.dumps(NO_FREE_WHITE_SPACE)]
+    processes = []
+
+    def start() -> None:
+        with (tmp_path / "server.log").open("w") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+
+    paths = ["--dataset_path", str(tiny_dataset), "--output_dir", str(tmp_path / "run")]
+    starter = threading.Timer(3, start)
+    starter.start()
+    base = f"http://127.0.0.1:{port}/v1"
+    try:
+        status = eval.main(
+            [
+                "soap",
+                "--api_base",
+                base,
+                "--judge_model",
+                "soap",
+                "--judge_api_base",
+                base,
+                "--judge_controls",
+                "1",
+                *paths,
+            ]
+        )
+    finally:
+        starter.join()
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert status == 0
+    predictions, judgements = (
+        [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("predictions", "judgements")
+    )
+    assert [{key: record[key] for key in prompts.SECTIONS} for record in predictions] == [LEARNED_NOTE] * 6
+    assert {(record["verdict"], record["reason"]) for record in judgements} == {
+        tuple(reversed(LEARNED_VERDICT.values()))
+    }
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["engines"]["generate"]["api_base"] == base
+    for path in (tmp_path / "run").iterdir():
+        assert b"a-secret-key" not in path.read_bytes(), path
