@@ -1,0 +1,688 @@
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+import preprocess_data
+from preprocess_data import SPLITS, cut, digest, main
+from prompts import SECTIONS
+
+Row = dict[str, str]
+Rows = list[Row]
+
+
+@pytest.fixture(autouse=True)
+def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test works in a folder of its own; main()'s umask and environment do not outlive it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    umask = os.umask(0o022)
+    yield
+    os.umask(umask)
+
+
+def source_row(row: Row) -> Row:
+    """The row as the hub's dataset has it."""
+    return {"dialogue": row["dialogue"], "soap": "\n".join(f"{section}: {row[section]}" for section in SECTIONS)}
+
+
+def source_rows(n: int) -> Rows:
+    return [source_row(row) for row in rows(n)]
+
+
+def write_jsonl(path: str, records: Rows) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def write_csv(path: str, records: Rows, encoding: str = "utf-8") -> str:
+    with Path(path).open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, records[0].keys())
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+def write_parquet(path: str, records: Rows) -> str:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    return path
+
+
+def save(path: str, splits: dict[str, Rows]) -> str:
+    import datasets
+
+    datasets.DatasetDict({split: datasets.Dataset.from_list(part) for split, part in splits.items()}).save_to_disk(path)
+    return path
+
+
+def load(path: str = "soap_dataset") -> dict[str, Rows]:
+    import datasets
+
+    loaded = datasets.load_from_disk(path)
+    assert {tuple(part.column_names) for part in loaded.values()} == {("dialogue", *SECTIONS)}
+    return {split: part.to_list() for split, part in loaded.items()}
+
+
+def rejects(path: str = "soap_dataset") -> list[tuple[str, int, str]]:
+    lines = Path(path, "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(reject["file"], reject["row"], reject["reason"]) for reject in map(json.loads, lines)]
+
+
+def snapshot(path: str = "soap_dataset") -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in Path(path).rglob("*") if file.is_file()}
+
+
+def sort(records: Rows) -> Rows:
+    return sorted(records, key=lambda row: row["dialogue"])
+
+
+def run_script(*arguments: str, patch: str = "", **options) -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own, `patch` having run before it."""
+    code = f"import os, sys, preprocess_data as script\n{patch}\nsys.exit(script.main({list(arguments)!r}))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, **options)
+
+
+# --- sources
+
+
+def as_folder() -> str:
+    part = source_rows(30)
+    write_jsonl("folder/train-00000-of-00002.jsonl", part[:10])
+    write_csv("folder/train-00001-of-00002.csv", part[10:20])
+    write_parquet("folder/my_dev.parquet", part[20:25])
+    Path("folder/test.json").write_text(json.dumps(part[25:]))
+    Path("folder/README.md").write_text("not data")
+    return "folder"
+
+
+def as_one_saved_dataset() -> str:
+    save("saved", {"train": source_rows(30)})
+    return "saved/train"
+
+
+def as_saved_with_a_format() -> str:
+    import datasets
+
+    dataset = datasets.Dataset.from_list(source_rows(30))
+    dataset.set_format("numpy", columns=["dialogue"])
+    dataset.save_to_disk("saved")
+    return "saved"
+
+
+def as_jsonl_with_a_mark() -> str:
+    text = Path(write_jsonl("notes.jsonl", source_rows(30))).read_text()
+    Path("notes.jsonl").write_text(text, encoding="utf-8-sig")
+    return "notes.jsonl"
+
+
+def as_json() -> str:
+    Path("notes.json").write_text(json.dumps(source_rows(30), indent=1))
+    return "notes.json"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: write_jsonl("notes.jsonl", source_rows(30)),
+        lambda: write_jsonl("lines.json", source_rows(30)),
+        lambda: write_jsonl("sections.jsonl", rows(30)),
+        lambda: write_csv("notes.csv", source_rows(30)),
+        lambda: write_csv("NOTES.CSV", source_rows(30), encoding="utf-8-sig"),
+        lambda: write_csv("sections.csv", rows(30)),
+        lambda: write_parquet("notes.parquet", source_rows(30)),
+        lambda: save("saved", {"train": source_rows(30)[:20], "test": source_rows(30)[20:]}),
+        lambda: save("saved", {"all": source_rows(30)}),
+        as_json,
+        as_folder,
+        as_one_saved_dataset,
+        as_saved_with_a_format,
+        as_jsonl_with_a_mark,
+    ],
+)
+def test_every_kind_of_source_gives_the_same_rows(make: Callable[[], str]):
+    assert main(["--dataset", make()]) == 0
+    splits = load()
+    assert list(splits) == list(SPLITS)
+    assert all(splits.values())
+    assert sort([row for part in splits.values() for row in part]) == sort(rows(30))
+    assert rejects() == []
+
+
+def test_the_splits_of_a_source_are_kept():
+    assert main(["--dataset", as_folder()]) == 0
+    assert load() == {"train": rows(30)[:20], "validation": rows(30)[20:25], "test": rows(30)[25:]}
+
+
+def test_the_default_is_the_dataset_on_the_hub(monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    def from_hub(name: str) -> datasets.DatasetDict:
+        assert name == "omi-health/medical-dialogue-to-soap-summary"
+        assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+        assert os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] == "0"
+        parts = {"train": source_rows(6)[:4], "validation": source_rows(6)[4:5], "test": source_rows(6)[5:]}
+        more = {"prompt": "Write a note.", "messages": [{"role": "user", "content": "Write."}]}
+        return datasets.DatasetDict(
+            {split: datasets.Dataset.from_list([row | more for row in part]) for split, part in parts.items()}
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    assert main([]) == 0
+    assert load() == {"train": rows(6)[:4], "validation": rows(6)[4:5], "test": rows(6)[5:]}
+
+
+def test_columns_may_have_other_names():
+    write_jsonl("notes.jsonl", [{"talk": row["dialogue"], "note": row["soap"]} for row in source_rows(10)])
+    assert main(["--dataset", "notes.jsonl", "--dialogue_column", "talk", "--note_column", "note"]) == 0
+    assert sort([row for part in load().values() for row in part]) == sort(rows(10))
+
+
+# --- splits
+
+
+def test_a_single_split_is_cut_by_the_shares_whatever_the_order_of_rows():
+    shuffled = random.Random(0).sample(source_rows(200), 200)
+    for path, records in (("a", source_rows(200)), ("b", shuffled)):
+        write_jsonl(f"{path}.jsonl", records)
+        assert main(["--dataset", f"{path}.jsonl", "--output_dir", path, "--test_fraction", "0.2"]) == 0
+    a, b = load("a"), load("b")
+    assert {split: len(part) for split, part in a.items()} == {"train": 140, "validation": 20, "test": 40}
+    assert {split: sort(part) for split, part in a.items()} == {split: sort(part) for split, part in b.items()}
+
+
+@given(
+    st.lists(st.text("ab \n", min_size=1).filter(str.strip), min_size=1, max_size=30),
+    st.floats(0.01, 0.49),
+    st.floats(0.01, 0.49),
+)
+def test_equal_dialogues_never_fall_on_both_sides(dialogues: list[str], validation: float, test: float):
+    given_rows = [{"dialogue": dialogue, "S": str(k)} for k, dialogue in enumerate(dialogues)]
+    parts = cut(given_rows, {"validation": validation, "test": test})
+    assert sorted(row["S"] for part in parts.values() for row in part) == sorted(row["S"] for row in given_rows)
+    sides = [{digest(row["dialogue"]) for row in part} for part in parts.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides))
+
+
+def test_a_missing_split_is_cut_from_train_alone():
+    save("saved", {"train": source_rows(30)[:20], "test": source_rows(30)[20:]})
+    assert main(["--dataset", "saved"]) == 0
+    splits = load()
+    assert splits["test"] == rows(30)[20:]
+    assert sort(splits["train"] + splits["validation"]) == sort(rows(30)[:20])
+    assert len(splits["validation"]) == 2
+
+
+def test_rows_whose_dialogue_is_held_out_are_taken_out_and_counted(capsys: pytest.CaptureFixture[str]):
+    a, b, c, d = rows(4)
+    spaced = b | {"dialogue": "  " + b["dialogue"].replace("\n", " \n\n ")}
+    save("saved", {"train": [a, spaced, c], "validation": [b, c], "test": [c, d]})
+    assert main(["--dataset", "saved"]) == 0
+    assert load() == {"train": [a], "validation": [b], "test": [c, d]}
+    assert rejects() == [
+        ("saved/validation", 2, "same dialogue in test"),
+        ("saved/train", 2, "same dialogue in validation"),
+        ("saved/train", 3, "same dialogue in test"),
+    ]
+    assert capsys.readouterr().out.endswith(
+        "      7 rows in\n"
+        "      3 dropped\n"
+        "          2 same dialogue in test\n"
+        "          1 same dialogue in validation\n"
+        "      4 kept\n"
+        "          1 train\n"
+        "          1 validation\n"
+        "          2 test\n"
+    )
+
+
+def test_a_repeated_row_is_dropped_and_another_note_of_the_same_dialogue_is_kept():
+    first, *others = rows(10)
+    again = {column: text.replace(" ", "  ") for column, text in first.items()}
+    other_note = first | {"P": "Return tomorrow."}
+    write_jsonl("notes.jsonl", [first, again, other_note, *others])
+    assert main(["--dataset", "notes.jsonl"]) == 0
+    assert sort([row for part in load().values() for row in part]) == sort([first, other_note, *others])
+    assert rejects() == [("notes.jsonl", 2, "same as an earlier row")]
+
+
+# --- rows that cannot be read
+
+GOOD = json.dumps(source_rows(1)[0]).encode()
+BAD_LINES = {
+    GOOD[:100]: "not JSON, or cut off",
+    b"\x00" * 100: "NUL bytes, as in UTF-16 or a damaged file",
+    b'{"dialogue": "caf\xe9", "soap": "x"}': "not UTF-8",
+    b"[" * 100_000: "not JSON, or cut off",
+    b"9" * 5_000: "not JSON, or cut off",
+    b"[1]": "list where an object was expected",
+    b"null": "NoneType where an object was expected",
+    b"{}": "no column dialogue",
+    b'{"dialogue": "Doctor: Hi."}': "no column soap",
+    b'{"dialogue": null, "soap": "x"}': "dialogue is empty",
+    b'{"dialogue": " \\n", "soap": "x"}': "dialogue is empty",
+    b'{"dialogue": ["Doctor: Hi."], "soap": "x"}': "dialogue is list, not text",
+    b'{"dialogue": "Hi \\ud83d", "soap": "x"}': "dialogue holds NUL or bytes that are not UTF-8",
+    b'{"dialogue": "Hi \\u0000", "soap": "x"}': "dialogue holds NUL or bytes that are not UTF-8",
+    b'{"dialogue": "' + b"x" * 20_000_000 + b'", "soap": "x"}': "dialogue has more than 500,000 characters",
+    b'{"dialogue": "Hi.", "soap": "no headings"}': "no heading for Subjective (S) in the order S, O, A, P",
+    b'{"dialogue": "Hi.", "soap": "S: a O: b A: c"}': "no heading for Plan (P) in the order S, O, A, P",
+    b'{"dialogue": "Hi.", "S": "a", "O": "", "A": "b", "P": "c"}': "O is empty",
+    b'{"dialogue": "Hi.", "S": "a", "O": 7, "A": "b", "P": "c"}': "O is int, not text",
+}
+
+
+def test_a_row_that_cannot_be_read_is_rejected_with_file_row_and_reason(capsys: pytest.CaptureFixture[str]):
+    good = [json.dumps(row).encode() for row in source_rows(10)]
+    Path("notes.jsonl").write_bytes(b"\n".join([*BAD_LINES, b"", *good]) + b"\n")
+    assert main(["--dataset", "notes.jsonl"]) == 0
+    assert rejects() == [("notes.jsonl", row, reason) for row, reason in enumerate(BAD_LINES.values(), 1)]
+    assert len(rejects()) == 19
+    assert sort([row for part in load().values() for row in part]) == sort(rows(10))
+    assert "     29 rows in\n     19 dropped\n" in capsys.readouterr().out
+
+
+def test_a_long_csv_field_is_kept():
+    long = rows(1)[0] | {"dialogue": "Patient: It hurts. " * 10_000 + "Doctor: I see."}
+    write_csv("notes.csv", [long, *rows(5)[1:]])
+    assert main(["--dataset", "notes.csv"]) == 0
+    assert long in [row for part in load().values() for row in part]
+
+
+def test_a_broken_csv_row_costs_only_itself():
+    text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
+    bad = b'one field\r\na,b,c\r\n"quoted" twice,b\r\n\r\ncaf\xe9,S: a O: b A: c P: d\r\n'
+    Path("notes.csv").write_bytes(text + bad + b'"cut off, S: a')
+    assert main(["--dataset", "notes.csv"]) == 0
+    assert rejects() == [
+        ("notes.csv", 12, "more or fewer fields than the header"),
+        ("notes.csv", 13, "more or fewer fields than the header"),
+        ("notes.csv", 14, """not CSV, or cut off (',' expected after '"')"""),
+        ("notes.csv", 16, "dialogue holds NUL or bytes that are not UTF-8"),
+        ("notes.csv", 17, "not CSV, or cut off (unexpected end of data)"),
+    ]
+    assert sum(map(len, load().values())) == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "مريض: أشعر بألم",
+        "患者：咳嗽三天",
+        "Zoë 👩‍⚕️ e\u0301",
+        "\u202eabc\u202c",
+        "a\u2028b\x85c\x1cd",
+        "\ufeffDoctor: Hi.",
+    ],
+)
+def test_text_of_any_script_is_kept_to_the_letter(text: str):
+    special = {"dialogue": text, "S": text, "O": text, "A": text, "P": text}
+    write_jsonl("notes.jsonl", [special, *rows(5)])
+    write_csv("notes.csv", [special, *rows(5)])
+    write_parquet("notes.parquet", [special, *rows(5)])
+    for source in ("notes.jsonl", "notes.csv", "notes.parquet"):
+        assert main(["--dataset", source]) == 0
+        assert special in [row for part in load().values() for row in part]
+
+
+# --- what ends in one line
+
+HELD_OUT = "folder/test.jsonl"
+
+
+def text_file(path: str, content: bytes) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content)
+    return path
+
+
+def damaged(name: str, keep: int) -> str:
+    save("saved", {"train": source_rows(5), "test": source_rows(8)[5:]})
+    file = Path("saved", name)
+    file.write_bytes(file.read_bytes()[:keep])
+    return "saved"
+
+
+def folder(*names: str) -> str:
+    Path("folder").mkdir()
+    for name in names:
+        write_jsonl(f"folder/{name}", source_rows(4))
+    return "folder"
+
+
+# A source, and words of the one line that says what is wrong with it. Sources are made in the test's own folder.
+BAD_SOURCES = {
+    "missing file": (lambda: "nothing.jsonl", "does not exist"),
+    "missing folder": (lambda: "./nothing", "does not exist"),
+    "name of nobody's dataset": (lambda: "nobody/nothing", "check the name and the network"),
+    "name that the hub cannot have": (lambda: "a b/c?", "check the name and the network"),
+    "nothing": (lambda: "", "no folder of them"),
+    "empty file": (lambda: text_file("notes.jsonl", b""), "has no rows"),
+    "blank lines": (lambda: text_file("notes.jsonl", b"\n\n \n"), "has no rows"),
+    "empty csv": (lambda: text_file("notes.csv", b""), "has no rows"),
+    "csv of a header": (lambda: text_file("notes.csv", b"dialogue,soap\r\n"), "has no rows"),
+    "empty list": (lambda: text_file("notes.json", b"[]"), "has no rows"),
+    "one line that is cut off": (lambda: text_file("notes.jsonl", GOOD[:50]), "notes.jsonl:1"),
+    "list that is cut off": (lambda: text_file("notes.json", b"[" + GOOD[:50]), "not JSON, or cut off"),
+    "deep list": (lambda: text_file("notes.json", b"[" * 100_000), "not JSON, or cut off"),
+    "utf-16 jsonl": (lambda: text_file("notes.jsonl", GOOD.decode().encode("utf-16")), "not UTF-8"),
+    "utf-16 json": (lambda: text_file("notes.json", GOOD.decode().encode("utf-16")), "not UTF-8"),
+    "utf-16 csv": (lambda: write_csv("notes.csv", source_rows(3), encoding="utf-16"), "not UTF-8"),
+    "NUL bytes": (lambda: text_file("notes.jsonl", b"\0" * 100_000), "NUL bytes"),
+    "random bytes as jsonl": (lambda: text_file("notes.jsonl", random.Random(0).randbytes(10_000)), "no row to keep"),
+    "random bytes as csv": (lambda: text_file("notes.csv", random.Random(0).randbytes(10_000)), "not UTF-8"),
+    "random bytes as parquet": (lambda: text_file("notes.parquet", random.Random(0).randbytes(999)), "not Parquet"),
+    "empty parquet": (lambda: text_file("notes.parquet", b""), "not Parquet"),
+    "another kind of file": (lambda: text_file("notes.txt", GOOD), "no .jsonl, .json, .csv, .parquet file"),
+    "other columns": (lambda: write_jsonl("notes.jsonl", [{"text": "a"}]), "--dialogue_column"),
+    "notes without headings": (lambda: write_jsonl("notes.jsonl", [{"dialogue": "a", "soap": "b"}]), "Subjective"),
+    "two dialogues": (lambda: write_jsonl("notes.jsonl", source_rows(2)), "too few dialogues"),
+    "empty folder": (lambda: folder(), "no folder of them"),
+    "folder of other files": (lambda: str(Path(text_file("folder/README.md", b"#")).parent), "no folder of them"),
+    "files named by no split": (lambda: folder("a.jsonl", "b.jsonl"), "named by one split"),
+    "file named by two splits": (lambda: folder("train_test.jsonl", "test.jsonl"), "named by one split"),
+    "no train": (lambda: folder("val.jsonl", "test.jsonl"), "no train"),
+    "train all held out": (lambda: folder("train.jsonl", "test.jsonl"), "same dialogue in test"),
+    "saved without its list of splits": (lambda: damaged("dataset_dict.json", 5), "cannot load saved"),
+    "saved with a cut-off state": (lambda: damaged("train/state.json", 20), "cannot load saved"),
+    "saved with a cut-off table": (lambda: damaged("train/data-00000-of-00001.arrow", 300), "cannot load saved"),
+    "saved with an empty table": (lambda: damaged("test/data-00000-of-00001.arrow", 0), "cannot load saved"),
+    "loop of links": (lambda: str(Path("loop").symlink_to("loop") or "./loop"), "does not exist"),
+}
+
+
+def assert_one_line(errors: str, words: str) -> None:
+    """One line for the user, below the progress bar if there was one, and no word of a dialogue."""
+    last = errors.rstrip("\n").rsplit("\n", 1)[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in errors
+    assert "cough" not in errors
+
+
+def test_bad_sources_are_many():
+    assert len(BAD_SOURCES) == 36
+
+
+@pytest.mark.parametrize(("make", "words"), BAD_SOURCES.values(), ids=BAD_SOURCES.keys())
+def test_a_bad_source_gives_one_line_and_leaves_the_old_dataset(
+    make: Callable[[], str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    source = make()
+    text_file("soap_dataset/dataset_dict.json", b"old")
+    for name in ("train", "validation", "test", "rejects.jsonl"):
+        text_file(f"soap_dataset/{name}", b"old")
+    before = snapshot()
+    capsys.readouterr()
+    assert main(["--dataset", source]) == 2
+    assert_one_line(capsys.readouterr().err, words)
+    assert snapshot() == before
+    assert not Path("soap_dataset.partial").exists()
+
+
+def test_an_unreachable_hub_gives_one_line():
+    result = run_script()
+    assert result.returncode == 2
+    assert_one_line(result.stderr, "cannot load omi-health/medical-dialogue-to-soap-summary (ConnectionError: ")
+
+
+BAD_OUTPUTS = {
+    "a file": (lambda: text_file("there", b"mine"), "no dataset of this script"),
+    "below a file": (lambda: text_file("there", b"mine") + "/soap_dataset", "Not a directory"),
+    "a folder of mine": (lambda: str(Path(text_file("mine/letter.txt", b"mine")).parent), "no dataset of this script"),
+    "a dataset of another maker": (lambda: save("saved", {"train": rows(3), "test": rows(3)}), "no dataset"),
+    "this folder": (lambda: ".", "no dataset of this script"),
+    "the root": (lambda: "/", "no dataset of this script"),
+    "where no file can be": (lambda: "/proc/soap_dataset", "No such file or directory"),
+    "a long name": (lambda: "x" * 300, "File name too long"),
+    "a loop of links": (lambda: str(Path("loop").symlink_to("loop") or "loop"), "cannot write loop"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BAD_OUTPUTS.values(), ids=BAD_OUTPUTS.keys())
+def test_a_bad_output_folder_gives_one_line_and_nothing_is_touched(
+    make: Callable[[], str], words: str, capsys: pytest.CaptureFixture[str]
+):
+    write_jsonl("notes.jsonl", source_rows(10))
+    output = make()
+    before = snapshot(".")
+    capsys.readouterr()
+    assert main(["--dataset", "notes.jsonl", "--output_dir", output]) == 2
+    assert_one_line(capsys.readouterr().err, words)
+    assert snapshot(".") == before
+
+
+@pytest.mark.parametrize("shares", [("0", "0.1"), ("0.5", "0.5"), ("-1", "0.1"), ("nan", "0.1"), ("inf", "0.1")])
+def test_shares_that_leave_no_train_give_one_line(shares: tuple[str, str], capsys: pytest.CaptureFixture[str]):
+    write_jsonl("notes.jsonl", source_rows(10))
+    arguments = ["--validation_fraction", shares[0], "--test_fraction", shares[1]]
+    assert main(["--dataset", "notes.jsonl", *arguments]) == 2
+    assert_one_line(capsys.readouterr().err, "must each be above 0")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_missing_permission_gives_one_line(capsys: pytest.CaptureFixture[str]):
+    write_jsonl("notes.jsonl", source_rows(10))
+    Path("closed").mkdir(mode=0o500)
+    assert main(["--dataset", "notes.jsonl", "--output_dir", "closed/soap_dataset"]) == 2
+    assert_one_line(capsys.readouterr().err, "Permission denied")
+    Path("notes.jsonl").chmod(0)
+    assert main(["--dataset", "notes.jsonl"]) == 2
+    assert_one_line(capsys.readouterr().err, "cannot read notes.jsonl: Permission denied")
+
+
+def test_a_full_disk_gives_one_line_and_leaves_the_old_dataset():
+    write_jsonl("notes.jsonl", source_rows(10))
+    assert main(["--dataset", "notes.jsonl"]) == 0
+    before = snapshot()
+    write_jsonl("more.jsonl", source_rows(500))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+    result = run_script("--dataset", "more.jsonl", preexec_fn=limit)
+    assert result.returncode == 2
+    assert_one_line(result.stderr, "cannot write ./soap_dataset: File too large")
+    assert snapshot() == before
+    assert not Path("soap_dataset.partial").exists()
+
+
+# --- the output folder
+
+
+def test_two_runs_give_the_same_bytes():
+    write_jsonl("notes.jsonl", [*source_rows(30), {"dialogue": "a"}])
+    assert main(["--dataset", "notes.jsonl", "--output_dir", "a"]) == 0
+    assert run_script("--dataset", "notes.jsonl", "--output_dir", "b").returncode == 0
+    assert snapshot("a") == snapshot("b")
+    assert len(snapshot("a")) == 11
+
+
+def test_the_fingerprint_changes_with_any_character_and_column():
+    row = {"dialogue": "a", "S": "b", "O": "c", "A": "d e", "P": "f"}
+    changed = [row | {column: row[column] + " "} for column in row]
+    moved = row | {"A": "d", "P": "e f"}
+    prints = {preprocess_data.fingerprint([part]) for part in (row, moved, *changed)}
+    assert len(prints) == 7
+
+
+def test_dialogues_are_for_the_owner_alone():
+    write_jsonl("notes.jsonl", [*source_rows(30), {"dialogue": "Patient: my name is Miller."}])
+    assert main(["--dataset", "notes.jsonl", "--output_dir", "private/soap_dataset"]) == 0
+    paths = [Path("private"), *Path("private").rglob("*")]
+    assert {oct(path.stat().st_mode & 0o777) for path in paths if path.is_dir()} == {"0o700"}
+    assert {oct(path.stat().st_mode & 0o777) for path in paths if path.is_file()} == {"0o600"}
+    assert "Miller" not in Path("private/soap_dataset/rejects.jsonl").read_text()
+
+
+def test_an_old_dataset_an_empty_folder_and_a_link_are_replaced():
+    write_jsonl("first.jsonl", source_rows(10))
+    write_jsonl("second.jsonl", source_rows(20)[10:])
+    Path("place").mkdir()
+    Path("link").symlink_to("place")
+    for source in ("first.jsonl", "second.jsonl"):
+        assert main(["--dataset", source, "--output_dir", "link"]) == 0
+    assert sort([row for part in load("place").values() for row in part]) == sort(rows(20)[10:])
+    assert Path("link").is_symlink()
+    assert sorted(path.name for path in Path().iterdir()) == ["first.jsonl", "link", "place", "second.jsonl"]
+
+
+def test_the_output_is_a_source_and_may_be_its_own():
+    write_jsonl("notes.jsonl", source_rows(30))
+    assert main(["--dataset", "notes.jsonl"]) == 0
+    before = snapshot()
+    assert main(["--dataset", "./soap_dataset"]) == 0
+    assert snapshot() == before
+
+
+def test_a_second_run_into_the_same_folder_gives_one_line(capsys: pytest.CaptureFixture[str]):
+    write_jsonl("notes.jsonl", source_rows(10))
+    with preprocess_data.replacing(Path("soap_dataset").absolute()) as new:
+        assert main(["--dataset", "notes.jsonl"]) == 2
+        assert_one_line(capsys.readouterr().err, "another run is writing")
+        assert new.is_dir()
+        assert main(["--dataset", "notes.jsonl", "--output_dir", "elsewhere"]) == 0
+    assert main(["--dataset", "notes.jsonl"]) == 0
+
+
+KILL = "os.kill(os.getpid(), 9)"
+TWO_RENAMES = f"""
+script.exchange, rename = lambda *_: False, script.Path.rename
+script.Path.rename = lambda path, to: {KILL} if path.name == "new" else rename(path, to)
+"""
+TWO_SPLITS = f"""
+import datasets
+save = datasets.Dataset.save_to_disk
+datasets.Dataset.save_to_disk = lambda part, *to, **how: save(part, *to, **how) if len(part) > 9 else {KILL}
+"""
+REMOVAL = f"script.shutil.rmtree = lambda path, **_: {KILL} if os.path.exists(path) else None"
+# What kills a run, and whether the new dataset is in place by then.
+KILLED = {
+    "before writing": (f"script.cut = lambda *_: {KILL}", False),
+    "between two splits": (TWO_SPLITS, False),
+    "before the exchange": (f"script.exchange = lambda *_: {KILL}", False),
+    "between two renames": (TWO_RENAMES, False),
+    "before the old one is removed": (REMOVAL, True),
+}
+
+
+@pytest.mark.parametrize(("patch", "in_place"), KILLED.values(), ids=KILLED.keys())
+def test_a_killed_run_leaves_a_whole_dataset_and_the_next_run_clears_up(
+    patch: str, in_place: bool, capsys: pytest.CaptureFixture[str]
+):
+    write_jsonl("first.jsonl", source_rows(10))
+    write_jsonl("second.jsonl", source_rows(30))
+    assert main(["--dataset", "second.jsonl", "--output_dir", "unbroken"]) == 0
+    assert main(["--dataset", "first.jsonl"]) == 0
+    expected = snapshot("unbroken") if in_place else snapshot()
+    assert run_script("--dataset", "second.jsonl", patch=patch).returncode == -signal.SIGKILL
+    assert Path("soap_dataset.partial").exists()
+    if patch != TWO_RENAMES:
+        assert snapshot() == expected
+    capsys.readouterr()
+    assert main(["--dataset", "missing.jsonl"]) == 2
+    assert_one_line(capsys.readouterr().err, "missing.jsonl does not exist")
+    assert snapshot() == expected
+    assert not Path("soap_dataset.partial").exists()
+    assert main(["--dataset", "second.jsonl"]) == 0
+    assert snapshot() == snapshot("unbroken")
+
+
+def test_without_an_exchange_the_folder_is_replaced_by_two_renames(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preprocess_data, "exchange", lambda *_: False)
+    for n in (10, 20):
+        write_jsonl("notes.jsonl", source_rows(n))
+        assert main(["--dataset", "notes.jsonl"]) == 0
+        assert sum(map(len, load().values())) == n
+    assert not Path("soap_dataset.partial").exists()
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_as_an_unbroken_one():
+    write_jsonl("notes.jsonl", source_rows(3_000))
+    command = [sys.executable, str(ROOT / "preprocess_data.py"), "--dataset", "notes.jsonl", "--output_dir"]
+    start = time.monotonic()
+    subprocess.run([*command, "unbroken"], check=True, capture_output=True)
+    duration = time.monotonic() - start
+    moments, killed = random.Random(0), 0
+    for _ in range(5):
+        process = subprocess.Popen([*command, "soap_dataset"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.1, 1) * duration)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        if Path("soap_dataset").exists():
+            assert snapshot() == snapshot("unbroken")
+    assert killed >= 2
+    subprocess.run([*command, "soap_dataset"], check=True, capture_output=True)
+    assert snapshot() == snapshot("unbroken")
+
+
+def test_a_run_that_is_interrupted_says_so_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_jsonl("notes.jsonl", source_rows(10))
+    monkeypatch.setattr(preprocess_data, "write", interrupt)
+    assert main(["--dataset", "notes.jsonl"]) == 130
+    assert_one_line(capsys.readouterr().err, "interrupted")
+    assert [path.name for path in Path().iterdir()] == ["notes.jsonl"]
+
+
+# --- speed, privacy, command line
+
+
+def test_ten_thousand_rows_take_less_than_20_seconds_with_a_progress_bar():
+    filler = "Patient: It began at work, and it is worse at night, when I lie down. " * 40
+    many = [row | {"dialogue": f"{row['dialogue']} {filler}"} for row in source_rows(10_000)]
+    write_jsonl("notes.jsonl", many)
+    start = time.monotonic()
+    result = run_script("--dataset", "notes.jsonl")
+    seconds = time.monotonic() - start
+    assert result.returncode == 0, result.stderr
+    assert "10000/10000" in result.stderr
+    assert "  8,000 train" in result.stdout
+    assert seconds < 20
+
+
+def test_no_connection_is_made_for_a_local_source():
+    write_jsonl("notes.jsonl", source_rows(10))
+    refuse = "import socket\nsocket.socket.connect = socket.getaddrinfo = lambda *_, **__: os._exit(99)"
+    assert run_script("--dataset", "notes.jsonl", patch=refuse).returncode == 0
+
+
+def test_help_answers_within_a_second_and_imports_nothing_heavy():
+    start = time.monotonic()
+    heavy = "{'torch', 'datasets', 'pyarrow', 'transformers', 'vllm'} & sys.modules.keys()"
+    result = run_script("--help", patch=f"import atexit\natexit.register(lambda: print('heavy:', {heavy}))")
+    assert time.monotonic() - start < 1
+    assert result.returncode == 0
+    assert "--dataset" in result.stdout
+    assert "heavy: set()" in result.stdout
+
+
+def test_file_names_of_any_bytes_are_accepted():
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    write_jsonl(name, [*source_rows(10), {"dialogue": "a"}])
+    result = run_script("--dataset", name, "--output_dir", os.fsdecode(b"caf\xe9"))
+    assert result.returncode == 0, result.stderr
+    assert rejects(os.fsdecode(b"caf\xe9")) == [(name, 11, "no column soap")]
