@@ -1,0 +1,144 @@
+"""The YAMLs load through arctic_training's own code and differ only where they mean to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+FULL, LORA = ROOT / "Qwen3-1.7B-config.yaml", ROOT / "Qwen3-1.7B-LoRA-config.yaml"
+RUN_FOLDERS = {FULL: "./ckpt/Qwen3-1.7B-finetuned", LORA: "./ckpt/Qwen3-1.7B-LoRA"}
+CONFIGS = [FULL, LORA, *sorted((ROOT / "demo").glob("*.yaml"))]
+
+# Loads each YAML as `arctic_training` does, with a model that is on this machine. The code registers its classes once.
+LOAD = """
+import json, os, sys
+from pathlib import Path
+import yaml
+from arctic_training.config.trainer import get_config
+
+model, *paths = sys.argv[1:]
+loaded = {}
+for number, path in enumerate(map(Path, paths)):
+    config = yaml.safe_load(path.read_text())
+    code = (path.parent / config.pop("code")).resolve()
+    config["model"]["name_or_path"] = model
+    config = get_config({**config, **({} if number else {"code": str(code)})})
+    loaded[path.name] = config.model_dump(serialize_as_any=True)
+
+def spelled(value):  # as in the YAML
+    return os.path.relpath(value) if isinstance(value, Path) else getattr(value, "name", str(value)).lower()
+
+Path("loaded.json").write_text(json.dumps(loaded, default=spelled))
+"""
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def flat(value: object, prefix: str = "") -> dict[str, object]:
+    """Leaves of nested dicts and lists by their dotted names, in the order of the file."""
+    if not isinstance(value, dict | list):
+        return {prefix: value}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {name: leaf for key, part in pairs for name, leaf in flat(part, f"{prefix}.{key}".strip(".")).items()}
+
+
+def checkpoints(config: dict) -> dict[str, dict]:
+    return {entry["type"]: entry for entry in config["checkpoint"]}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("configs")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    command = [sys.executable, "-c", LOAD, tiny_model, *CONFIGS]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "loaded.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_yaml_loads_through_arctic_training_and_every_key_keeps_its_value(loaded, path):
+    config = flat(loaded[path.name])
+    wanted = {
+        key: os.path.normpath(value) if isinstance(value, str) and value.startswith("./") else value
+        for key, value in flat(read(path)).items()
+        if key not in ("code", "model.name_or_path")
+    }
+    differing = {key: (value, config.get(key)) for key, value in wanted.items() if config.get(key) != value}
+    assert not differing
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_code_stands_where_the_yaml_says(path):
+    assert (path.parent / read(path)["code"]).resolve() == ROOT / "train.py"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_all_files_of_a_run_lie_in_its_own_folder(path):
+    config = read(path)
+    folder = Path(checkpoints(config)["export"]["output_dir"])
+    assert Path(checkpoints(config)["resume"]["output_dir"]) == folder / "resume"
+    assert Path(config["kill_switch_path"]).parent == folder
+    assert Path(config["train_log_metrics_path"]) == folder / "train-log.jsonl"
+
+
+def test_no_two_runs_share_a_folder():
+    folders = [checkpoints(read(path))["export"]["output_dir"] for path in CONFIGS]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("path", RUN_FOLDERS, ids=lambda path: path.name)
+def test_the_checkpoint_is_written_below_the_folder_that_the_readme_names(path):
+    assert checkpoints(read(path))["export"]["output_dir"] == RUN_FOLDERS[path]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_what_decides_the_packs_is_pinned(path):
+    config = read(path)
+    data = config["data"]
+    assert {"max_length", "num_proc", "best_fit_packing", "cache_dir"} <= data.keys() and "seed" in config
+    assert not Path(data["cache_dir"]).is_absolute()
+    assert [source["split"] for source in data["sources"] + data["eval_sources"]] == ["train", "validation"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_run_validates_warms_up_and_resumes_by_itself(path):
+    config = read(path)
+    assert config["eval_interval"] > 0
+    assert config["scheduler"]["name"] == "cosine" and config["scheduler"]["warmup_ratio"] > 0
+    assert checkpoints(config)["export"]["save_end_of_training"] is True
+    assert checkpoints(config)["resume"]["auto_resume"] is True
+    assert "save_every_n_steps" in checkpoints(config)["resume"]
+
+
+def test_both_qwen_yamls_have_their_keys_in_one_order():
+    full, lora = list(flat(read(FULL))), list(flat(read(LORA)))
+    assert [key for key in lora if not key.startswith("model.peft_config")] == full
+
+
+def test_the_qwen_yamls_differ_in_adapter_rate_and_folder_only():
+    full, lora = flat(read(FULL)), flat(read(LORA))
+    differing = {key for key in lora if lora[key] != full.get(key) and not key.startswith("model.peft_config")}
+    assert differing == {
+        "optimizer.learning_rate",
+        "checkpoint.0.output_dir",
+        "checkpoint.1.output_dir",
+        "train_log_metrics_path",
+        "kill_switch_path",
+    }
+
+
+def test_the_adapter_is_one_that_vllm_loads():
+    adapter = read(LORA)["model"]["peft_config"]
+    assert adapter["peft_type"] == "Lora"
+    assert not {"modules_to_save", "use_dora"} & adapter.keys()
+    assert adapter["r"] <= 64
