@@ -240,7 +240,14 @@ class SOAPTrainer(SFTTrainer):
         """Optimizer steps of the whole run: the length of the learning-rate schedule."""
         if self.config.train_iters:
             return self.config.train_iters
-        return self.config.epochs * len(self.train_dataloader) // self.config.gradient_accumulation_steps
+        packs, accumulated = len(self.train_dataloader), self.config.gradient_accumulation_steps
+        steps = self.config.epochs * packs // accumulated
+        if not steps:
+            fail(
+                f"{packs} packs in {self.config.epochs} epochs are too few for one step of {accumulated}",
+                "lower `gradient_accumulation_steps`",
+            )
+        return steps
 
     @property
     def batches_done(self) -> int:
@@ -264,6 +271,8 @@ class SOAPTrainer(SFTTrainer):
         step_losses: list[float] = []
         step_tokens = 0
         for batch in islice(self.train_dataloader, behind, None):
+            if self.global_step >= self.training_horizon:  # the last packs are too few for another step
+                break
             if self.need_early_exit():
                 self.early_stop = True
                 return
@@ -317,12 +326,14 @@ class SOAPTrainer(SFTTrainer):
     @property
     def identity(self) -> dict[str, str]:
         """What a run must share with a saved state to go on from it; see ResumeEngine."""
-        config = self.config.model_dump(mode="json")
-        keys = ("model", "optimizer", "scheduler", "epochs", "micro_batch_size", "gradient_accumulation_steps", "seed")
-        sources = (SOAPDataSource(self, source) for source in self.config.data.sources)
+        config = self.config
+        parts = {part: getattr(config, part).model_dump() for part in ("model", "optimizer", "scheduler")}
+        sources = (SOAPDataSource(self, source) for source in config.data.sources)
         return {
-            **{key: str(config[key]) for key in keys},
-            "max_length": str(self.config.data.max_length),
+            **{f"{part}.{key}": str(value) for part, values in parts.items() for key, value in values.items()},
+            **{key: str(getattr(config, key)) for key in ("epochs", "train_iters", "micro_batch_size", "seed")},
+            "gradient_accumulation_steps": str(config.gradient_accumulation_steps),
+            "max_length": str(config.data.max_length),
             "world_size": str(self.world_size),
             "prompts": prompts_hash(),
             "data": ",".join(file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
