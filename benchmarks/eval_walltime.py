@@ -1,0 +1,280 @@
+"""Wall time of eval.py against a plain reference, both with dummy weights and fixed output lengths.
+
+The reference is what one writes first: one engine after the other, each in a process of its own, eager, LoRA support
+on, and judge prompts that name the section before the dialogue. eval.py runs as it is, but for what dummy weights make
+necessary: whatever they write is read as the dialogue's own note, and no verdict ends before its 64 tokens.
+
+In: folders with config and tokenizer of the generator and the judge (weights are not needed), and a dataset that
+preprocess_data.py wrote. Out: a table, and with --output the same as JSON.
+
+    python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset
+    python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset --lora_rank 16
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import prompts  # noqa: E402
+from evaluation import inputs, judge, models, stages  # noqa: E402
+
+NOTE_TOKENS, VERDICT_TOKENS = 420, 64
+DUMMY = {"load_format": "dummy"}
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def reference_chats(stage: str, rows: Any) -> list[prompts.Messages]:
+    """The chats of a stage; for the judge the section comes before the dialogue, so that nothing after it is shared."""
+    if stage == "generate":
+        return [prompts.note_messages(row["dialogue"]) for row in rows]
+    chats = []
+    for row in rows:
+        for section in prompts.SECTIONS:
+            system, user = prompts.judge_messages(row["dialogue"], section, row[section], row[section])
+            case = {"section": section, **json.loads(user["content"])}
+            chats.append([system, user | {"content": json.dumps(case, ensure_ascii=False)}])
+    return chats
+
+
+def run_reference_stage(args: argparse.Namespace) -> dict[str, Any]:
+    """One stage in this process: seconds to start, seconds to run, tokens."""
+    began = time.monotonic()
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    rows, _ = inputs.load_rows(args.dataset_path, args.split, args.rows)
+    judging = args.reference_stage == "judge"
+    model = models.resolve_model(args.judge_model if judging else args.model, need_weights=False)
+    llm = LLM(
+        model=str(model.path),
+        enforce_eager=True,
+        enable_lora=True,
+        max_model_len=models.context_length(None, model),
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        **DUMMY,
+        **args.engine_args,
+    )
+    started = time.monotonic()
+    length = args.verdict_tokens if judging else args.note_tokens
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=length,
+        min_tokens=0 if judging else length,
+        ignore_eos=not judging,
+        structured_outputs=StructuredOutputsParams(json=endless(judge.VERDICT_SCHEMA)) if judging else None,
+    )
+    outputs = llm.chat(
+        reference_chats(args.reference_stage, rows),
+        sampling,
+        chat_template_kwargs=prompts.CHAT_TEMPLATE_KWARGS,
+        use_tqdm=False,
+    )
+    return {
+        "start_s": started - began,
+        "run_s": time.monotonic() - started,
+        "prompt": sum(len(output.prompt_token_ids) for output in outputs),
+        "cached": sum(output.num_cached_tokens or 0 for output in outputs),
+        "output": sum(len(output.outputs[0].token_ids) for output in outputs),
+    }
+
+
+def endless(schema: dict[str, Any]) -> dict[str, Any]:
+    """The verdict's schema with a reason that no token limit reaches the end of: each verdict takes all its tokens."""
+    reason = schema["properties"]["reason"] | {"minLength": 2000, "maxLength": 2000}
+    return schema | {"properties": schema["properties"] | {"reason": reason}}
+
+
+# --- eval.py ---------------------------------------------------------------------------------------------------------
+
+
+def run_ours(args: argparse.Namespace) -> int:
+    """eval.main in this process, with the answers of dummy weights read as notes."""
+    import eval
+
+    rows, _ = inputs.load_rows(args.dataset_path, args.split, args.rows)
+    take_record = stages.prediction_record
+
+    def as_note(index: int, dialogue: str, done: Any) -> dict[str, Any]:
+        note = {section: rows[index][section] for section in prompts.SECTIONS}
+        return take_record(index, dialogue, done) | note | {"status": "ok", "reason": None}
+
+    stages.prediction_record = as_note
+    stages.RETRIES = ()  # a verdict that is cut off on purpose is not asked for again
+    judge.VERDICT_SCHEMA = endless(judge.VERDICT_SCHEMA)
+    notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
+    return eval.main(
+        [
+            *(args.model, "--judge_model", args.judge_model, "--dataset_path", args.dataset_path),
+            *("--split", args.split, "--limit", str(args.rows), "--judge_controls", "0"),
+            *("--output_dir", args.output_dir, "--gpu_memory_utilization", str(args.gpu_memory_utilization)),
+            *("--engine_args", json.dumps(DUMMY | args.engine_args)),
+            *("--judge_engine_args", json.dumps(DUMMY | args.judge_engine_args)),
+            *("--sampling_args", json.dumps(notes)),
+            *("--judge_sampling_args", json.dumps({"max_tokens": args.verdict_tokens})),
+            *(["--lora_path", args.lora_path] if args.lora_path else []),
+            *(["--stage", args.stage] if args.stage else []),
+        ]
+    )
+
+
+def make_adapter(model: str, rank: int, path: Path) -> str:
+    """A LoRA adapter of random weights for every linear layer of `model`, whose shapes its config.json tells."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    config = json.loads((Path(model) / "config.json").read_text())
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    wide, narrow = heads * config["head_dim"], kv_heads * config["head_dim"]
+    shapes = {"self_attn.q_proj": (hidden, wide), "self_attn.o_proj": (wide, hidden)}
+    shapes |= {f"self_attn.{name}": (hidden, narrow) for name in ("k_proj", "v_proj")}
+    shapes |= {"mlp.gate_proj": (hidden, inner), "mlp.up_proj": (hidden, inner), "mlp.down_proj": (inner, hidden)}
+    generator, weights = np.random.default_rng(0), {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, (width_in, width_out) in shapes.items():
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            weights[f"{key}.lora_A.weight"] = generator.normal(0, 0.01, (rank, width_in)).astype(np.float16)
+            weights[f"{key}.lora_B.weight"] = generator.normal(0, 0.01, (width_out, rank)).astype(np.float16)
+    path.mkdir()
+    save_file(weights, path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none", "base_model_name_or_path": model}
+    settings |= {"target_modules": [name.split(".")[1] for name in shapes], "task_type": "CAUSAL_LM"}
+    (path / "adapter_config.json").write_text(json.dumps(settings))
+    return str(path)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+class PeakMemory(threading.Thread):
+    """The most memory in use on the first GPU, in GiB, looked at twice a second; 0 without a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.over = 0.0, threading.Event()
+
+    def run(self) -> None:
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        while not self.over.wait(0.5):
+            try:
+                output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+            except (OSError, subprocess.SubprocessError):
+                return
+            self.peak = max(self.peak, int(output.split()[0]) / 1024)
+
+
+def measure(command: list[str], log: Path) -> tuple[float, float]:
+    """Wall seconds of a command, start of Python included, and peak GPU memory in GiB."""
+    memory = PeakMemory()
+    memory.start()
+    began = time.monotonic()
+    with log.open("w") as stream:
+        status = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+    wall = time.monotonic() - began
+    memory.over.set()
+    if status:
+        sys.exit(f"error: {' '.join(command)} ended with status {status}:\n{log.read_text()[-2000:]}")
+    return wall, memory.peak
+
+
+def measure_reference(command: list[str], folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {"wall_s": 0.0, "peak_gib": 0.0}
+    for stage in ("generate", "judge"):
+        output = folder / f"reference-{stage}.json"
+        wall, peak = measure([*command, "--reference_stage", stage, "--output", str(output)], folder / f"{stage}.log")
+        result[stage] = json.loads(output.read_text()) | {"wall_s": wall}
+        result |= {"wall_s": result["wall_s"] + wall, "peak_gib": max(result["peak_gib"], peak)}
+    return result
+
+
+def measure_ours(command: list[str], folder: Path, name: str, *more: str) -> dict[str, Any]:
+    run = folder / name
+    wall, peak = measure([*command, "--output_dir", str(run), *more], folder / f"{name}.log")
+    manifest = json.loads((run / "manifest.json").read_text())
+    times = manifest["timings_s"]
+    result: dict[str, Any] = {"wall_s": wall, "peak_gib": peak}
+    for stage, tokens in manifest["tokens"].items():
+        result[stage] = {"start_s": times[f"{stage}_init"], "run_s": times[stage], **tokens}
+    return result
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = ["| run | stage | start s | run s | wall s | prompt tokens | from cache | output tokens | peak GiB |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for name, result in results.items():
+        for stage in ("generate", "judge"):
+            if stage in result:
+                part = result[stage]
+                cells = [f"{part['start_s']:.1f}", f"{part['run_s']:.1f}", ""]
+                cells += [f"{part['prompt']:,}", f"{part['cached'] / part['prompt']:.0%}", f"{part['output']:,}", ""]
+                lines.append(f"| {name} | {stage} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | all | | | {result['wall_s']:.1f} | | | | {result['peak_gib']:.1f} |")
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--judge_model", required=True)
+    parser.add_argument("--dataset_path", default="./soap_dataset")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--rows", type=int, default=250, help="dialogues (default: %(default)s)")
+    parser.add_argument("--note_tokens", type=int, default=NOTE_TOKENS, help="length of a note (default: %(default)s)")
+    parser.add_argument("--verdict_tokens", type=int, default=VERDICT_TOKENS, help="(default: %(default)s)")
+    parser.add_argument("--lora_rank", type=int, help="also time generation with and without an adapter of this rank")
+    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="(default: %(default)s)")
+    parser.add_argument("--engine_args", type=json.loads, default={}, help="further arguments of vLLM, JSON")
+    parser.add_argument("--judge_engine_args", type=json.loads, default={}, help="the same for eval.py's judge")
+    parser.add_argument("--skip_reference", action="store_true")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    for hidden in ("--reference_stage", "--output_dir", "--lora_path", "--stage"):  # one part in a process of its own
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    if args.output_dir:
+        return run_ours(args)
+    if args.reference_stage:
+        args.output.write_text(json.dumps(run_reference_stage(args)))
+        return 0
+    given = sys.argv[1:]
+    command = [sys.executable, __file__, *given]
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if not args.skip_reference:
+            results["reference"] = measure_reference(command, folder)
+        results["eval.py"] = measure_ours(command, folder, "ours")
+        if args.lora_rank:
+            adapter = make_adapter(args.model, args.lora_rank, folder / "adapter")
+            results["without adapter"] = measure_ours(command, folder, "plain", "--stage", "generate")
+            results["with adapter"] = measure_ours(
+                command, folder, "lora", "--stage", "generate", "--lora_path", adapter
+            )
+    print(table(results))
+    if "reference" in results:
+        ratio = results["eval.py"]["wall_s"] / results["reference"]["wall_s"]
+        print(f"\neval.py / reference: {ratio:.2f} of the wall time")
+    if args.lora_rank:
+        ratio = results["with adapter"]["generate"]["run_s"] / results["without adapter"]["generate"]["run_s"]
+        print(f"generation with an adapter / without: {ratio:.2f} of the time")
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
