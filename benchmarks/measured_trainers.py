@@ -1,8 +1,8 @@
 """The stock trainer and ours, each with a stopwatch: `code:` of the configurations that train_throughput.py runs.
 
-After each step a line goes to the file that MEASURE_LOG names: seconds since the line before (all that a user waits for;
-the first counts from MEASURE_START, the launch), tokens without padding, the sum of squared sample lengths, and the
-highest memory so far in bytes.
+After each step a line goes to the file that MEASURE_LOG names: seconds since the line before (all that a user waits
+for; the first counts from MEASURE_START, the launch), tokens without padding, the sum of squared sample lengths, and
+the highest memory so far in bytes.
 """
 
 import json

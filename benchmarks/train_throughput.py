@@ -1,7 +1,7 @@
 """Time training: the reference recipe against our two YAMLs, on the same rows and the same model shape.
 
 Runs `arctic_training` once for each configuration, as a user would, and reads each iteration's wall time, tokens and
-memory. Checkpoints and validation are off in all of them. Needs a soap_dataset and a model folder; random weights will do.
+memory. Checkpoints and validation are off in all of them. Needs a soap_dataset and a model folder; random weights do.
 
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B --only full LoRA --iterations 100
@@ -61,9 +61,9 @@ def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
 def model_flops_per_token(config: dict, mean_attended: float, trained: bool) -> float:
     """FLOPs of forward and backward for one token, without recomputation.
 
-    Each weight of a matrix product costs 2 forward and 4 backward (2 where the weight itself is frozen); the attention of
-    a token over the `mean_attended` tokens before it costs 4 x layers x heads x head_dim x attended forward, twice that
-    backward. The output head counts, the input embedding, a table, does not.
+    Each weight of a matrix product costs 2 forward and 4 backward (2 where the weight itself is frozen); the attention
+    of a token over the `mean_attended` tokens before it costs 4 x layers x heads x head_dim x attended forward, twice
+    that backward. The output head counts, the input embedding, a table, does not.
     """
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]

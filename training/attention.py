@@ -1,7 +1,7 @@
 """Attention inside each packed sample only, without a mask, by PyTorch's own variable-length FlashAttention.
 
-`sdpa` is right for packed samples too, but transformers gives it a dense mask over the whole pack: it then computes, and
-throws away, the attention between samples.
+`sdpa` is right for packed samples too, but transformers gives it a dense mask over the whole pack: it computes the
+attention between samples and throws it away.
 """
 
 from typing import TYPE_CHECKING

@@ -15,7 +15,7 @@ COMPLETE = "complete.json"  # written last into a resume state; holds what the s
 
 
 class ExportEngine(HFCheckpointEngine):
-    """`type: export`: model or adapter and tokenizer below `output_dir/global_step_N`, as transformers and vLLM load it."""
+    """`type: export`: model or adapter, and tokenizer, in `output_dir/global_step_N`, for transformers and vLLM."""
 
     name = "export"
 

@@ -1,0 +1,79 @@
+"""`python train.py`: one formatted example as training sees it, and with a model the lengths in tokens."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from prompts import SECTIONS, training_messages
+
+
+def show_example(row: dict[str, str]) -> None:
+    for message in training_messages(row["dialogue"], {key: row[key] for key in SECTIONS}):
+        print(f"--- {message['role']} ---\n{message['content']}\n")
+
+
+def show_lengths(rows: list[dict[str, str]], model: str, max_length: int) -> None:
+    """Token counts of all rows, and how many are longer than `max_length` and would be left out."""
+    from transformers import AutoTokenizer
+
+    from training.tokens import IGNORE_INDEX, encode_example
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    examples = [
+        encode_example(tokenizer, training_messages(row["dialogue"], {key: row[key] for key in SECTIONS}))
+        for row in rows
+    ]
+    lengths = sorted(len(example["input_ids"]) for example in examples)
+    labelled = sum(token != IGNORE_INDEX for example in examples for token in example["labels"])
+    dropped = sum(length > max_length for length in lengths)
+    print(
+        f"tokens a row: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}; "
+        f"{labelled / sum(lengths):.0%} of all {sum(lengths):,} are the notes, which the loss is computed on\n"
+        f"rows: {len(rows):,}, of which max_length {max_length:,} would drop {dropped:,}"
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Show how a row of soap_dataset looks in training. Training itself: arctic_training <config>.yaml",
+    )
+    parser.add_argument("--dataset_path", type=Path, default=Path("./soap_dataset"), help="default: %(default)s")
+    parser.add_argument("--split", default="train", help="default: %(default)s")
+    parser.add_argument("--index", type=int, default=0, help="row to show (default: %(default)s)")
+    parser.add_argument("--model", help="name or folder of a model, whose tokenizer counts the tokens")
+    parser.add_argument("--max_length", type=int, default=8192, help="as in the YAML, tokens (default: %(default)s)")
+    return parser
+
+
+def load_rows(path: Path, split: str) -> list[dict[str, str]]:
+    """The rows of a split. Raises ValueError with what is wrong and what to do."""
+    from datasets import DatasetDict, load_from_disk
+
+    if not path.is_dir():
+        raise ValueError(f"no dataset at {path}: run `python preprocess_data.py` first")
+    try:
+        dataset = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no dataset ({error}): run `python preprocess_data.py` again") from None
+    if not isinstance(dataset, DatasetDict) or split not in dataset:
+        raise ValueError(f"{path} has no split {split!r}: try train, validation or test")
+    missing = {"dialogue", *SECTIONS} - set(dataset[split].column_names)
+    if missing:
+        raise ValueError(f"{path} lacks the columns {sorted(missing)}: run `python preprocess_data.py` again")
+    return dataset[split].to_list()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        rows = load_rows(args.dataset_path, args.split)
+        if not 0 <= args.index < len(rows):
+            raise ValueError(f"no row {args.index}: {args.split} has the rows 0 to {len(rows) - 1}")
+        show_example(rows[args.index])
+        if args.model:
+            show_lengths(rows, args.model, args.max_length)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
