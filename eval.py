@@ -52,9 +52,14 @@ class Run:
     adapter: models.Adapter | None = None
 
 
+def targets(args: argparse.Namespace) -> list[tuple[str, str | None]]:
+    """(model, adapter) of each run."""
+    return [(args.model[0], path) for path in args.lora_path] or [(name, None) for name in args.model]
+
+
 def run_path(args: argparse.Namespace, name: str, lora_path: str | None) -> Path:
     """--output_dir, or, for several runs or without it, a folder named after model and adapter (below ./results)."""
-    if args.output_dir and len(args.model) * max(1, len(args.lora_path)) == 1:
+    if args.output_dir and len(targets(args)) == 1:
         return Path(args.output_dir)
     label = "-".join(_label(part) for part in (name, lora_path) if part)
     return Path(args.output_dir or "results") / label
@@ -145,14 +150,15 @@ def judge_stage(
         note_times(run, "judge", model)
 
 
-def describe(args: argparse.Namespace, run: Run) -> None:
+def describe(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> None:
     """Put into the manifest what this call adds to the run; `--stage report` adds nothing."""
     if args.stage in WRITING:
         run.manifest |= {"model": run.name, "lora_path": run.lora_path}
     if args.stage in JUDGING:
         run.manifest |= {"judge_model": args.judge_model}
     if args.stage != "report":
-        run.manifest |= describe_machine() | {"arguments": arguments(args)}
+        run.manifest |= machine | {"arguments": arguments(args)}
+        run.folder.write_manifest(run.manifest)
 
 
 def note_times(run: Run, stage: str, model: LanguageModel) -> None:
@@ -184,26 +190,37 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
         "date": run.manifest["date"],
         **run.manifest["identity"]["data"],
         "versions": run.manifest["versions"],
-        "timings_s": run.manifest["timings_s"],
+        "timings_s": dict.fromkeys(("generate_init", "generate", "judge_init", "judge"), 0.0)
+        | run.manifest["timings_s"],
     }
     report.write_results_json(run.folder.path / "results.json", results)
     report.write_report(run.folder.path / "report.html", results, report.view_rows(predictions, judgements, rows))
     print(f"{report.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
 
 
-def compare(args: argparse.Namespace) -> None:
-    """The table of several finished runs; comparison.html into --output_dir. Raises UserError."""
+def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
+    """The table of several finished runs; comparison.html into `output_dir`. Raises UserError."""
     from evaluation import report, scoring
 
-    runs = [inputs.load_run(path) for path in args.compare]
+    runs = [inputs.load_run(folder) for folder in folders]
     try:
         comparison = scoring.compare_runs(runs)
     except ValueError as error:
         raise UserError(f"{error}; compare runs on the same data, prompts and judge") from None
     print(report.comparison_table(comparison, runs))
-    if args.output_dir:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        report.write_comparison(Path(args.output_dir) / "comparison.html", comparison, runs)
+    if output_dir:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        report.write_comparison(Path(output_dir) / "comparison.html", comparison, runs)
+
+
+def identify(args: argparse.Namespace, dataset_hash: str, n: int, judge_model: models.Model | None) -> dict[str, dict]:
+    """What must not change between two calls on one run folder, as far as all runs of this call share it."""
+    data = {"split": args.split, "n": n, "dataset_hash": dataset_hash, "prompts_hash": prompts.prompts_hash()}
+    if args.stage not in JUDGING:
+        return {"data": data}
+    judged_by = {"judge_model": judge_model.fingerprint if judge_model else f"served as {args.judge_model}"}
+    judged_by |= settings(args, "judge_controls", "attacks", "judge_engine_args", "judge_sampling_args")
+    return {"data": data, "judge": judged_by}
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -211,27 +228,14 @@ def evaluate(args: argparse.Namespace) -> None:
     began = time.monotonic()
     rows, dataset_hash = inputs.load_rows(args.dataset_path, args.split, args.limit)
     labels = inputs.load_labels(args.human_labels) if args.human_labels else None
-    identity: dict[str, dict[str, Any]] = {
-        "data": {
-            "dataset_hash": dataset_hash,
-            "split": args.split,
-            "limit": args.limit,
-            "prompts_hash": prompts.prompts_hash(),
-        }
-    }
     judge_model = None
-    if args.stage in JUDGING:
-        if not args.judge_api_base:
-            made_up = args.judge_engine_args.get("load_format") == "dummy"
-            judge_model = models.resolve_model(args.judge_model, not made_up, tell)
-        identity["judge"] = {
-            "judge_model": judge_model.fingerprint if judge_model else f"served as {args.judge_model}",
-            **settings(args, "judge_controls", "attacks", "judge_engine_args", "judge_sampling_args"),
-        }
+    if args.stage in JUDGING and not args.judge_api_base:
+        made_up = args.judge_engine_args.get("load_format") == "dummy"
+        judge_model = models.resolve_model(args.judge_model, not made_up, tell)
+    identity = identify(args, dataset_hash, len(rows), judge_model)
     with ExitStack() as stack:
-        targets = [(args.model[0], path) for path in args.lora_path] or [(name, None) for name in args.model]
         runs = []
-        for name, lora_path in targets:
+        for name, lora_path in targets(args):
             runs.append(open_run(args, name, lora_path, identity))
             stack.enter_context(runs[-1].folder)
         plan = make_plan(args, [run.model for run in runs if run.model], judge_model)
@@ -241,8 +245,9 @@ def evaluate(args: argparse.Namespace) -> None:
         def get_judge() -> LanguageModel:
             return stack.enter_context(start_judge(args, judge_model, runs[0].folder.path / "judge.log", plan.judge))
 
+        machine = describe_machine()
         for run in runs:
-            describe(args, run)
+            describe(args, run, machine)
             notes, started = write_stage(args, run, rows, plan.generator, stack)
             if together and args.stage in JUDGING:
                 if started:
@@ -257,8 +262,11 @@ def evaluate(args: argparse.Namespace) -> None:
             if args.stage != "report":
                 run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)
             run.folder.write_manifest(run.manifest)
-            if args.stage in SCORING:
-                score(args, run, rows, labels)
+    if args.stage in SCORING:
+        for run in runs:
+            score(args, run, rows, labels)
+        if len(runs) > 1:
+            compare([run.folder.path for run in runs], None)
 
 
 def make_plan(
@@ -380,6 +388,9 @@ def check(args: argparse.Namespace) -> None:
         return
     if not args.model:
         raise UserError("no model given; `python eval.py --help` shows how")
+    folders = [run_path(args, *target) for target in targets(args)]
+    if len(set(folders)) < len(folders):
+        raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
     if args.lora_path and (len(args.model) > 1 or args.api_base):
         other = "--api_base: give the name under which the adapter is served as the model"
         raise UserError(
@@ -395,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check(args)
         if args.compare:
-            compare(args)
+            compare(args.compare, args.output_dir)
         else:
             evaluate(args)
     except UserError as error:

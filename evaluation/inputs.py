@@ -54,7 +54,7 @@ def load_labels(path: str) -> list[dict[str, Any]]:
     return list(JsonLines(Path(path), damaged="correct the line"))
 
 
-def load_run(path: str) -> dict[str, Any]:
+def load_run(path: str | Path) -> dict[str, Any]:
     """A finished run as scoring.compare_runs takes it: name, results, predictions, judgements. Raises UserError."""
     folder = Path(path)
     try:

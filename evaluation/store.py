@@ -22,6 +22,7 @@ FORMAT = 1  # of the manifest and the records; a folder of another format is ref
 _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
     "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
     "judge": ("judgements.jsonl", "results.json", "report.html"),
+    "report": ("results.json", "report.html"),
 }
 
 

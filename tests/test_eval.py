@@ -210,8 +210,8 @@ def test_the_same_command_again_starts_no_engine(harness: Harness, capsys: pytes
     ("other", "named"),
     [
         (["--max_new_tokens", "7"], "max_new_tokens = 1024, not 7"),
-        (["--limit", "3"], "dataset_hash"),
-        (["--split", "train"], "dataset_hash"),
+        (["--limit", "3"], "n = 6, not 3"),
+        (["--split", "train"], 'split = "test", not "train"'),
         (["--judge_controls", "0"], "judge_controls = 2, not 0"),
         (["--sampling_args", '{"top_k": 1}'], "sampling_args"),
     ],
@@ -255,7 +255,7 @@ def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_pa
     assert harness.run(*folder, "--stage", "judge") == 0
     assert harness.results(tmp_path / "staged") == harness.results()
     (tmp_path / "staged" / "results.json").unlink()
-    assert harness.run(*folder, "--stage", "report", "--judge_model", "ignored") == 0
+    assert harness.run(*folder, "--stage", "report", "--judge_model", "ignored", "--overwrite") == 0
     assert harness.results(tmp_path / "staged") == harness.results()
     assert (len(harness.generators), len(harness.judges)) == (2, 2)
 
@@ -272,7 +272,12 @@ def test_judging_again_needs_no_generator(harness: Harness, tiny_model: Path, tm
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_several_models_are_judged_with_one_start_of_the_judge(
-    harness: Harness, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest, at_once: bool
+    harness: Harness,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    request: pytest.FixtureRequest,
+    at_once: bool,
 ) -> None:
     if at_once:
         request.getfixturevalue("both_at_once")
@@ -283,6 +288,7 @@ def test_several_models_are_judged_with_one_start_of_the_judge(
     for name in ("one", "two"):
         assert harness.results(harness.folder / name)["model"].endswith(name)
         assert len(harness.records("predictions", harness.folder / name)) == 6
+    assert "two minus one" in capsys.readouterr().out
 
 
 def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adapter: Path, tmp_path: Path) -> None:
@@ -348,7 +354,8 @@ BAD_CALLS = {
     "a model that is nowhere": (["nobody/no such model"], "neither a folder here nor a model on the hub"),
     "a judge that is nowhere": (["MODEL", "--judge_model", "nobody/no such model"], "neither a folder"),
     "an adapter that is nowhere": (["MODEL", "--lora_path", "nowhere"], "--lora_path nowhere: no such folder"),
-    "several models with an adapter": (["MODEL", "MODEL", "--lora_path", "FOLDER"], "several models"),
+    "one model twice": (["MODEL", "MODEL"], "two runs would share the folder"),
+    "several models with an adapter": (["MODEL", "FOLDER", "--lora_path", "FOLDER"], "several models"),
     "an output folder that is a file": (["MODEL", "--output_dir", "FILE"], "--output_dir"),
     "a length that the model has not": (["MODEL", "--max_model_len", "5000"], "takes at most 4096"),
     "labels that are nowhere": (["MODEL", "--human_labels", "nowhere"], "--human_labels nowhere"),
