@@ -4,12 +4,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import prompts
 from evaluation.engine import LanguageModel, Request
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A busy machine is no reason to fail; what must be fast is timed by tests of its own.
+hypothesis.settings.register_profile("any_speed", deadline=None)
+hypothesis.settings.load_profile("any_speed")
 
 # A chat template that, as Qwen3's, answers enable_thinking=False with an empty think block.
 CHAT_TEMPLATE = (
