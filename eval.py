@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ import prompts
 from evaluation import inputs, judge, models, placement
 from evaluation.engine import Engine, EngineSpec, LanguageModel
 from evaluation.errors import UserError
+from evaluation.runs import JUDGING, SCORING, WRITING, Run, describe, identify, open_run, run_path, targets, tell
 from evaluation.server import Server, without_credentials
 from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
-from evaluation.store import RunFolder, describe_machine
+from evaluation.store import describe_machine
 
 CONTROLS_HELP = "judge inputs with known answers: N good and N bad ones a section (default: %(default)s; 0: none)"
 ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
@@ -37,53 +37,6 @@ LENGTH_HELP = (
     "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
 )
 MEMORY_HELP = "share of each GPU's memory for both models together (default: %(default)s)"
-WRITING, JUDGING, SCORING = ("all", "generate"), ("all", "judge"), ("all", "judge", "report")
-
-
-@dataclass
-class Run:
-    """One model, or model and adapter, to evaluate, with its open run folder."""
-
-    name: str
-    lora_path: str | None
-    folder: RunFolder
-    manifest: dict[str, Any]
-    model: models.Model | None = None
-    adapter: models.Adapter | None = None
-
-
-def targets(args: argparse.Namespace) -> list[tuple[str, str | None]]:
-    """(model, adapter) of each run."""
-    return [(args.model[0], path) for path in args.lora_path] or [(name, None) for name in args.model]
-
-
-def run_path(args: argparse.Namespace, name: str, lora_path: str | None) -> Path:
-    """--output_dir, or, for several runs or without it, a folder named after model and adapter (below ./results)."""
-    if args.output_dir and len(targets(args)) == 1:
-        return Path(args.output_dir)
-    label = "-".join(_label(part) for part in (name, lora_path) if part)
-    return Path(args.output_dir or "results") / label
-
-
-def _label(name: str) -> str:
-    path = Path(name)
-    return f"{path.parent.name}-{path.name}" if path.name.startswith("global_step_") else path.resolve().name
-
-
-def open_run(args: argparse.Namespace, name: str, lora_path: str | None, identity: dict[str, dict]) -> Run:
-    """Check model and adapter, lock the run folder and compare it with what it was made with. Raises UserError."""
-    model, adapter = None, None
-    if args.stage in WRITING:
-        written_by: dict[str, Any] = {"model": f"served as {name}", "adapter": None}
-        if not args.api_base:
-            model = models.resolve_model(name, args.engine_args.get("load_format") != "dummy", tell)
-            adapter = models.resolve_adapter(lora_path, model, tell) if lora_path else None
-            written_by = {"model": model.fingerprint, "adapter": adapter and adapter.fingerprint}
-        written_by |= settings(args, "max_new_tokens", "max_model_len", "engine_args", "sampling_args")
-        identity = identity | {"generate": written_by}
-    folder = RunFolder(run_path(args, name, lora_path))
-    anew = {"all": "generate"}.get(args.stage, args.stage) if args.overwrite else None
-    return Run(name, lora_path, folder, folder.begin(identity, anew), model, adapter)
 
 
 def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement | None) -> LanguageModel:
@@ -150,17 +103,6 @@ def judge_stage(
         note_times(run, "judge", model)
 
 
-def describe(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> None:
-    """Put into the manifest what this call adds to the run; `--stage report` adds nothing."""
-    if args.stage in WRITING:
-        run.manifest |= {"model": run.name, "lora_path": run.lora_path}
-    if args.stage in JUDGING:
-        run.manifest |= {"judge_model": args.judge_model}
-    if args.stage != "report":
-        run.manifest |= machine | {"arguments": arguments(args)}
-        run.folder.write_manifest(run.manifest)
-
-
 def note_times(run: Run, stage: str, model: LanguageModel) -> None:
     run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
     run.manifest["tokens"][stage] = model.tokens
@@ -211,16 +153,6 @@ def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
     if output_dir:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         report.write_comparison(Path(output_dir) / "comparison.html", comparison, runs)
-
-
-def identify(args: argparse.Namespace, dataset_hash: str, n: int, judge_model: models.Model | None) -> dict[str, dict]:
-    """What must not change between two calls on one run folder, as far as all runs of this call share it."""
-    data = {"split": args.split, "n": n, "dataset_hash": dataset_hash, "prompts_hash": prompts.prompts_hash()}
-    if args.stage not in JUDGING:
-        return {"data": data}
-    judged_by = {"judge_model": judge_model.fingerprint if judge_model else f"served as {args.judge_model}"}
-    judged_by |= settings(args, "judge_controls", "attacks", "judge_engine_args", "judge_sampling_args")
-    return {"data": data, "judge": judged_by}
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -283,20 +215,6 @@ def make_plan(
     plan = placement.place(placement.find_gpus(), *needs, args.gpu_memory_utilization, placement.free_ram())
     tell(plan.words)
     return plan
-
-
-def settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names}
-
-
-def arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments for the manifest, without a password that an address may hold."""
-    addresses = {name: getattr(args, name) for name in ("api_base", "judge_api_base")}
-    return vars(args) | {name: value and without_credentials(value) for name, value in addresses.items()}
-
-
-def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def number(kind: Callable[[str], Any], low: float, high: float = float("inf")) -> Callable[[str], Any]:
