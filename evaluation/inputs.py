@@ -8,7 +8,7 @@ from typing import Any
 
 import prompts
 from evaluation.errors import UserError
-from evaluation.store import JsonLines
+from evaluation.store import open_records, parse_record
 
 COLUMNS = ("dialogue", *prompts.SECTIONS)
 
@@ -49,9 +49,13 @@ def load_rows(path: str, split: str, limit: int | None) -> tuple[Sequence[dict[s
 
 def load_labels(path: str) -> list[dict[str, Any]]:
     """People's verdicts: a JSONL file of {"index", "section", "verdict"}. Raises UserError."""
-    if not Path(path).is_file():
-        raise UserError(f'--human_labels {path}: no such file; give JSONL lines {{"index", "section", "verdict"}}')
-    return list(JsonLines(Path(path), damaged="correct the line"))
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(
+            f'--human_labels {path}: {error.strerror}; give lines {{"index", "section", "verdict"}}'
+        ) from None
+    return [parse_record(line, f"{path}:{row}", "correct it") for row, line in enumerate(lines, 1) if line.strip()]
 
 
 def load_run(path: str | Path) -> dict[str, Any]:
@@ -61,8 +65,11 @@ def load_run(path: str | Path) -> dict[str, Any]:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable results.json ({_first_words(error)}); give a finished run") from None
-    records = {name: list(JsonLines(folder / f"{name}.jsonl")) for name in ("predictions", "judgements")}
-    return {"name": folder.resolve().name, "results": results, **records}
+    if not isinstance(results, dict) or "sections" not in results:
+        raise UserError(f"{path}: results.json is not eval.py's; give a finished run")
+    predictions, judgements = map(list, open_records(folder))
+    name = folder.resolve().name
+    return {"name": name, "results": results, "predictions": predictions, "judgements": judgements}
 
 
 def _first_words(error: Exception) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from evaluation.placement import find_gpus
 
 FORMAT = 1  # of the manifest and the records; a folder of another format is refused
 
+_DAMAGED = "restore the file, or start anew with --overwrite"
 _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
     "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
     "judge": ("judgements.jsonl", "results.json", "report.html"),
@@ -26,28 +27,38 @@ _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
 }
 
 
-class JsonLines:
-    """An append-only file with one JSON object a line. A last line that a killed run left unfinished is cut off."""
+def parse_record(line: bytes, where: str, advice: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The JSON object in a line, checked to have `keys`. Raises UserError, with file and row, and what to do."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is no JSON object; {advice}")
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise UserError(f"{where} has no {missing[0]}; {advice}")
+    return record
 
-    def __init__(self, path: Path, damaged: str = "restore the file, or start anew with --overwrite"):
-        self.path = path
-        self._damaged = damaged  # what to do about a line that is no record
+
+class JsonLines:
+    """An append-only file with one JSON object a line.
+
+    A last line without its end, which a killed run leaves, is no record: reading passes over it, writing replaces it.
+    """
+
+    def __init__(self, path: Path, keys: tuple[str, ...] = ()):
+        self.path, self._keys = path, keys
         self._stream = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Records in the order of the file. Raises UserError for a line that holds none."""
+        """Records in the order of the file; none if there is no file. Raises UserError for a line that holds none."""
         if not self.path.exists():
             return
-        self._cut_off_unfinished_line()
         with self.path.open("rb") as stream:
             for row, line in enumerate(stream, 1):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    record = None
-                if not isinstance(record, dict):
-                    raise UserError(f"{self.path}:{row} is no JSON object; {self._damaged}")
-                yield record
+                if line.endswith(b"\n"):
+                    yield parse_record(line, f"{self.path}:{row}", _DAMAGED, self._keys)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; the operating system has it when this returns. Raises UserError when the disk is full."""
@@ -85,6 +96,14 @@ class JsonLines:
                 stream.truncate(end)
 
 
+def open_records(folder: Path) -> tuple[JsonLines, JsonLines]:
+    """predictions.jsonl and judgements.jsonl of a run folder."""
+    predictions = JsonLines(
+        folder / "predictions.jsonl", ("index", "dialogue_hash", "finish_reason", "status", *"SOAP")
+    )
+    return predictions, JsonLines(folder / "judgements.jsonl", ("index", "section", "verdict", "control", "attack"))
+
+
 class RunFolder:
     """A locked run folder. Raises UserError when another run holds it or when it cannot be written."""
 
@@ -102,8 +121,7 @@ class RunFolder:
             raise UserError(
                 f"{path}: another run is writing here; wait for it, or choose another --output_dir"
             ) from None
-        self.predictions = JsonLines(path / "predictions.jsonl")
-        self.judgements = JsonLines(path / "judgements.jsonl")
+        self.predictions, self.judgements = open_records(path)
 
     def __enter__(self) -> "RunFolder":
         return self

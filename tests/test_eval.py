@@ -322,7 +322,7 @@ def test_runs_on_other_data_are_not_compared(harness: Harness, tmp_path: Path, c
 def test_peoples_verdicts_stand_beside_the_controls(harness: Harness, tmp_path: Path) -> None:
     labels = tmp_path / "labels.jsonl"
     labels.write_text(
-        "".join(json.dumps({"index": k, "section": "S", "verdict": "pass"}) + "\n" for k in (0, 3)), encoding="utf-8"
+        "\n".join(json.dumps({"index": k, "section": "S", "verdict": "pass"}) for k in (0, 3)), encoding="utf-8"
     )
     assert harness.run("--human_labels", str(labels)) == 0
     assert harness.results()["human_labels"]["S"]["agreement"] == 0.5
@@ -359,6 +359,8 @@ BAD_CALLS = {
     "an output folder that is a file": (["MODEL", "--output_dir", "FILE"], "--output_dir"),
     "a length that the model has not": (["MODEL", "--max_model_len", "5000"], "takes at most 4096"),
     "labels that are nowhere": (["MODEL", "--human_labels", "nowhere"], "--human_labels nowhere"),
+    "labels that are none": (["MODEL", "--human_labels", "LABELS"], "labels:2 is no JSON object"),
+    "results that are none to compare": (["--compare", "ELSE", "ELSE"], "results.json is not eval.py's"),
     "one run to compare": (["--compare", "FOLDER"], "two or more run folders"),
     "a model beside a comparison": (["MODEL", "--compare", "FOLDER", "FOLDER"], "no model"),
     "an unfinished run to compare": (["--compare", "FOLDER", "FOLDER"], "no readable results.json"),
@@ -374,7 +376,11 @@ def test_a_bad_call_is_one_line_with_status_2(
     call, words = BAD_CALLS[case]
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    names = {"MODEL": harness.argv[0], "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "folder")}
+    (tmp_path / "labels").write_text('{"index": 0, "section": "S", "verdict": "pass"}\n{')
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "results.json").write_text("[]")
+    names = {"LABELS": str(tmp_path / "labels"), "ELSE": str(tmp_path / "else")}
+    names |= {"MODEL": harness.argv[0], "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "folder")}
     defaults = [] if "--compare" in call else harness.argv[1:]
     assert eval.main([*defaults, *(names.get(part, part) for part in call)]) == 2
     lines = capsys.readouterr().err.splitlines()
