@@ -241,9 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="*", help="hub names, model folders, or folders of global_step_N checkpoints")
     add = parser.add_argument
-    add(
-        "--lora_path", nargs="+", default=[], metavar="DIR", help="LoRA adapters of the model; each is a run of its own"
-    )
+    add("--lora_path", action="append", default=[], metavar="DIR", help="LoRA adapter; given again, another run")
     add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help="(default: %(default)s)")
     add("--compare", nargs="+", metavar="RUN", help="compare finished run folders; needs no model")
 
@@ -329,6 +327,9 @@ def main(argv: list[str] | None = None) -> int:
             evaluate(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, no permission
+        print(f"error: {error.filename or 'disk'}: {error.strerror}; mend it and run the same command", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

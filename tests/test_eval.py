@@ -295,7 +295,7 @@ def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adap
     for step in (1, 2):
         shutil.copytree(tiny_adapter, tmp_path / "ckpt" / f"global_step_{step}")
     paths = [str(tmp_path / "ckpt" / f"global_step_{step}") for step in (1, 2)]
-    assert harness.run("--lora_path", *paths) == 0
+    assert harness.run("--lora_path", paths[0], "--lora_path", paths[1]) == 0
     assert sorted(path.name for path in harness.folder.iterdir()) == [f"tiny-ckpt-global_step_{k}" for k in (1, 2)]
     assert len(harness.judges) == 1
 
@@ -387,6 +387,14 @@ def test_a_bad_call_is_one_line_with_status_2(
     assert lines[-1].startswith("error: ")
     assert words in lines[-1]
     assert not harness.generators
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_ends_a_run_with_one_line(harness: Harness, capsys: pytest.CaptureFixture) -> None:
+    harness.folder.mkdir()
+    (harness.folder / "results.json.new").symlink_to("/dev/full")
+    assert harness.run() == 2
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("row", [{"P": None}, {"dialogue": None}])
