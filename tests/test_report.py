@@ -407,6 +407,13 @@ def test_what_scoring_returns_can_be_shown(results, tmp_path):
     report.write_comparison(tmp_path / "comparison.html", comparison, [run, run])
 
 
+def test_a_kind_of_control_whose_verdicts_could_not_be_read_has_no_rate_but_a_report(results, tmp_path):
+    for entry in results["judge_controls"]["S"]["by_kind"].values():
+        entry |= {"right": 0, "unscored": entry["n"], "rate": None, "ci95": None}
+    write_report(tmp_path / "report.html", results, [])
+    assert "0 of " in (tmp_path / "report.html").read_text()
+
+
 def test_the_rows_of_the_report_hold_plain_verdicts_only():
     predictions, judgements, rows = make_run(10, words=200)
     extra = [
