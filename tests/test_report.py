@@ -410,7 +410,7 @@ def test_what_scoring_returns_can_be_shown(results, tmp_path):
 def test_a_kind_of_control_whose_verdicts_could_not_be_read_has_no_rate_but_a_report(results, tmp_path):
     for entry in results["judge_controls"]["S"]["by_kind"].values():
         entry |= {"right": 0, "unscored": entry["n"], "rate": None, "ci95": None}
-    write_report(tmp_path / "report.html", results, [])
+    report.write_report(tmp_path / "report.html", results, [])
     assert "0 of " in (tmp_path / "report.html").read_text()
 
 
