@@ -254,7 +254,9 @@ class SOAPTrainer(SFTTrainer):
         return self.global_step * self.config.gradient_accumulation_steps
 
     def pre_train_callback(self) -> None:
-        self.epoch_idx, _ = divmod(self.batches_done, len(self.train_dataloader))
+        self.epoch_idx, self.behind = divmod(self.batches_done, len(self.train_dataloader))
+        self.step_losses: list[float] = []  # of the optimizer step under way, which may begin in the epoch before
+        self.step_tokens = 0
         self.saved_at: dict[str, int] = {}
         self.progress = None
         if self.global_rank == 0:
@@ -267,24 +269,22 @@ class SOAPTrainer(SFTTrainer):
         """One pass over the packs, in an order of its own; a resumed run skips what it has behind it."""
         self.epoch_finished = False
         self.train_dataloader.sampler.set_epoch(self.epoch_idx)
-        behind = self.batches_done - self.epoch_idx * len(self.train_dataloader)
-        step_losses: list[float] = []
-        step_tokens = 0
+        behind, self.behind = self.behind, 0
         for batch in islice(self.train_dataloader, behind, None):
             if self.global_step >= self.training_horizon:  # the last packs are too few for another step
                 break
             if self.need_early_exit():
                 self.early_stop = True
                 return
-            step_tokens += int(sum(map(sum, batch["packed_sample_seqlens"])))
+            self.step_tokens += int(sum(map(sum, batch["packed_sample_seqlens"])))
             self.step(batch)
-            step_losses.append(self.last_loss)
+            self.step_losses.append(self.last_loss)
             if self.model.micro_steps % self.config.gradient_accumulation_steps:
                 continue
             if self.progress:
-                mean = sum(step_losses) / len(step_losses)
-                self.progress.step(self.global_step, self.epoch_idx, mean, self.scheduler.get_last_lr()[0], step_tokens)
-            step_losses, step_tokens = [], 0
+                mean, lr = sum(self.step_losses) / len(self.step_losses), self.scheduler.get_last_lr()[0]
+                self.progress.step(self.global_step, self.epoch_idx, mean, lr, self.step_tokens)
+            self.step_losses, self.step_tokens = [], 0
             if self.config.eval_interval and self.global_step % self.config.eval_interval == 0:
                 self.evaluate()
             self.checkpoint()

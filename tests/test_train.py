@@ -1,0 +1,515 @@
+"""train.py: the loss is the stock one, runs learn and go on after a kill, and mistakes are told in one line."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import ROOT, rows, save_dataset
+from test_tokens import QWEN3_LIKE
+
+BIN = Path(sys.executable).parent
+MAX_LENGTH = 1024
+RUN_FILES = ["global_step_13", "loss.png", "train-log.jsonl"]  # what a finished run leaves
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def train_module():
+    import train
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def model_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template that puts the empty think block into the answer's turn, as Qwen3's does."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(tiny_model, path)
+    (path / "chat_template.jinja").write_text(QWEN3_LIKE)
+    return path
+
+
+def load_model(path: Path, attention: str = "sdpa"):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+
+
+def make_pack(train, model_path: Path, n: int = 3):
+    """The examples of n rows, and the batch that packing and arctic_training's collator make of them (with padding)."""
+    from arctic_training.data.sft_factory import DataCollatorForCausalLM
+    from transformers import AutoTokenizer
+
+    import prompts
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    examples = [
+        train.tokens.encode_example(tokenizer, prompts.training_messages(row["dialogue"], row)) for row in rows(n)
+    ]
+    columns = {key: [example[key] for example in examples] for key in ("input_ids", "labels")}
+    pack = train._join({**columns, "attention_mask": columns["input_ids"]})
+    collator = DataCollatorForCausalLM(tokenizer, SimpleNamespace(pad_to="div_length", div_length=64))
+    return examples, collator([pack])
+
+
+def soap_loss(train, model, batch: dict, attention: str = "sdpa"):
+    config = SimpleNamespace(sequence_parallel_size=1, model=SimpleNamespace(attn_implementation=attention))
+    trainer = SimpleNamespace(config=config, device="cpu", model=model)
+    return train.SOAPTrainer.loss.__wrapped__(trainer, dict(batch))
+
+
+def gradients(model, loss) -> dict:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same_gradients(ours: dict, stock: dict) -> None:
+    import torch
+
+    for name, gradient in stock.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(
+            ours[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def per_sample_attention(query, key, value, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    """What varlen_attn computes, one sample after the other, on the CPU."""
+    import torch
+
+    assert window_size == (-1, 0), "not causal"
+    assert isinstance(max_q, int) and max_q == max_k == int(cu_q.diff().max())
+    assert cu_q.dtype == torch.int32 and cu_q.equal(cu_k)
+    outputs = []
+    for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+        q, k, v = (states[start:end].transpose(0, 1)[None] for states in (query, key, value))
+        output = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def test_loss_and_gradients_of_a_pack_equal_the_stock_ones(train_module, model_path):
+    model = load_model(model_path)
+    _, batch = make_pack(train_module, model_path)
+    stock_batch = {key: batch[key] for key in ("input_ids", "labels", "position_ids")}
+    stock = model(**stock_batch, use_cache=False).loss
+    stock_gradients = gradients(model, stock)
+    ours = soap_loss(train_module, model, batch)
+    assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
+    assert_same_gradients(gradients(model, ours), stock_gradients)
+
+
+def test_the_output_head_runs_on_labelled_positions_only(train_module, model_path):
+    model = load_model(model_path)
+    _, batch = make_pack(train_module, model_path)
+    rows_seen = []
+    model.lm_head.register_forward_hook(lambda _, args, __: rows_seen.append(args[0].shape[1]))
+    soap_loss(train_module, model, batch)
+    assert rows_seen == [(batch["labels"][0, 1:] != -100).sum().item()]
+
+
+def test_a_pack_has_the_loss_and_gradients_of_its_samples_apart(train_module, model_path):
+    import torch
+
+    model = load_model(model_path)
+    examples, batch = make_pack(train_module, model_path)
+    total, labelled = 0, 0
+    for example in examples:
+        ids, labels = torch.tensor([example["input_ids"]]), torch.tensor([example["labels"]])
+        count = (labels[:, 1:] != -100).sum().item()
+        total, labelled = total + model(input_ids=ids, labels=labels).loss * count, labelled + count
+    apart = total / labelled
+    apart_gradients = gradients(model, apart)
+    packed = soap_loss(train_module, model, batch)
+    assert packed.item() == pytest.approx(apart.item(), rel=1e-5)
+    assert_same_gradients(gradients(model, packed), apart_gradients)
+
+
+def test_variable_length_attention_gives_the_stock_loss_and_gradients(train_module, model_path, monkeypatch):
+    import torch.nn.attention.varlen
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", per_sample_attention)
+    train_module.attention.register_varlen()
+    _, batch = make_pack(train_module, model_path)
+    model = load_model(model_path)
+    stock_gradients = gradients(model, stock := soap_loss(train_module, model, batch))
+    model = load_model(model_path, train_module.attention.VARLEN)
+    ours = soap_loss(train_module, model, batch, train_module.attention.VARLEN)
+    assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
+    assert_same_gradients(gradients(model, ours), stock_gradients)
+
+
+def test_sample_bounds_are_the_starts_and_the_end(train_module):
+    import torch
+
+    positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2, 3]])
+    bounds, longest = train_module.attention.sample_bounds(positions)
+    assert bounds.tolist() == [0, 3, 4, 8] and bounds.dtype == torch.int32
+    assert longest == 4
+
+
+def test_padding_follows_the_last_sample_and_so_reaches_no_label(train_module, model_path):
+    examples, batch = make_pack(train_module, model_path)
+    lengths = [len(example["input_ids"]) for example in examples]
+    padding = batch["input_ids"].shape[1] - sum(lengths)
+    bounds, _ = train_module.attention.sample_bounds(batch["position_ids"])
+    assert padding > 0 and bounds.diff().tolist() == [*lengths[:-1], lengths[-1] + padding]
+    assert (batch["labels"][0, sum(lengths) :] == -100).all()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "expected", "reason"),
+    [
+        (None, "float32", "sdpa", "no GPU"),
+        ((7, 5), "float16", "sdpa", "older than Ampere"),
+        ((8, 0), "float32", "sdpa", "needs bfloat16 or float16"),
+        ((8, 0), "bfloat16", "varlen", None),
+    ],
+)
+def test_attention_falls_back_to_what_the_machine_can_do_with_a_reason(monkeypatch, gpu, dtype, expected, reason):
+    import torch
+
+    from training.attention import supported_attention
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    used, why = supported_attention("varlen", getattr(torch, dtype))
+    assert used == expected
+    assert why is None if reason is None else reason in why
+
+
+def test_attention_that_was_asked_for_by_name_is_kept():
+    import torch
+
+    from training.attention import supported_attention
+
+    assert supported_attention("eager", torch.float32) == ("eager", None)
+
+
+# --- token cache -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache_key(train_module, tmp_path):
+    """A function that says where tokens of tmp_path/soap_dataset are cached."""
+
+    def key(template: str = QWEN3_LIKE) -> str:
+        class Tokenizer:
+            chat_template = template
+            __len__ = lambda self: 1000  # noqa: E731
+
+        config = SimpleNamespace(model_dump=lambda **_: {})
+        trainer = SimpleNamespace(tokenizer=Tokenizer(), config=SimpleNamespace(tokenizer=config))
+        factory = SimpleNamespace(
+            config=SimpleNamespace(model_dump=lambda **_: {}, cache_dir=tmp_path), trainer=trainer
+        )
+        source = SimpleNamespace(name_or_path=tmp_path / "soap_dataset", split="train", model_dump=lambda: {})
+        return train_module.SOAPDataSource(factory, source).cache_path.name
+
+    save_dataset(tmp_path / "soap_dataset", {"train": rows(3)})
+    return key
+
+
+def test_the_same_data_meets_its_cache(cache_key, tmp_path):
+    before = cache_key()
+    shutil.rmtree(tmp_path / "soap_dataset")
+    save_dataset(tmp_path / "soap_dataset", {"train": rows(3)})
+    assert cache_key() == before
+
+
+def test_a_changed_note_at_the_same_path_never_meets_the_old_cache(cache_key, tmp_path):
+    before = cache_key()
+    changed = rows(3)
+    changed[1]["P"] = changed[1]["P"].replace("every 6", "every 8")
+    shutil.rmtree(tmp_path / "soap_dataset")
+    save_dataset(tmp_path / "soap_dataset", {"train": changed})
+    assert cache_key() != before
+
+
+def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_module, monkeypatch):
+    before = cache_key()
+    assert cache_key(template=QWEN3_LIKE + " ") != before
+    monkeypatch.setattr(train_module, "prompts_hash", lambda: "another")
+    assert cache_key() != before
+
+
+# --- schedule --------------------------------------------------------------------------------------------------------
+
+
+def horizon(train, packs: int, epochs: int, accumulated: int, train_iters: int = 0) -> int:
+    config = SimpleNamespace(epochs=epochs, gradient_accumulation_steps=accumulated, train_iters=train_iters)
+    return train.SOAPTrainer.training_horizon.fget(SimpleNamespace(config=config, train_dataloader=range(packs)))
+
+
+def test_the_schedule_counts_optimizer_steps(train_module):
+    assert horizon(train_module, packs=9, epochs=6, accumulated=1) == 54
+    assert horizon(train_module, packs=9, epochs=6, accumulated=4) == 13
+    assert horizon(train_module, packs=9, epochs=6, accumulated=4, train_iters=5) == 5
+
+
+def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(train_module, capsys):
+    with pytest.raises(SystemExit):
+        horizon(train_module, packs=3, epochs=1, accumulated=4)
+    assert "3 packs in 1 epochs are too few for one step of 4: lower" in capsys.readouterr().err
+
+
+# --- what a resumed run must share -----------------------------------------------------------------------------------
+
+
+def identity(train, **changes) -> dict[str, str]:
+    from arctic_training.config.model import ModelConfig
+    from arctic_training.config.optimizer import OptimizerConfig
+    from arctic_training.scheduler.hf_factory import HFSchedulerConfig
+
+    config = SimpleNamespace(
+        model=ModelConfig(name_or_path="model"),
+        optimizer=OptimizerConfig(learning_rate=changes.get("learning_rate", 1e-3)),
+        scheduler=HFSchedulerConfig(name="cosine", warmup_ratio=changes.get("warmup_ratio", 0.1)),
+        data=SimpleNamespace(max_length=1024, sources=[]),
+        **{"epochs": 1, "train_iters": 0, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "seed": 1},
+    )
+    return train.SOAPTrainer.identity.fget(SimpleNamespace(config=config, world_size=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"learning_rate": 2e-3}, "optimizer.learning_rate"), ({"warmup_ratio": 0.2}, "scheduler.warmup_ratio")],
+)
+def test_a_changed_setting_is_named(train_module, change, key):
+    before, after = identity(train_module), identity(train_module, **change)
+    assert {name for name in before if before[name] != after[name]} == {key}
+
+
+def test_all_processes_of_a_run_agree_on_what_it_is(train_module, monkeypatch):
+    first = identity(train_module)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert identity(train_module) == first
+
+
+# --- runs of arctic_training -----------------------------------------------------------------------------------------
+
+
+def write_config(folder: Path, model_path: Path, name: str, **changes) -> Path:
+    """A YAML for a run of 13 optimizer steps, each of 4 packs, that saves its state every 2 steps."""
+    run = folder / name
+    soap = {"type": "soap", "name_or_path": str(folder / "soap_dataset")}
+    config = {
+        "type": "soap",
+        "code": str(ROOT / "train.py"),
+        "model": {"name_or_path": str(model_path), "dtype": "fp32", "attn_implementation": "varlen"},
+        "data": {
+            "type": "soap",
+            "sources": [{**soap, "split": "train"}],
+            "eval_sources": [{**soap, "split": "validation"}],
+            "max_length": MAX_LENGTH,
+            "best_fit_packing": True,
+            "div_length": 64,
+            "num_proc": 1,
+            "dl_num_workers": 1,
+            "cache_dir": str(folder / "tokens"),
+        },
+        "deepspeed": {"zero_optimization": {"stage": 0}},
+        "optimizer": {"type": "cpu_adam", "learning_rate": 1e-3, "weight_decay": 0.0},
+        "scheduler": {"name": "cosine", "warmup_ratio": 0.1},
+        "epochs": 6,
+        "gradient_accumulation_steps": 4,
+        "eval_interval": 6,
+        "train_log_iter_interval": 0,
+        "loss_log_interval": 0,
+        "train_log_metrics_path": str(run / "train-log.jsonl"),
+        "kill_switch_path": str(run / "stop"),
+        "checkpoint": [
+            {"type": "export", "output_dir": str(run), "save_end_of_training": True},
+            {"type": "resume", "output_dir": str(run / "resume"), "auto_resume": True, "save_every_n_steps": 2},
+        ],
+        **changes,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(config: Path) -> subprocess.Popen:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [BIN / "arctic_training", config, "--master_port", str(port)]
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    log = config.with_suffix(".log").open("a")
+    return subprocess.Popen(command, cwd=config.parent, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def run(config: Path) -> tuple[int, str]:
+    """Exit status and what this start of the run printed."""
+    log = config.with_suffix(".log")
+    before = log.stat().st_size if log.exists() else 0
+    status = start(config).wait(timeout=240)
+    return status, log.read_text()[before:]
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "train-log.jsonl").read_text().splitlines()]
+
+
+def error_lines(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    long = {**rows(1)[0], "dialogue": "Doctor: Go on.\nPatient: It hurts.\n" * 200}
+    save_dataset(folder / "soap_dataset", {"train": [*rows(27), long, long], "validation": rows(31)[27:]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(workplace: Path, model_path: Path) -> SimpleNamespace:
+    status, output = run(write_config(workplace, model_path, "unbroken"))
+    assert status == 0, output[-3000:]
+    return SimpleNamespace(folder=workplace / "unbroken", output=output, log=read_log(workplace / "unbroken"))
+
+
+def kill_when_resumable(config: Path) -> None:
+    """Start a run and end it by SIGKILL, all its processes, once it has written a whole resume state."""
+    process = start(config)
+    deadline = time.monotonic() + 240
+    while not list((config.with_suffix("") / "resume").glob("*/complete.json")):
+        assert process.poll() is None and time.monotonic() < deadline, config.with_suffix(".log").read_text()[-3000:]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def broken(workplace: Path, model_path: Path) -> Path:
+    """The YAML of a run like `unbroken` that was killed."""
+    config = write_config(workplace, model_path, "broken")
+    kill_when_resumable(config)
+    return config
+
+
+def losses(log: list[dict]) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in log if "loss" in record}
+
+
+def validation_losses(log: list[dict]) -> list[float]:
+    return [record["validation_loss"] for record in log if "validation_loss" in record]
+
+
+@pytest.mark.slow
+def test_a_run_learns_and_logs_each_step_and_the_validation_loss(unbroken):
+    steps = losses(unbroken.log)
+    validation = validation_losses(unbroken.log)
+    assert list(steps) == list(range(1, 14))
+    assert steps[13] < 0.7 * steps[1]
+    assert len(validation) == 2 and validation[-1] < validation[0]
+    assert (unbroken.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_run_leaves_one_checkpoint_that_transformers_loads_and_no_resume_state(unbroken):
+    from transformers import AutoTokenizer
+
+    assert sorted(path.name for path in unbroken.folder.iterdir()) == RUN_FILES
+    model = load_model(unbroken.folder / "global_step_13")
+    tokenizer = AutoTokenizer.from_pretrained(unbroken.folder / "global_step_13")
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.chat_template == QWEN3_LIKE
+    assert (unbroken.folder / "global_step_13" / "generation_config.json").exists()
+
+
+@pytest.mark.slow
+def test_accumulation_of_4_ends_the_schedule_at_the_end(unbroken):
+    rates = [record["lr"] for record in unbroken.log if "lr" in record]
+    assert max(rates) == pytest.approx(1e-3, rel=0.01)
+    assert rates[-1] < 1e-6
+
+
+@pytest.mark.slow
+def test_rows_over_max_length_are_counted(unbroken):
+    assert (
+        "data: 29 rows, 2 longer than max_length 1,024 and left out, 9 packs; 13 steps in 6 epochs" in unbroken.output
+    )
+
+
+@pytest.mark.slow
+def test_a_run_on_the_cpu_says_which_attention_it_uses(unbroken):
+    assert unbroken.output.count("attention: sdpa instead of varlen, because there is no GPU") == 1
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_refuses_another_learning_rate_in_one_line(workplace, broken, model_path):
+    shutil.copytree(workplace / "broken", workplace / "faster")
+    optimizer = {"type": "cpu_adam", "learning_rate": 2e-3, "weight_decay": 0.0}
+    status, output = run(write_config(workplace, model_path, "faster", optimizer=optimizer))
+    assert status == 2
+    assert (
+        len(error_lines(output)) == 1 and "another optimizer.learning_rate (0.001, now 0.002)" in error_lines(output)[0]
+    )
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(workplace, broken, unbroken):
+    status, output = run(broken)
+    assert status == 0, output[-3000:]
+    (resumed,) = re.findall(r"resumed at step (\d+) of 13", output)
+    assert int(resumed) % 2 == 0 and 2 <= int(resumed) < 13
+    log = read_log(workplace / "broken")
+    assert list(losses(log)) == list(losses(unbroken.log))
+    assert list(losses(log).values()) == pytest.approx(list(losses(unbroken.log).values()), rel=1e-4)
+    assert validation_losses(log) == pytest.approx(validation_losses(unbroken.log), rel=1e-4)
+    assert sorted(path.name for path in (workplace / "broken").iterdir()) == RUN_FILES
+
+
+@pytest.mark.slow
+def test_an_adapter_run_goes_on_after_a_kill_and_leaves_an_adapter_that_peft_loads(workplace, model_path):
+    from peft import PeftModel
+
+    lora = {"peft_type": "Lora", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    model = {"name_or_path": str(model_path), "dtype": "fp32", "attn_implementation": "varlen", "peft_config": lora}
+    config = write_config(workplace, model_path, "adapter", model=model)
+    kill_when_resumable(config)
+    status, output = run(config)
+    assert status == 0, output[-3000:]
+    assert "resumed at step" in output
+    steps = losses(read_log(workplace / "adapter"))
+    assert list(steps) == list(range(1, 14)) and steps[13] < steps[1]
+    adapted = PeftModel.from_pretrained(load_model(model_path), workplace / "adapter" / "global_step_13")
+    moved = [parameter.abs().max().item() for name, parameter in adapted.named_parameters() if "lora_B" in name]
+    assert len(moved) == 6 and min(moved) > 0
+
+
+@pytest.mark.slow
+def test_a_stale_kill_switch_ends_a_run_in_one_line(workplace, model_path):
+    config = write_config(workplace, model_path, "stopped")
+    (workplace / "stopped").mkdir()
+    (workplace / "stopped" / "stop").touch()
+    status, output = run(config)
+    assert status == 2
+    assert len(error_lines(output)) == 1 and "kill switch" in error_lines(output)[0] and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_missing_dataset_is_told_with_the_command_that_makes_it(tmp_path, model_path):
+    status, output = run(write_config(tmp_path, model_path, "nothing"))
+    assert status == 2
+    assert len(error_lines(output)) == 1 and "python preprocess_data.py" in error_lines(output)[0]
+    assert "Traceback" not in output
