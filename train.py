@@ -202,7 +202,11 @@ class SOAPTrainer(SFTTrainer):
 
     def _print_data(self) -> None:
         packs = self.train_dataloader.dataset
-        rows = sum(len(SOAPDataSource(self.train_dataloader, source).rows) for source in self.config.data.sources)
+        rows = 0
+        for source in self.config.data.sources:
+            count = len(SOAPDataSource(self.train_dataloader, source).rows)
+            wanted = int(count * source.sample_ratio) if source.sample_ratio else source.sample_count or count
+            rows += min(count, wanted)
         lengths = (
             packs["packed_sample_seqlens"] if "packed_sample_seqlens" in packs.column_names else [[1]] * len(packs)
         )
