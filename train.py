@@ -33,12 +33,13 @@ from arctic_training.data.sft_factory import SFTDataConfig, SFTDataFactory
 from arctic_training.data.source import DataSource
 from arctic_training.data.utils import DatasetType
 from arctic_training.trainer.sft_trainer import SFTTrainer, to_device
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset
 from pydantic import model_validator
 
 from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, tokens
 from training.checkpoints import ExportEngine, ResumeEngine
+from training.preview import load_split
 from training.progress import Progress
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
@@ -74,19 +75,10 @@ class SOAPDataSource(DataSource):
 
     @property
     def rows(self) -> Dataset:
-        path, split = self.config.name_or_path, self.config.split
-        if not path.is_dir():
-            fail(f"no dataset at {path}", "run `python preprocess_data.py` first")
         try:
-            dataset = load_from_disk(str(path))
-        except FileNotFoundError as error:
-            fail(f"{path} is no dataset ({error})", "run `python preprocess_data.py` again")
-        if not isinstance(dataset, DatasetDict) or split not in dataset:
-            fail(f"{path} has no split {split!r}", "run `python preprocess_data.py` again, or correct `split`")
-        missing = {"dialogue", *SECTIONS} - set(dataset[split].column_names)
-        if missing:
-            fail(f"{path} lacks the columns {sorted(missing)}", "run `python preprocess_data.py` again")
-        return dataset[split]
+            return load_split(self.config.name_or_path, self.config.split)
+        except ValueError as error:
+            fail(*str(error).rsplit(": ", 1))
 
     @property
     def cache_path_args(self) -> tuple[dict, ...]:

@@ -3,8 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prompts import SECTIONS, training_messages
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def show_example(row: dict[str, str]) -> None:
@@ -46,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_rows(path: Path, split: str) -> list[dict[str, str]]:
-    """The rows of a split. Raises ValueError with what is wrong and what to do."""
+def load_split(path: Path, split: str) -> "Dataset":
+    """A split of a soap_dataset. Raises ValueError: what is wrong, a colon, what to do."""
     from datasets import DatasetDict, load_from_disk
 
     if not path.is_dir():
@@ -61,13 +65,13 @@ def load_rows(path: Path, split: str) -> list[dict[str, str]]:
     missing = {"dialogue", *SECTIONS} - set(dataset[split].column_names)
     if missing:
         raise ValueError(f"{path} lacks the columns {sorted(missing)}: run `python preprocess_data.py` again")
-    return dataset[split].to_list()
+    return dataset[split]
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        rows = load_rows(args.dataset_path, args.split)
+        rows = load_split(args.dataset_path, args.split).to_list()
         if not 0 <= args.index < len(rows):
             raise ValueError(f"no row {args.index}: {args.split} has the rows 0 to {len(rows) - 1}")
         show_example(rows[args.index])
