@@ -66,8 +66,10 @@ def make_pack(train, model_path: Path, n: int = 3):
 
 
 def soap_loss(train, model, batch: dict, attention: str = "sdpa"):
+    import torch
+
     config = SimpleNamespace(sequence_parallel_size=1, model=SimpleNamespace(attn_implementation=attention))
-    trainer = SimpleNamespace(config=config, device="cpu", model=model)
+    trainer = SimpleNamespace(config=config, device=torch.device("cpu"), model=model)
     return train.SOAPTrainer.loss.__wrapped__(trainer, dict(batch))
 
 
