@@ -33,6 +33,7 @@ from evaluation.store import describe_machine
 
 CONTROLS_HELP = "judge inputs with known answers: N good and N bad ones a section (default: %(default)s; 0: none)"
 ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
+LORA_HELP = "LoRA adapter of the (first) model; given again, another run"
 LENGTH_HELP = (
     "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
 )
@@ -241,7 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="*", help="hub names, model folders, or folders of global_step_N checkpoints")
     add = parser.add_argument
-    add("--lora_path", action="append", default=[], metavar="DIR", help="LoRA adapter; given again, another run")
+    add("--lora_path", action="append", default=[], metavar="DIR", help=LORA_HELP)
     add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help="(default: %(default)s)")
     add("--compare", nargs="+", metavar="RUN", help="compare finished run folders; needs no model")
 
@@ -307,10 +308,9 @@ def check(args: argparse.Namespace) -> None:
     folders = [run_path(args, *target) for target in targets(args)]
     if len(set(folders)) < len(folders):
         raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
-    if args.lora_path and (len(args.model) > 1 or args.api_base):
-        other = "--api_base: give the name under which the adapter is served as the model"
+    if args.lora_path and args.api_base:
         raise UserError(
-            f"--lora_path does not go with {other if args.api_base else 'several models: evaluate one by one'}"
+            "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"
         )
     for api_base in filter(None, (args.api_base, args.judge_api_base)):
         without_credentials(api_base)

@@ -55,7 +55,7 @@ def score_run(
         for section in SECTIONS
     }
     passes = [sum(verdict == "pass" for verdict in note) for note in zip(*verdicts.values(), strict=True)]
-    rouge = _rouge_l(predictions, rows)
+    rouge = rouge_l(predictions, rows)
     return {
         "n": len(predictions),
         "valid_notes": sum(prediction["status"] == "ok" for prediction in predictions),
@@ -130,7 +130,7 @@ def bootstrap_mean(passes: list[int], floor: int = 0) -> Interval:
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
-def _rouge_l(predictions: list[Record], rows: dict[int, Row] | list[Row]) -> dict[str, list[float]]:
+def rouge_l(predictions: list[Record], rows: dict[int, Row] | list[Row]) -> dict[str, list[float]]:
     """F-measure of each section, 0 for invalid notes. About 1 ms for a section of 80 words.
 
     Time and memory of the library grow with the product of the lengths, so only the first 20,000 characters count.

@@ -87,7 +87,7 @@ def test_rouge_is_the_mean_f_measure_over_all_notes_with_invalid_ones_at_zero():
     assert expected == 0.75
 
 
-def test_an_enormous_reference_costs_rouge_little_time():
+def test_an_enormous_reference_costsrouge_little_time():
     start = time.process_time()
     scoring.score_run([prediction(0, S="pain " * 900)], [], [ROW | {"S": "pain in the leg " * 100_000}])
     assert time.process_time() - start < 10
@@ -404,7 +404,7 @@ def test_newcombe_s_interval_covers_the_true_difference_in_93_to_97_percent_of_r
 
 def test_25000_notes_are_scored_in_seconds_apart_from_rouge(monkeypatch):
     n = 25_000
-    monkeypatch.setattr(scoring, "_rouge_l", lambda predictions, rows: {section: [0.0] * n for section in SECTIONS})
+    monkeypatch.setattr(scoring, "rouge_l", lambda predictions, rows: {section: [0.0] * n for section in SECTIONS})
     start = time.process_time()
     run_of("ppfpf" * (n // 5), controls("S", "p" * 50, "f" * 50))
     assert time.process_time() - start < 15
