@@ -40,7 +40,7 @@ from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, tokens
 from training.checkpoints import ExportEngine, ResumeEngine
 from training.preview import load_split
-from training.progress import Progress
+from training.progress import Progress, over_processes
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
 
@@ -277,9 +277,10 @@ class SOAPTrainer(SFTTrainer):
             self.step_losses.append(self.last_loss)
             if self.model.micro_steps % self.config.gradient_accumulation_steps:
                 continue
+            mean = sum(self.step_losses) / len(self.step_losses)
+            mean, count = over_processes(mean, self.step_tokens, self.device)
             if self.progress:
-                mean, lr = sum(self.step_losses) / len(self.step_losses), self.scheduler.get_last_lr()[0]
-                self.progress.step(self.global_step, self.epoch_idx, mean, lr, self.step_tokens)
+                self.progress.step(self.global_step, self.epoch_idx, mean, self.scheduler.get_last_lr()[0], count)
             self.step_losses, self.step_tokens = [], 0
             if self.config.eval_interval and self.global_step % self.config.eval_interval == 0:
                 self.evaluate()

@@ -3,15 +3,34 @@
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import torch
+
+
+def over_processes(loss: float, tokens: int, device: "torch.device") -> tuple[float, int]:
+    """A step's loss and tokens over all processes: the mean of the losses, which the gradient is taken of, and the sum.
+
+    Every process of a run must call this.
+    """
+    import torch
+
+    processes = torch.distributed.get_world_size()
+    if processes == 1:
+        return loss, tokens
+    totals = torch.tensor([loss, tokens], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(totals)
+    return totals[0].item() / processes, int(totals[1])
 
 
 class Progress:
     """Progress bar on the console, one JSON line a step in `log_path`, and `loss.png` beside it.
 
-    A line has step, epoch, loss (mean over the step's labelled tokens), lr, tokens (of this process, padding left
-    out) and seconds (wall time since the line before); after a validation it has validation_loss too.
+    A line has step, epoch, loss (mean over the step's packs), lr, tokens (of all packs, padding left out) and seconds
+    (wall time since the line before), all of them over all processes; a validation has a line with validation_loss.
     """
 
     def __init__(self, log_path: Path, total_steps: int, done_steps: int) -> None:
