@@ -73,14 +73,15 @@ def write_stage(
 ) -> tuple[Iterator[dict], bool]:
     """The records of all notes, those on disk first, and whether a generator was started for the others."""
     predictions = run.folder.predictions
-    done = {record["index"] for record in predictions}
+    written = [record["index"] for record in predictions]
+    done = set(written)
     if args.stage not in WRITING or len(done) == len(rows):
         return iter(predictions), False
     stack.callback(shutil.rmtree, run.folder.path / ".merged", ignore_errors=True)
     generator = stack.enter_context(start_generator(args, run, place))
 
     def records() -> Iterator[dict]:
-        yield from list(predictions)
+        yield from itertools.islice(predictions, len(written))  # the file grows meanwhile
         yield from progress(write_notes(generator, rows, done, predictions), "notes", len(rows), len(done))
         generator.close()
         note_times(run, "generate", generator)
@@ -113,12 +114,12 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
     """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
     from evaluation import report, scoring
 
-    predictions = sorted(run.folder.predictions, key=lambda record: record["index"])
-    judgements = sorted(run.folder.judgements, key=lambda record: [str(part) for part in judge.record_key(record)])
+    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
+    notes = sum(1 for _ in predictions)
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
-    if len(predictions) < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
+    if notes < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
         raise UserError(
-            f"{run.folder.path} has {len(predictions)} notes and {plain} verdicts on {len(rows)} dialogues; "
+            f"{run.folder.path} has {notes} notes and {plain} verdicts on {len(rows)} dialogues; "
             "run the same command with --stage all first"
         )
     try:
