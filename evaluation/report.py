@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from prompts import SECTION_NAMES, SECTIONS
 
-MOST_DIALOGUES = 1_000  # in one report: about 20 MB, which a browser still opens and searches
+MOST_DIALOGUES = 1_000  # in one report: 6 MB for dialogues of 200 words, which a browser opens and searches at ease
 
 _HERE = Path(__file__).parent
 _TELLS_NOTHING = "this judge tells nothing"
