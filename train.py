@@ -40,7 +40,8 @@ from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, tokens
 from training.checkpoints import ExportEngine, ResumeEngine
 from training.preview import load_split
-from training.progress import Progress, over_processes
+from training.processes import any_process, over_processes
+from training.progress import Progress
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
 
@@ -170,6 +171,7 @@ class SOAPTrainer(SFTTrainer):
     data_factory: SOAPDataFactory
     checkpoint_engine: Union[ExportEngine, ResumeEngine, HFCheckpointEngine, DSCheckpointEngine]  # noqa: UP007
     fail = staticmethod(fail)
+    gas_boundary = False  # with it, arctic_training's Ray launcher would report figures that only its own `epoch` has
 
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
         if config.kill_switch_path.exists():
@@ -286,6 +288,13 @@ class SOAPTrainer(SFTTrainer):
                 self.evaluate()
             self.checkpoint()
         self.epoch_finished = True
+
+    def need_early_exit(self) -> bool:
+        """All processes alike, or those that go on would wait for ever: one may see the kill switch before another."""
+        if not any_process(super().need_early_exit(), self.device):
+            return False
+        self.early_stop_reason = self.early_stop_reason or f"detected kill switch {self.config.kill_switch_path}"
+        return True
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()

@@ -1,7 +1,10 @@
 """train.py in two processes on the CPU: the loss of one process, one checkpoint, one log; and spread over both."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +15,13 @@ from conftest import ROOT, rows, save_dataset
 from test_tokens import QWEN3_LIKE
 from test_train import (
     error_lines,
+    free_port,
     kill_when_resumable,
     load_model,
     losses,
     read_log,
     run,
+    start,
     validation_losses,
     write_config,
 )
@@ -108,6 +113,64 @@ def test_two_processes_that_were_killed_go_on_and_end_as_unbroken_ones(workplace
     assert re.findall(r"resumed at step \d+ of 12", resumed.output) != []
     assert_same_course(resumed.log, double.log)
     assert sorted(path.name for path in resumed.folder.iterdir()) == RUN_FILES
+
+
+@pytest.mark.slow
+def test_two_machines_that_share_a_folder_leave_one_run(workplace, model_path, double):
+    """Each machine's own launcher starts one process, which is the first one there."""
+    config = write_config(workplace, model_path, "machines", **SHARED_STEP)
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["cache_fs_type"] = "shared"  # of folders that machines share this is found out
+    config.write_text(yaml.safe_dump(settings))
+    (workplace / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    machines = ["--hostfile", str(workplace / "hosts"), "--no_ssh", "--master_addr", "127.0.0.1"]
+    machines += ["--master_port", str(free_port()), "--node_rank"]
+    statuses = [process.wait(timeout=900) for process in [start(config, *machines, rank) for rank in ("1", "0")]]
+    output = config.with_suffix(".log").read_text()
+    assert statuses == [0, 0], output[-3000:]
+    assert_same_course(read_log(workplace / "machines"), double.log)
+    assert sorted(path.name for path in (workplace / "machines").iterdir()) == RUN_FILES
+    assert output.count("data: 24 rows, 0 longer") == output.count("*** Training finished normally.") == 1
+
+
+# Of two processes the second one alone sees the kill switch, as happens on a file system that machines share.
+SWITCH = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+import train
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+settings = {"exit_iteration_this_run": 0, "exit_iteration": 0, "train_iters": 9}
+trainer = train.SOAPTrainer.__new__(train.SOAPTrainer)
+trainer.global_step, trainer.early_stop_reason, trainer.device = 0, "", torch.device("cpu")
+answers = []
+for switch in ("none", sys.argv[1] if rank else "none"):
+    trainer.config = SimpleNamespace(kill_switch_path=Path(switch), **settings)
+    answers.append(trainer.need_early_exit())
+sys.stdout.write(f"{answers} {'kill switch' in trainer.early_stop_reason}\\n")
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_switch_that_one_process_sees_stops_all(workplace):
+    (workplace / "switch.py").write_text(SWITCH)
+    (workplace / "stop").touch()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "switch.py", "stop"], cwd=workplace, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines() == ["[False, True] True"] * 2, done.stderr[-3000:]
 
 
 # --- the commented block of the YAMLs --------------------------------------------------------------------------------

@@ -345,11 +345,14 @@ def write_config(folder: Path, model_path: Path, name: str, **changes) -> Path:
     return path
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [BIN / "arctic_training", config, "--master_port", str(port), *arguments]
+        return probe.getsockname()[1]
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen:
+    command = [BIN / "arctic_training", config, "--master_port", str(free_port()), *arguments]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     log = config.with_suffix(".log").open("a")
     return subprocess.Popen(command, cwd=config.parent, env=environment, stdout=log, stderr=log, start_new_session=True)

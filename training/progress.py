@@ -3,27 +3,8 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    import torch
-
-
-def over_processes(loss: float, tokens: int, device: "torch.device") -> tuple[float, int]:
-    """A step's loss and tokens over all processes: the mean of the losses, which the gradient is taken of, and the sum.
-
-    Every process of a run must call this.
-    """
-    import torch
-
-    processes = torch.distributed.get_world_size()
-    if processes == 1:
-        return loss, tokens
-    totals = torch.tensor([loss, tokens], dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(totals)
-    return totals[0].item() / processes, int(totals[1])
 
 
 class Progress:
