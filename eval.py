@@ -70,21 +70,31 @@ def start_judge(
 
 
 def write_stage(
-    args: argparse.Namespace, run: Run, rows: Sequence, place: placement.Placement | None, stack: ExitStack
+    args: argparse.Namespace,
+    run: Run,
+    rows: Sequence,
+    place: placement.Placement | None,
+    stack: ExitStack,
+    when_written: Callable[[], object],
 ) -> tuple[Iterator[dict], bool]:
-    """The records of all notes, those on disk first, and whether a generator was started for the others."""
+    """The records of all notes, those on disk first, and whether a generator was started for the others.
+
+    `when_written` is called when that generator is gone.
+    """
     predictions = run.folder.predictions
-    done = {record["index"] for record in predictions}
+    written = [record["index"] for record in predictions]
+    done = set(written)
     if args.stage not in WRITING or len(done) == len(rows):
         return iter(predictions), False
     stack.callback(shutil.rmtree, run.folder.path / ".merged", ignore_errors=True)
     generator = stack.enter_context(start_generator(args, run, place))
 
     def records() -> Iterator[dict]:
-        yield from list(predictions)
+        yield from itertools.islice(predictions, len(written))  # the file grows meanwhile
         yield from progress(write_notes(generator, rows, done, predictions), "notes", len(rows), len(done))
         generator.close()
         note_times(run, "generate", generator)
+        when_written()
 
     return records(), True
 
@@ -104,6 +114,14 @@ def judge_stage(
         note_times(run, "judge", model)
 
 
+def take_known_answers(run: Run, other: Run) -> None:
+    """Controls and attacks depend on data, judge and prompts alone: what one run of a call has, the next one takes."""
+    done = {judge.record_key(record) for record in run.folder.judgements}
+    for record in other.folder.judgements:
+        if (record["control"] or record["attack"]) and judge.record_key(record) not in done:
+            run.folder.judgements.append(record)
+
+
 def note_times(run: Run, stage: str, model: LanguageModel) -> None:
     run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
     run.manifest["tokens"][stage] = model.tokens
@@ -114,12 +132,12 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
     """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
     from evaluation import report, scoring
 
-    predictions = sorted(run.folder.predictions, key=lambda record: record["index"])
-    judgements = sorted(run.folder.judgements, key=lambda record: [str(part) for part in judge.record_key(record)])
+    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
+    notes = sum(1 for _ in predictions)
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
-    if len(predictions) < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
+    if notes < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
         raise UserError(
-            f"{run.folder.path} has {len(predictions)} notes and {plain} verdicts on {len(rows)} dialogues; "
+            f"{run.folder.path} has {notes} notes and {plain} verdicts on {len(rows)} dialogues; "
             "run the same command with --stage all first"
         )
     try:
@@ -178,19 +196,34 @@ def evaluate(args: argparse.Namespace) -> None:
         def get_judge() -> LanguageModel:
             return stack.enter_context(start_judge(args, judge_model, runs[0].folder.path / "judge.log", plan.judge))
 
+        @functools.cache
+        def write(k: int) -> tuple[Iterator[dict], bool]:
+            """Run k's notes. Its generator starts at the latest now, or while the judge still reads those before."""
+
+            def start_next() -> None:
+                if k + 1 < len(runs):
+                    write(k + 1)
+
+            return write_stage(args, runs[k], rows, plan.generator, stack, start_next)
+
+        def judge_run(k: int, notes: Iterable[dict]) -> None:
+            if k:
+                take_known_answers(runs[k], runs[0])
+            judge_stage(args, runs[k], rows, notes, get_judge)
+
         machine = describe_machine()
-        for run in runs:
+        for k, run in enumerate(runs):
             describe(args, run, machine)
-            notes, started = write_stage(args, run, rows, plan.generator, stack)
+            notes, started = write(k)
             if together and args.stage in JUDGING:
                 if started:
                     get_judge()  # it starts beside the generator, and judges notes as they come
-                judge_stage(args, run, rows, notes, get_judge)
+                judge_run(k, notes)
             else:
                 exhaust(notes)
         if not together and args.stage in JUDGING:
-            for run in runs:
-                judge_stage(args, run, rows, run.folder.predictions, get_judge)
+            for k, run in enumerate(runs):
+                judge_run(k, run.folder.predictions)
         for run in runs:
             if args.stage != "report":
                 run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)

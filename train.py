@@ -44,6 +44,7 @@ from training import attention, lora, tokens
 from training.checkpoints import ExportEngine, ResumeEngine
 from training.loss import chunked_cross_entropy
 from training.preview import load_split
+from training.processes import any_process, over_processes
 from training.progress import Progress
 from training.transfer import Readout, to_device_unwaited
 
@@ -175,6 +176,7 @@ class SOAPTrainer(SFTTrainer):
     data_factory: SOAPDataFactory
     checkpoint_engine: Union[ExportEngine, ResumeEngine, HFCheckpointEngine, DSCheckpointEngine]  # noqa: UP007
     fail = staticmethod(fail)
+    gas_boundary = False  # with it, arctic_training's Ray launcher would report figures that only its own `epoch` has
 
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
         if config.kill_switch_path.exists():
@@ -279,14 +281,22 @@ class SOAPTrainer(SFTTrainer):
             self.step_losses.append(self.last_loss)
             if self.model.micro_steps % self.config.gradient_accumulation_steps:
                 continue
+            mean = sum(self.step_losses) / len(self.step_losses)
+            mean, count = over_processes(mean, self.step_tokens, self.device)
             if self.progress:
-                mean, lr = sum(self.step_losses) / len(self.step_losses), self.scheduler.get_last_lr()[0]
-                self.progress.step(self.global_step, self.epoch_idx, mean, lr, self.step_tokens)
+                self.progress.step(self.global_step, self.epoch_idx, mean, self.scheduler.get_last_lr()[0], count)
             self.step_losses, self.step_tokens = [], 0
             if self.config.eval_interval and self.global_step % self.config.eval_interval == 0:
                 self.evaluate()
             self.checkpoint()
         self.epoch_finished = True
+
+    def need_early_exit(self) -> bool:
+        """All processes alike, or those that go on would wait for ever: one may see the kill switch before another."""
+        if not any_process(super().need_early_exit(), self.device):
+            return False
+        self.early_stop_reason = self.early_stop_reason or f"detected kill switch {self.config.kill_switch_path}"
+        return True
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()

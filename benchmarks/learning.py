@@ -78,8 +78,7 @@ def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str)
 
 
 def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float | None) -> dict:
-    readable = sum(record["status"] == "ok" for record in predictions)
-    rouge = scoring.rouge_l(sorted(predictions, key=lambda record: record["index"]), rows)
+    _, readable, _, rouge = scoring.read_notes(predictions, rows)
     means = {f"ROUGE-L {section}": round(sum(rouge[section]) / len(rows), 3) for section in SECTIONS}
     training = {"training s": round(seconds) if seconds else None}
     return {"model": name, **training, "readable notes": f"{readable} of {len(rows)}", **means}

@@ -414,6 +414,17 @@ def test_a_kind_of_control_whose_verdicts_could_not_be_read_has_no_rate_but_a_re
     assert "0 of " in (tmp_path / "report.html").read_text()
 
 
+def test_a_report_of_more_dialogues_than_a_page_holds_shows_the_first_ones_and_says_so(results, tmp_path):
+    predictions, judgements, rows = make_run(10, words=200)
+    view = report.view_rows(predictions[::-1], judgements[::-1], rows, most=3)
+    assert [entry["index"] for entry in view] == [0, 1, 2]
+    report.write_report(tmp_path / "report.html", results, view)
+    page = (tmp_path / "report.html").read_text()
+    assert "The first 3 of 250 dialogues" in page and "All notes" not in page
+    report.write_report(tmp_path / "report.html", results | {"n": 3}, view)
+    assert "All notes" in (tmp_path / "report.html").read_text()
+
+
 def test_the_rows_of_the_report_hold_plain_verdicts_only():
     predictions, judgements, rows = make_run(10, words=200)
     extra = [
