@@ -51,10 +51,6 @@ class Placement:
     devices: tuple[str, ...]
     vllm_args: dict[str, Any]
 
-    @property
-    def on_gpu(self) -> bool:
-        return self.devices != ("",)
-
 
 @dataclass(frozen=True)
 class Plan:
