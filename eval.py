@@ -31,7 +31,10 @@ from evaluation.server import Server, without_credentials
 from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
 from evaluation.store import describe_machine
 
-CONTROLS_HELP = "judge inputs with known answers: N good and N bad ones a section (default: %(default)s; 0: none)"
+CONTROLS_HELP = (
+    "judge inputs with known answers: N good and N bad ones a section; fewer leave wide intervals "
+    "(default: %(default)s; 0: none)"
+)
 ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
 LORA_HELP = (
     "LoRA adapter of the (first) model; given again, another run. It is added to a copy of the weights; with "
@@ -238,7 +241,7 @@ def evaluate(args: argparse.Namespace) -> None:
         for run in runs:
             score(args, run, rows, labels)
         if len(runs) > 1:
-            compare([run.folder.path for run in runs], None)
+            compare([run.folder.path for run in runs], args.output_dir or "results")
 
 
 def make_plan(
@@ -300,7 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", choices=("all", "generate", "judge", "report"), default="all", help="(default: %(default)s)")
 
     add = parser.add_argument_group("trust in the judge").add_argument
-    add("--judge_controls", type=number(int, 0), default=8, metavar="N", help=CONTROLS_HELP)
+    add("--judge_controls", type=number(int, 0), default=24, metavar="N", help=CONTROLS_HELP)
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add(
         "--human_labels",

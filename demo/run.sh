@@ -26,7 +26,4 @@ say "LoRA adapter"
 trained "$lora" || arctic_training demo/SmolLM2-135M-LoRA-config.yaml
 say "Evaluate the untrained model, the fine-tuned one and the adapter"
 python eval.py "$base" "$full" --lora_path "$lora" "${evaluate[@]}" --output_dir "$results"
-say "Compare"
-python eval.py --compare "$results/SmolLM2-135M-Instruct" "$results/SmolLM2-135M-finetuned" \
-  "$results/SmolLM2-135M-Instruct-SmolLM2-135M-LoRA" --output_dir "$results"
 say "Done. Open $results/comparison.html and the report.html of each run; demo/build/ckpt/*/loss.png shows the learning."

@@ -182,7 +182,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
         + [f"**{_percent(rate)}**" if k in line["best"] else _percent(rate) for k, rate in enumerate(line["accuracy"])]
         for key, line in _comparison_lines(comparison)
     ]
-    parts = [_table(["Section", *names], rows)]
+    parts = [_table(["Section", *names], rows), _table(["Without a judge", *names], _without_a_judge(runs))]
     for pair in comparison["pairs"]:
         parts.append(
             f"{names[pair['b']]} minus {names[pair['a']]}, percentage points, on the {pair['n']} dialogues of both:"
@@ -220,6 +220,17 @@ def _pair_table(pair: dict) -> str:
 
 def _comparison_lines(comparison: dict) -> list[tuple[str, dict]]:
     return [*comparison["sections"].items(), ("mean", comparison["mean"])]
+
+
+def _without_a_judge(runs: list[dict]) -> list[list[str]]:
+    """Rows of a table with a column for each run: readable notes, and ROUGE-L of each section."""
+    results = [run["results"] for run in runs]
+    readable = ["Readable notes", *(f"{result['valid_notes']} of {result['n']}" for result in results)]
+    rouge = (
+        [f"ROUGE-L, {section}", *(f"{result['sections'][section]['rougeL']:.3f}" for result in results)]
+        for section in results[0]["sections"]
+    )
+    return [readable, *rouge]
 
 
 def _comparison_warnings(runs: list[dict]) -> list[str]:
@@ -328,6 +339,7 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
     text = page.render(
         comparison=comparison,
         lines=_comparison_lines(comparison),
+        without_a_judge=_without_a_judge(runs),
         warnings=_comparison_warnings(runs),
         facts=_facts(runs[0]["results"], ("Judge", "Dataset", "Prompts")),
         span=span,
