@@ -268,7 +268,8 @@ def summary(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
             f"beside servers (five requests over HTTP), then {1000 * slope(engine, 'scoring_s'):.2f} ms to score it, "
             "by the growth between the two largest sizes above; `own` is the first of them for all dialogues.",
             table(header, on_paper(args, engine, server)),
-            f"Memory of this process, scaled up: {memory / 1024:.1f} GiB; run folder: {disk:.1f} GiB.",
+            f"Memory of this process, scaled up: {memory / 1024:.1f} GiB, which is a lower bound, because at these "
+            f"sizes the page of the report is the peak, not what is kept of each dialogue; run folder: {disk:.1f} GiB.",
         ]
     return "\n\n".join(parts) + "\n"
 
