@@ -43,6 +43,7 @@ from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, lora, tokens
 from training.checkpoints import ExportEngine, ResumeEngine
 from training.loss import chunked_cross_entropy
+from training.operators import compile_operators
 from training.preview import load_split
 from training.processes import any_process, over_processes
 from training.progress import Progress
@@ -166,6 +167,13 @@ def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
 class SOAPTrainerConfig(TrainerConfig):
     fused_lora: bool = True
     """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
+
+    @model_validator(mode="before")
+    @classmethod
+    def compile_operators(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Before arctic_training connects the processes, which is where DeepSpeed would compile the first one."""
+        compile_operators((values.get("optimizer") or {}).get("type", "fused_adam"))
+        return values
 
 
 class SOAPTrainer(SFTTrainer):

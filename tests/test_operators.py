@@ -1,0 +1,19 @@
+"""DeepSpeed's operators are compiled once, and a run that was killed meanwhile holds up no other."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.slow
+def test_what_a_run_left_that_was_killed_while_compiling_holds_up_no_other():
+    from torch.utils.cpp_extension import _get_build_directory
+
+    command = [sys.executable, "-c", "from training.operators import compile_operators as c; c('cpu_adam')"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=900)  # a machine's first run
+    left_behind = f"{_get_build_directory('cpu_adam', False)}/lock"
+    with open(left_behind, "w"):  # noqa: PTH123
+        pass
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
