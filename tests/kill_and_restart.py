@@ -86,8 +86,10 @@ def dataset(folder: Path) -> dict[str, bytes]:
 
 def prepare_training(place: Path, model: Path) -> None:
     from conftest import rows, save_dataset
+    from test_tokens import QWEN3_LIKE
 
     shutil.copytree(model, place / "model")
+    (place / "model" / "chat_template.jinja").write_text(QWEN3_LIKE)
     save_dataset(place / "soap_dataset", {"train": rows(27), "validation": rows(31)[27:]})
 
 

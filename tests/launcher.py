@@ -12,10 +12,11 @@ import gc
 import os
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,8 @@ class Launcher:
 
 def serve(address: str) -> tuple[list[str], str, int | None]:
     """Fork for each command that comes in, and return it in the fork."""
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)  # it ends with the tests, even if they are killed
     gc.freeze()  # a collection in a fork would copy all memory
     listener = Listener(address, backlog=16)
     print("ready", flush=True)
@@ -96,8 +99,31 @@ def give_up_privileges() -> None:
     ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version_3, this_process), no_capabilities)
 
 
-def main() -> None:
+def become(name: str, arguments: list[str]) -> None:
     import arctic_training.entrypoint
+
+    if name == TRAINING:
+        sys.argv = [name, "--config", *arguments]
+        arctic_training.entrypoint.launch()
+        return
+    sys.argv = [str(ROOT / name), *arguments]
+    sys.path[0] = str(ROOT)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """What the interpreter makes of the end of `run`."""
+    try:
+        run()
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        return exit_status(lambda: sys.excepthook(*sys.exc_info())) or 1
+    return 0
+
+
+def main() -> None:
+    import arctic_training.entrypoint  # noqa: F401
     import datasets  # noqa: F401
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
@@ -106,13 +132,10 @@ def main() -> None:
     give_up_privileges()
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    if name == TRAINING:
-        sys.argv = [name, "--config", *arguments]
-        arctic_training.entrypoint.launch()
-        return
-    sys.argv = [str(ROOT / name), *arguments]
-    sys.path[0] = str(ROOT)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    status = exit_status(lambda: become(name, arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # taking the interpreter down would copy all memory, object by object
 
 
 if __name__ == "__main__":

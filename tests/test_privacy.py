@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
-from test_train import BIN, write_config
+from test_tokens import QWEN3_LIKE
+from test_train import BIN, MAX_LENGTH, write_config
 
 WATCH = ROOT / "tests" / "network_watch"
 SECRET = "My diary lies under the heliotrope."
@@ -64,14 +66,17 @@ def whole_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Who
         row | {"dialogue": f"{row['dialogue']}\nPatient: {SECRET}", "soap": f"{row['soap']} {SECRET}"} for row in demo
     ]
     (folder / "notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in secret))
-    config = write_config(folder, tiny_model, "train", epochs=1)
+    shutil.copytree(tiny_model, folder / "model")
+    (folder / "model" / "chat_template.jinja").write_text(QWEN3_LIKE)
+    config = write_config(folder, folder / "model", "train", epochs=1)
+    config.write_text(config.read_text().replace(f"max_length: {MAX_LENGTH}", "max_length: 2048"))
     trained = folder / "train"
     evaluation = ["--max_new_tokens", "100", "--judge_controls", "2", "--limit", "16", "--output_dir", "run"]
     output = ""
     for command in (
         [sys.executable, ROOT / "preprocess_data.py", "--dataset", "notes.jsonl"],
         [BIN / "arctic_training", config],
-        [sys.executable, ROOT / "eval.py", trained, "--judge_model", tiny_model, *evaluation],
+        [sys.executable, ROOT / "eval.py", trained, "--judge_model", "model", *evaluation],
     ):
         done = watched(folder, *command)
         output += done.stdout + done.stderr
