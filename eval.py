@@ -31,8 +31,15 @@ from evaluation.server import Server, without_credentials
 from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
 from evaluation.store import describe_machine
 
-CONTROLS_HELP = "judge inputs with known answers: N good and N bad ones a section (default: %(default)s; 0: none)"
+CONTROLS_HELP = (
+    "judge inputs with known answers: N good and N bad ones a section; fewer leave wide intervals "
+    "(default: %(default)s; 0: none)"
+)
 ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
+LORA_HELP = (
+    "LoRA adapter of the (first) model; given again, another run. It is added to a copy of the weights; with "
+    "--engine_args '{\"enable_lora\": true}' vLLM applies it at run time"
+)
 LENGTH_HELP = (
     "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
 )
@@ -45,11 +52,11 @@ def start_generator(args: argparse.Namespace, run: Run, place: placement.Placeme
     if args.api_base:
         return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
     vllm_args, merge_into = {**place.vllm_args, **args.engine_args}, None
-    if run.adapter and place.on_gpu:
-        vllm_args |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)}
-    elif run.adapter:
-        tell(f"adding {run.lora_path} to a copy of the weights: applied at run time, it is 5 times slower on a CPU")
-        merge_into = run.folder.path / ".merged"
+    if run.adapter and vllm_args.get("enable_lora"):
+        vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
+    elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
+        tell(f"adding {run.lora_path} to a copy of the weights")
+        merge_into = run.folder.path / ".merged" / "model"
     lora_path = run.adapter and run.adapter.path
     spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path=lora_path, merge_into=merge_into)
     return Engine("generator", spec, run.folder.path / "generate.log", place.devices)
@@ -69,21 +76,34 @@ def start_judge(
 
 
 def write_stage(
-    args: argparse.Namespace, run: Run, rows: Sequence, place: placement.Placement | None, stack: ExitStack
+    args: argparse.Namespace,
+    run: Run,
+    rows: Sequence,
+    place: placement.Placement | None,
+    stack: ExitStack,
+    when_written: Callable[[], object],
 ) -> tuple[Iterator[dict], bool]:
-    """The records of all notes, those on disk first, and whether a generator was started for the others."""
+    """The records of all notes, those on disk first, and whether a generator was started for the others.
+
+    `when_written` is called when that generator is gone.
+    """
     predictions = run.folder.predictions
-    done = {record["index"] for record in predictions}
+    written = [record["index"] for record in predictions]
+    done = set(written)
     if args.stage not in WRITING or len(done) == len(rows):
         return iter(predictions), False
-    stack.callback(shutil.rmtree, run.folder.path / ".merged", ignore_errors=True)
+    merged = run.folder.path / ".merged"
+    shutil.rmtree(merged, ignore_errors=True)  # a killed run left it, perhaps of another adapter
+    merged.mkdir()
+    stack.callback(shutil.rmtree, merged, ignore_errors=True)
     generator = stack.enter_context(start_generator(args, run, place))
 
     def records() -> Iterator[dict]:
-        yield from list(predictions)
+        yield from itertools.islice(predictions, len(written))  # the file grows meanwhile
         yield from progress(write_notes(generator, rows, done, predictions), "notes", len(rows), len(done))
         generator.close()
         note_times(run, "generate", generator)
+        when_written()
 
     return records(), True
 
@@ -103,6 +123,14 @@ def judge_stage(
         note_times(run, "judge", model)
 
 
+def take_known_answers(run: Run, other: Run) -> None:
+    """Controls and attacks depend on data, judge and prompts alone: what one run of a call has, the next one takes."""
+    done = {judge.record_key(record) for record in run.folder.judgements}
+    for record in other.folder.judgements:
+        if (record["control"] or record["attack"]) and judge.record_key(record) not in done:
+            run.folder.judgements.append(record)
+
+
 def note_times(run: Run, stage: str, model: LanguageModel) -> None:
     run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
     run.manifest["tokens"][stage] = model.tokens
@@ -113,12 +141,12 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
     """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
     from evaluation import report, scoring
 
-    predictions = sorted(run.folder.predictions, key=lambda record: record["index"])
-    judgements = sorted(run.folder.judgements, key=lambda record: [str(part) for part in judge.record_key(record)])
+    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
+    notes = sum(1 for _ in predictions)
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
-    if len(predictions) < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
+    if notes < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
         raise UserError(
-            f"{run.folder.path} has {len(predictions)} notes and {plain} verdicts on {len(rows)} dialogues; "
+            f"{run.folder.path} has {notes} notes and {plain} verdicts on {len(rows)} dialogues; "
             "run the same command with --stage all first"
         )
     try:
@@ -177,19 +205,34 @@ def evaluate(args: argparse.Namespace) -> None:
         def get_judge() -> LanguageModel:
             return stack.enter_context(start_judge(args, judge_model, runs[0].folder.path / "judge.log", plan.judge))
 
+        @functools.cache
+        def write(k: int) -> tuple[Iterator[dict], bool]:
+            """Run k's notes. Its generator starts at the latest now, or while the judge still reads those before."""
+
+            def start_next() -> None:
+                if k + 1 < len(runs):
+                    write(k + 1)
+
+            return write_stage(args, runs[k], rows, plan.generator, stack, start_next)
+
+        def judge_run(k: int, notes: Iterable[dict]) -> None:
+            if k:
+                take_known_answers(runs[k], runs[0])
+            judge_stage(args, runs[k], rows, notes, get_judge)
+
         machine = describe_machine()
-        for run in runs:
+        for k, run in enumerate(runs):
             describe(args, run, machine)
-            notes, started = write_stage(args, run, rows, plan.generator, stack)
+            notes, started = write(k)
             if together and args.stage in JUDGING:
                 if started:
                     get_judge()  # it starts beside the generator, and judges notes as they come
-                judge_stage(args, run, rows, notes, get_judge)
+                judge_run(k, notes)
             else:
                 exhaust(notes)
         if not together and args.stage in JUDGING:
-            for run in runs:
-                judge_stage(args, run, rows, run.folder.predictions, get_judge)
+            for k, run in enumerate(runs):
+                judge_run(k, run.folder.predictions)
         for run in runs:
             if args.stage != "report":
                 run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)
@@ -198,7 +241,7 @@ def evaluate(args: argparse.Namespace) -> None:
         for run in runs:
             score(args, run, rows, labels)
         if len(runs) > 1:
-            compare([run.folder.path for run in runs], None)
+            compare([run.folder.path for run in runs], args.output_dir or "results")
 
 
 def make_plan(
@@ -241,7 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="*", help="hub names, model folders, or folders of global_step_N checkpoints")
     add = parser.add_argument
-    add("--lora_path", action="append", default=[], metavar="DIR", help="LoRA adapter; given again, another run")
+    add("--lora_path", action="append", default=[], metavar="DIR", help=LORA_HELP)
     add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help="(default: %(default)s)")
     add("--compare", nargs="+", metavar="RUN", help="compare finished run folders; needs no model")
 
@@ -260,7 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", choices=("all", "generate", "judge", "report"), default="all", help="(default: %(default)s)")
 
     add = parser.add_argument_group("trust in the judge").add_argument
-    add("--judge_controls", type=number(int, 0), default=8, metavar="N", help=CONTROLS_HELP)
+    add("--judge_controls", type=number(int, 0), default=24, metavar="N", help=CONTROLS_HELP)
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add(
         "--human_labels",
@@ -307,10 +350,9 @@ def check(args: argparse.Namespace) -> None:
     folders = [run_path(args, *target) for target in targets(args)]
     if len(set(folders)) < len(folders):
         raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
-    if args.lora_path and (len(args.model) > 1 or args.api_base):
-        other = "--api_base: give the name under which the adapter is served as the model"
+    if args.lora_path and args.api_base:
         raise UserError(
-            f"--lora_path does not go with {other if args.api_base else 'several models: evaluate one by one'}"
+            "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"
         )
     for api_base in filter(None, (args.api_base, args.judge_api_base)):
         without_credentials(api_base)

@@ -105,7 +105,7 @@ def read_note(reply: str) -> Note:
     """Read a model's reply: a JSON object with the four sections, bare, in a code fence, or after a think block.
 
     A section may be a list of strings, which are joined by line breaks; further keys are ignored. A section may be
-    empty. Raises NoteError for everything else. Time is linear in the length of the reply.
+    empty, but not all four. Raises NoteError for everything else. Time is linear in the length of the reply.
     """
     text = reply.rpartition("</think>")[2]
     if "<think>" in text:
@@ -120,7 +120,10 @@ def read_note(reply: str) -> Note:
     except ValueError as error:
         cut_off = text.rstrip()[-1:] not in ("}", "`")
         raise NoteError("JSON is cut off" if cut_off else f"not JSON: {_first_words(error)}") from None
-    return {section: _section_text(value, section) for section in SECTIONS}
+    note = {section: _section_text(value, section) for section in SECTIONS}
+    if not any(character.isalnum() for text in note.values() for character in text):
+        raise NoteError("all sections are empty")  # such as {"S": "...", ...}, copied from the prompt
+    return note
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

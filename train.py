@@ -23,6 +23,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO, Union
 
+# Packs differ a little in length; without this the allocator keeps memory for each size. Read at the first allocation.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
 import deepspeed
 import numpy as np
 import torch
@@ -34,18 +37,21 @@ from arctic_training.config.trainer import TrainerConfig
 from arctic_training.data.sft_factory import SFTDataConfig, SFTDataFactory
 from arctic_training.data.source import DataSource
 from arctic_training.data.utils import DatasetType
-from arctic_training.trainer.sft_trainer import SFTTrainer, to_device
+from arctic_training.trainer.sft_trainer import SFTTrainer
 from datasets import Dataset
 from pydantic import field_validator, model_validator
 from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from prompts import SECTIONS, prompts_hash, training_messages
-from training import attention, tokens
+from training import attention, lora, tokens
 from training.checkpoints import ExportEngine, ResumeEngine
 from training.errors import fail, tell_in_one_line
+from training.loss import chunked_cross_entropy
 from training.preview import load_split
+from training.processes import any_process, over_processes
 from training.progress import Progress, is_log
+from training.transfer import Readout, to_device_unwaited
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
 tell_in_one_line()
@@ -179,8 +185,8 @@ def lock_run(log: Path) -> TextIO:
 
 
 class SOAPTrainerConfig(TrainerConfig):
-    compile_layers: bool = False
-    """ Compile each decoder layer with torch.compile: about a minute before the first step, faster steps after it. """
+    fused_lora: bool = True
+    """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
 
     @field_validator("model", mode="after")
     @classmethod
@@ -200,6 +206,7 @@ class SOAPTrainer(SFTTrainer):
     data_factory: SOAPDataFactory
     checkpoint_engine: Union[ExportEngine, ResumeEngine, HFCheckpointEngine, DSCheckpointEngine]  # noqa: UP007
     fail = staticmethod(fail)
+    gas_boundary = False  # with it, arctic_training's Ray launcher would report figures that only its own `epoch` has
 
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
         if config.kill_switch_path.exists():
@@ -218,17 +225,16 @@ class SOAPTrainer(SFTTrainer):
         if reason and config.global_rank == 0:
             print(f"attention: {config.model.attn_implementation} instead of {wanted}, because {reason}")
         super().__init__(config, mode)
-        if config.compile_layers:
-            for layer in self._decoder.layers:
-                layer.compile(dynamic=False)
+        if config.model.peft_config and config.fused_lora and not config.zero_3_enabled:
+            lora.fuse(self.model_unwrapped)
+        if checker := getattr(self.model.optimizer, "overflow_checker", None):
+            # It reads every gradient and waits for the GPU each time, 310 times a step. DeepSpeed leaves a step out
+            # because of the gradients' norm, too, which an infinity anywhere makes infinite.
+            checker.has_overflow = lambda parameters: False
+        if self.world_size == 1 and not self.model.zero_optimization():
+            self.model.enable_backward_allreduce = False  # with itself: it would copy all gradients for nothing
         if config.global_rank == 0:
             self._print_data()
-
-    @property
-    def _decoder(self) -> torch.nn.Module:
-        """The stack of layers, without output head, adapters' wrapper and DeepSpeed's."""
-        model = self.model_unwrapped
-        return (model.get_base_model() if self.config.model.peft_config else model).model
 
     def _print_data(self) -> None:
         packs = self.train_dataloader.dataset
@@ -259,13 +265,13 @@ class SOAPTrainer(SFTTrainer):
             return super().loss(batch)
         labels = batch.pop("labels")[0, 1:]
         positions = (labels != tokens.IGNORE_INDEX).nonzero().flatten()  # on the CPU: the GPU need not wait
-        batch["logits_to_keep"] = positions
-        targets = labels[positions].to(self.device, non_blocking=True)
+        batch |= {"logits_to_keep": positions, "targets": labels[positions]}
         options = {"use_cache": False}
         if self.config.model.attn_implementation == attention.VARLEN:
             batch["cu_seq_lens_q"], options["max_length_q"] = attention.sample_bounds(batch["position_ids"])
-        outputs = self.model(**to_device(batch, self.device), **options)
-        return torch.nn.functional.cross_entropy(outputs.logits[0].float(), targets)
+        batch = to_device_unwaited(batch, self.device)
+        targets = batch.pop("targets")
+        return chunked_cross_entropy(self.model(**batch, **options).logits[0], targets)
 
     # --- loop ------------------------------------------------------------------------------------------------------
 
@@ -315,22 +321,31 @@ class SOAPTrainer(SFTTrainer):
             self.step_losses.append(self.last_loss)
             if self.model.micro_steps % self.config.gradient_accumulation_steps:
                 continue
+            mean = sum(self.step_losses) / len(self.step_losses)
+            mean, count = over_processes(mean, self.step_tokens, self.device)
             if self.progress:
-                mean, lr = sum(self.step_losses) / len(self.step_losses), self.scheduler.get_last_lr()[0]
-                self.progress.step(self.global_step, self.epoch_idx, mean, lr, self.step_tokens)
+                self.progress.step(self.global_step, self.epoch_idx, mean, self.scheduler.get_last_lr()[0], count)
             self.step_losses, self.step_tokens = [], 0
             if self.config.eval_interval and self.global_step % self.config.eval_interval == 0:
                 self.evaluate()
             self.checkpoint()
         self.epoch_finished = True
 
+    def need_early_exit(self) -> bool:
+        """All processes alike, or those that go on would wait for ever: one may see the kill switch before another."""
+        if not any_process(super().need_early_exit(), self.device):
+            return False
+        self.early_stop_reason = self.early_stop_reason or f"detected kill switch {self.config.kill_switch_path}"
+        return True
+
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()
         with deepspeed.runtime.engine.autocast_if_enabled(self.model):
             loss = self.loss(batch)
+        value = Readout(loss)  # loss.item() after the step would wait for the optimizer, and the GPU then for Python
         self.backward(loss)
         self.model.step()
-        self.last_loss = loss.item()
+        self.last_loss = value.item()
         self.global_step = self.model.global_steps
         self.global_step_this_run = self.global_step - self.global_step_at_start_this_run
 

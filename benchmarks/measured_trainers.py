@@ -27,7 +27,6 @@ def measured(step: Callable) -> Callable:
         lengths = [length for row in batch["packed_sample_seqlens"] for length in row]
         step(self, batch)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
             # arctic_training resets torch's peaks whenever it logs, so they are gathered here
             state["peak_allocated"] = max(state["peak_allocated"], torch.cuda.max_memory_allocated())
             state["peak_reserved"] = max(state["peak_reserved"], torch.cuda.max_memory_reserved())

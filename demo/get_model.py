@@ -32,8 +32,9 @@ def download_gguf(folder: Path) -> Path:
 def convert(gguf: Path, output_dir: Path) -> None:
     """Dequantise `gguf` and save model and tokenizer to `output_dir`, which appears only when complete."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
 
+    logging.set_verbosity_error()  # it warns about the converted tokenizer, which is not the one that is kept
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # The converted tokenizer puts a begin token in front of all text and has the wrong end token, unlike the original.

@@ -9,8 +9,8 @@ full=demo/build/ckpt/SmolLM2-135M-finetuned
 lora=demo/build/ckpt/SmolLM2-135M-LoRA
 results=demo/build/results
 # The small model is its own judge here: that shows the machinery, not how good the notes are.
-evaluate=(--judge_model "$base" --dataset_path demo/build/soap_dataset --limit 16 --judge_controls 2
-          --max_new_tokens 400 --max_model_len 3072)
+evaluate=(--judge_model "$base" --dataset_path demo/build/soap_dataset --judge_controls 2
+          --max_new_tokens 320 --max_model_len 3072)
 
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 trained() { compgen -G "$1/global_step_*/*.safetensors" > /dev/null; }
@@ -19,16 +19,11 @@ say "The model, from the package index"
 python demo/get_model.py
 say "Preprocess 160 synthetic dialogues"
 python preprocess_data.py --dataset demo/dialogues.jsonl --output_dir demo/build/soap_dataset \
-  --validation_fraction 0.05 --test_fraction 0.15
+  --validation_fraction 0.03 --test_fraction 0.08
 say "Full fine-tune"
 trained "$full" || arctic_training demo/SmolLM2-135M-config.yaml
 say "LoRA adapter"
 trained "$lora" || arctic_training demo/SmolLM2-135M-LoRA-config.yaml
-say "Evaluate the untrained and the fine-tuned model"
-python eval.py "$base" "$full" "${evaluate[@]}" --output_dir "$results"
-say "Evaluate the adapter"
-python eval.py "$base" --lora_path "$lora" "${evaluate[@]}" --output_dir "$results/SmolLM2-135M-LoRA"
-say "Compare"
-python eval.py --compare "$results/SmolLM2-135M-Instruct" "$results/SmolLM2-135M-finetuned" \
-  "$results/SmolLM2-135M-LoRA" --output_dir "$results"
+say "Evaluate the untrained model, the fine-tuned one and the adapter"
+python eval.py "$base" "$full" --lora_path "$lora" "${evaluate[@]}" --output_dir "$results"
 say "Done. Open $results/comparison.html and the report.html of each run; demo/build/ckpt/*/loss.png shows the learning."

@@ -59,7 +59,10 @@ def load_labels(path: str) -> list[dict[str, Any]]:
 
 
 def load_run(path: str | Path) -> dict[str, Any]:
-    """A finished run as scoring.compare_runs takes it: name, results, predictions, judgements. Raises UserError."""
+    """A finished run as scoring.compare_runs takes it: name, results, predictions, judgements, without their texts.
+
+    Raises UserError.
+    """
     folder = Path(path)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -67,9 +70,19 @@ def load_run(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no readable results.json ({_first_words(error)}); give a finished run") from None
     if not isinstance(results, dict) or "sections" not in results:
         raise UserError(f"{path}: results.json is not eval.py's; give a finished run")
-    predictions, judgements = map(list, open_records(folder))
-    name = folder.resolve().name
-    return {"name": name, "results": results, "predictions": predictions, "judgements": judgements}
+    predictions, judgements = open_records(folder)
+    return {
+        "name": folder.resolve().name,
+        "results": results,
+        "predictions": [_pick(record, "index", "dialogue_hash") for record in predictions],
+        "judgements": [
+            _pick(record, "index", "section", "verdict", "source", "control", "attack") for record in judgements
+        ],
+    }
+
+
+def _pick(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: record[key] for key in keys}
 
 
 def _first_words(error: Exception) -> str:

@@ -51,10 +51,6 @@ class Placement:
     devices: tuple[str, ...]
     vllm_args: dict[str, Any]
 
-    @property
-    def on_gpu(self) -> bool:
-        return self.devices != ("",)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -149,17 +145,26 @@ def free_ram() -> int:
     return int(values["MemAvailable"].split()[0]) << 10
 
 
+def _computes_in_bfloat16() -> bool:
+    """Whether the CPU has instructions for it; without them every product is many times slower than in float32."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def _on_cpu(model: Need, free_ram: int) -> Placement:
-    full = model.cache_per_token * model.max_model_len * _SEQUENCES["cpu"]
-    cache = min(full, _CPU_CACHE, (free_ram - model.weights) // 2)
-    if cache < model.cache_per_token * model.max_model_len:
+    wide = 1 if _computes_in_bfloat16() else 2
+    weights, cache_per_token = wide * model.weights, wide * model.cache_per_token
+    full = cache_per_token * model.max_model_len * _SEQUENCES["cpu"]
+    cache = min(full, _CPU_CACHE, (free_ram - weights) // 2)
+    if cache < cache_per_token * model.max_model_len:
         raise UserError(
-            f"{model.name} needs {_gb(model.weights + 2 * model.cache_per_token * model.max_model_len)} of memory, "
+            f"{model.name} needs {_gb(weights + 2 * cache_per_token * model.max_model_len)} of memory, "
             f"{_gb(free_ram)} are free; try a smaller --max_model_len or a smaller model"
         )
     return Placement(
         ("",),
         {
+            "dtype": "bfloat16" if wide == 1 else "float32",
             "enforce_eager": True,  # compiling for the CPU takes longer than a small run
             "max_model_len": model.max_model_len,
             "max_num_seqs": _SEQUENCES["cpu"],

@@ -8,12 +8,15 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 from prompts import SECTION_NAMES, SECTIONS
+
+MOST_DIALOGUES = 1_000  # in one report: 6 MB for dialogues of 200 words, which a browser opens and searches at ease
 
 _HERE = Path(__file__).parent
 _TELLS_NOTHING = "this judge tells nothing"
@@ -179,7 +182,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
         + [f"**{_percent(rate)}**" if k in line["best"] else _percent(rate) for k, rate in enumerate(line["accuracy"])]
         for key, line in _comparison_lines(comparison)
     ]
-    parts = [_table(["Section", *names], rows)]
+    parts = [_table(["Section", *names], rows), _table(["Without a judge", *names], _without_a_judge(runs))]
     for pair in comparison["pairs"]:
         parts.append(
             f"{names[pair['b']]} minus {names[pair['a']]}, percentage points, on the {pair['n']} dialogues of both:"
@@ -217,6 +220,17 @@ def _pair_table(pair: dict) -> str:
 
 def _comparison_lines(comparison: dict) -> list[tuple[str, dict]]:
     return [*comparison["sections"].items(), ("mean", comparison["mean"])]
+
+
+def _without_a_judge(runs: list[dict]) -> list[list[str]]:
+    """Rows of a table with a column for each run: readable notes, and ROUGE-L of each section."""
+    results = [run["results"] for run in runs]
+    readable = ["Readable notes", *(f"{result['valid_notes']} of {result['n']}" for result in results)]
+    rouge = (
+        [f"ROUGE-L, {section}", *(f"{result['sections'][section]['rougeL']:.3f}" for result in results)]
+        for section in results[0]["sections"]
+    )
+    return [readable, *rouge]
 
 
 def _comparison_warnings(runs: list[dict]) -> list[str]:
@@ -261,18 +275,22 @@ def _ordered(values: dict, keys: tuple[str, ...], what: str) -> dict:
     return {key: values[key] for key in (*keys, *(key for key in values if key not in keys))}
 
 
-def view_rows(predictions: list[dict], judgements: list[dict], rows: list[dict[str, str]]) -> list[dict]:
-    """One entry for each prediction: dialogue, reference, prediction and its four verdicts, as `write_report` reads it.
+def view_rows(
+    predictions: Iterable[dict], judgements: Iterable[dict], rows: Sequence[dict[str, str]], most: int = MOST_DIALOGUES
+) -> list[dict]:
+    """One entry for each of the first `most` dialogues, in their order, as `write_report` reads it: dialogue,
+    reference, prediction and its four verdicts.
 
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
     """
     verdicts = {
         (record["index"], record["section"]): {key: record[key] for key in ("verdict", "reason", "source")}
         for record in judgements
-        if record["control"] is None and record["attack"] is None
+        if record["index"] < most and record["control"] is None and record["attack"] is None
     }
+    shown = (prediction for prediction in predictions if prediction["index"] < most)
     view = []
-    for prediction in predictions:
+    for prediction in sorted(shown, key=lambda prediction: prediction["index"]):
         index, valid = prediction["index"], prediction["status"] == "ok"
         view.append(
             {
@@ -300,6 +318,7 @@ def write_report(path: Path, results: dict, rows_view: list[dict]) -> None:
         limit_message=_limit_message(results),
         silent=_uninformative(results),
         corrected={key: trust for key, trust in _trusts(results).items() if trust["informative"]},
+        shown=len(rows_view),
         entries=(_entry(row) for row in rows_view),
     )
     _write(path, text)
@@ -320,6 +339,7 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
     text = page.render(
         comparison=comparison,
         lines=_comparison_lines(comparison),
+        without_a_judge=_without_a_judge(runs),
         warnings=_comparison_warnings(runs),
         facts=_facts(runs[0]["results"], ("Judge", "Dataset", "Prompts")),
         span=span,

@@ -28,8 +28,9 @@ class Run:
 
 
 def targets(args: argparse.Namespace) -> list[tuple[str, str | None]]:
-    """(model, adapter) of each run."""
-    return [(args.model[0], path) for path in args.lora_path] or [(name, None) for name in args.model]
+    """(model, adapter) of each run: the model with each adapter, or, of several models, each, then the adapters."""
+    adapted = [(args.model[0], path) for path in args.lora_path]
+    return adapted if adapted and len(args.model) == 1 else [(name, None) for name in args.model] + adapted
 
 
 def run_path(args: argparse.Namespace, name: str, lora_path: str | None) -> Path:

@@ -4,8 +4,11 @@ All rates are 0 to 1, all intervals [low, high] at 95%. The same records always 
 """
 
 import math
+import sys
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +16,8 @@ import numpy as np
 from evaluation.judge import Record, Row, record_key
 from prompts import SECTIONS
 
-Key = tuple[int, str]  # (index, section)
+Ruling = tuple[str, str]  # (verdict, source)
+Plain = dict[int, dict[str, Ruling]]  # index -> section -> ruling: no text of a judgement is kept
 Share = tuple[int, int]  # (successes, trials)
 Interval = list[float]
 Rates = float | np.ndarray
@@ -22,15 +26,15 @@ DRAWS = 10_000  # resamples, or draws from a posterior; the ends of an interval 
 
 
 def score_run(
-    predictions: list[Record],
-    judgements: list[Record],
+    predictions: Iterable[Record],
+    judgements: Iterable[Record],
     rows: dict[int, Row] | list[Row],
     human_labels: list[dict] | None = None,
 ) -> dict:
     """All figures of a run.
 
-    predictions, judgements: lines of the two JSONL files, controls and attacks among the judgements. A section
-    without a judgement counts as unscored.
+    predictions, judgements: lines of the two JSONL files in any order, controls and attacks among the judgements; read
+    once, and no text of theirs is kept. A section without a judgement counts as unscored.
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
     human_labels: [{"index", "section", "verdict": "pass"|"fail"}], people's verdicts on the same judgements.
 
@@ -46,20 +50,16 @@ def score_run(
       attacks: None without attacks, else {n, passed, unscored, success_rate: passed / n, ci95, by_kind: {name: same}}
     Raises ValueError for records that contradict each other or labels that fit no judgement.
     """
-    if not predictions:
-        raise ValueError("there are no predictions to score")
-    indices = [prediction["index"] for prediction in predictions]
+    indices, valid, finish_reasons, rouge = read_notes(predictions, rows)
     plain, controls, attacks = _sort_out(judgements, set(indices))
     verdicts = {
-        section: [plain.get((index, section), {"verdict": "unscored"})["verdict"] for index in indices]
-        for section in SECTIONS
+        section: [plain.get(index, {}).get(section, ("unscored", ""))[0] for index in indices] for section in SECTIONS
     }
     passes = [sum(verdict == "pass" for verdict in note) for note in zip(*verdicts.values(), strict=True)]
-    rouge = _rouge_l(predictions, rows)
     return {
-        "n": len(predictions),
-        "valid_notes": sum(prediction["status"] == "ok" for prediction in predictions),
-        "finish_reasons": dict(Counter(prediction["finish_reason"] for prediction in predictions)),
+        "n": len(indices),
+        "valid_notes": valid,
+        "finish_reasons": dict(sorted(finish_reasons.items())),
         "sections": {section: _section(verdicts[section], rouge[section]) for section in SECTIONS},
         "mean": {"accuracy": sum(passes) / (len(SECTIONS) * len(passes)), "ci95": bootstrap_mean(passes)},
         "judge_controls": _against_controls(controls, plain, len(indices)) if controls else None,
@@ -68,31 +68,56 @@ def score_run(
     }
 
 
-def _sort_out(judgements: list[Record], indices: set[int]) -> tuple[dict[Key, Record], list[Record], list[Record]]:
-    """(plain ones by key, controls, attacks). Raises ValueError for a judgement twice or without its prediction."""
-    seen = set()
-    plain, controls, attacks = {}, [], []
+def read_notes(
+    predictions: Iterable[Record], rows: dict[int, Row] | list[Row]
+) -> tuple[array, int, Counter, dict[str, array]]:
+    """(indices, number of valid notes, finish reasons, ROUGE-L of each section). Raises ValueError without any."""
+    indices, finish_reasons, valid = array("q"), Counter(), 0
+    rouge = {section: array("d") for section in SECTIONS}
+    score = _rouge_l()
+    for prediction in predictions:
+        indices.append(prediction["index"])
+        finish_reasons[prediction["finish_reason"]] += 1
+        valid += prediction["status"] == "ok"
+        row = rows[prediction["index"]]
+        for section in SECTIONS:
+            rouge[section].append(score(row[section], prediction[section]) if prediction["status"] == "ok" else 0.0)
+    if not indices:
+        raise ValueError("there are no predictions to score")
+    return indices, valid, finish_reasons, rouge
+
+
+def _sort_out(judgements: Iterable[Record], indices: set[int]) -> tuple[Plain, list[Record], list[Record]]:
+    """(plain ones, controls, attacks). Raises ValueError for a judgement twice or without its prediction."""
+    plain: Plain = {}
+    controls, attacks, known = [], [], set()
     for record in judgements:
         key = index, section, kind, attack = record_key(record)
-        if key in seen:
+        if key in known or (not kind and not attack and section in plain.get(index, ())):
             what = f" as {kind or attack}" if kind or attack else ""
             raise ValueError(f"row {index}, section {section} is judged twice{what}")
-        seen.add(key)
-        if kind:
-            controls.append(record)
-        elif attack:
-            attacks.append(record)
+        if kind or attack:
+            known.add(key)
+            (controls if kind else attacks).append(record)
         elif index in indices:
-            plain[index, section] = record
+            plain.setdefault(index, {})[sys.intern(section)] = _ruling(record["verdict"], record["source"])
         else:
             raise ValueError(f"row {index}, section {section} is judged but has no prediction")
+    for records in (controls, attacks):  # the order in which answers came must show nowhere
+        records.sort(key=lambda record: [str(part) for part in record_key(record)])
     return plain, controls, attacks
+
+
+@cache
+def _ruling(verdict: str, source: str) -> Ruling:
+    """One object for all judgements alike."""
+    return verdict, source
 
 
 # --- rates -----------------------------------------------------------------------------------------------------------
 
 
-def _section(verdicts: list[str], rouge: list[float]) -> dict:
+def _section(verdicts: list[str], rouge: Iterable[float]) -> dict:
     n, count = len(verdicts), Counter(verdicts)
     return {
         "pass": count["pass"],
@@ -102,7 +127,7 @@ def _section(verdicts: list[str], rouge: list[float]) -> dict:
         "ci95": wilson(count["pass"], n),
         "worst": count["pass"] / n,
         "best": (count["pass"] + count["unscored"]) / n,
-        "rougeL": sum(rouge) / n,
+        "rougeL": math.fsum(rouge) / n,  # the same in any order
     }
 
 
@@ -130,8 +155,8 @@ def bootstrap_mean(passes: list[int], floor: int = 0) -> Interval:
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
-def _rouge_l(predictions: list[Record], rows: dict[int, Row] | list[Row]) -> dict[str, list[float]]:
-    """F-measure of each section, 0 for invalid notes. About 1 ms for a section of 80 words.
+def _rouge_l() -> Callable[[str, str], float]:
+    """A function of reference and prediction: the F-measure. About 1 ms for a section of 80 words.
 
     Time and memory of the library grow with the product of the lengths, so only the first 20,000 characters count.
     It knows the letters a-z and digits only: text in another script scores 0.
@@ -139,20 +164,13 @@ def _rouge_l(predictions: list[Record], rows: dict[int, Row] | list[Row]) -> dic
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-
-    def score(prediction: Record, section: str) -> float:
-        if prediction["status"] != "ok":
-            return 0.0
-        reference = rows[prediction["index"]][section]
-        return scorer.score(reference[:20_000], prediction[section][:20_000])["rougeL"].fmeasure
-
-    return {section: [score(prediction, section) for prediction in predictions] for section in SECTIONS}
+    return lambda reference, text: scorer.score(reference[:20_000], text[:20_000])["rougeL"].fmeasure
 
 
 # --- the judge's trustworthiness -------------------------------------------------------------------------------------
 
 
-def _against_controls(controls: list[Record], plain: dict[Key, Record], n: int) -> dict[str, dict]:
+def _against_controls(controls: list[Record], plain: Plain, n: int) -> dict[str, dict]:
     by_section = {}
     for section in SECTIONS:
         records = [record for record in controls if record["section"] == section]
@@ -182,15 +200,15 @@ def _kind(count: Counter, expected: str) -> dict:
     }
 
 
-def _against_people(labels: list[dict], plain: dict[Key, Record], n: int) -> dict[str, dict]:
+def _against_people(labels: list[dict], plain: Plain, n: int) -> dict[str, dict]:
     truth = _read_labels(labels, plain)
     by_section = {}
     for section in SECTIONS:
         verdicts = {"pass": Counter(), "fail": Counter()}
         for (index, of), label in truth.items():
-            record = plain[index, of]
-            if of == section and record["source"] == "judge":
-                verdicts[label][record["verdict"]] += 1
+            verdict, source = plain[index][of]
+            if of == section and source == "judge":
+                verdicts[label][verdict] += 1
         agreed = verdicts["pass"]["pass"] + verdicts["fail"]["fail"]
         scored = sum(count["pass"] + count["fail"] for count in verdicts.values())
         by_section[section] = _trust(verdicts["pass"], verdicts["fail"], _plain_count(plain, section), n) | {
@@ -200,7 +218,7 @@ def _against_people(labels: list[dict], plain: dict[Key, Record], n: int) -> dic
     return by_section
 
 
-def _read_labels(labels: list[dict], plain: dict[Key, Record]) -> dict[Key, str]:
+def _read_labels(labels: list[dict], plain: Plain) -> dict[tuple[int, str], str]:
     """{(index, section): verdict}. Raises ValueError, with the label's number from 1, for one that cannot be used."""
     truth = {}
     for number, label in enumerate(labels, 1):
@@ -211,7 +229,7 @@ def _read_labels(labels: list[dict], plain: dict[Key, Record]) -> dict[Key, str]
             raise ValueError(f"label {number}: the index must be a number and the section a letter")
         if label["verdict"] not in ("pass", "fail"):
             raise ValueError(f"label {number}: the verdict is {label['verdict']!r}, neither pass nor fail")
-        if key not in plain:
+        if key[1] not in plain.get(key[0], ()):
             raise ValueError(f"label {number}: row {key[0]}, section {key[1]} is not among the judgements")
         if key in truth:
             raise ValueError(f"label {number}: row {key[0]}, section {key[1]} has a label already")
@@ -219,13 +237,10 @@ def _read_labels(labels: list[dict], plain: dict[Key, Record]) -> dict[Key, str]
     return truth
 
 
-def _plain_count(plain: dict[Key, Record], section: str) -> Counter:
+def _plain_count(plain: Plain, section: str) -> Counter:
     """How many plain judgements of the section are "pass", "fail" or "unscored" by the judge, or "fail by code"."""
-    return Counter(
-        f"{record['verdict']} by code" if record["source"] == "code" else record["verdict"]
-        for (_, of), record in plain.items()
-        if of == section
-    )
+    rulings = (note[section] for note in plain.values() if section in note)
+    return Counter(f"{verdict} by code" if source == "code" else verdict for verdict, source in rulings)
 
 
 def _trust(good: Counter, bad: Counter, judged: Counter, n: int) -> dict:
@@ -373,9 +388,7 @@ def _plain_verdicts(run: dict) -> Verdicts:
     plain, _, _ = _sort_out(run["judgements"], {prediction["index"] for prediction in run["predictions"]})
     return {
         (prediction["index"], prediction["dialogue_hash"]): {
-            section: plain[prediction["index"], section]["verdict"]
-            for section in SECTIONS
-            if (prediction["index"], section) in plain
+            section: verdict for section, (verdict, _) in plain.get(prediction["index"], {}).items()
         }
         for prediction in run["predictions"]
     }

@@ -45,7 +45,7 @@ class Server(LanguageModel):
         if schema:
             self._extra["structured_outputs"] = {"json": schema}
         self._client = openai.OpenAI(
-            base_url=api_base, api_key=os.environ.get(key_variable) or "none", timeout=_TIMEOUT, max_retries=0
+            base_url=api_base, api_key=os.environ.get(key_variable) or "EMPTY", timeout=_TIMEOUT, max_retries=0
         )
         self._closed = threading.Event()
         self._last_sign_of_life = time.monotonic()
@@ -89,7 +89,7 @@ class Server(LanguageModel):
                 self._closed.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             except openai.APIStatusError as error:
-                raise UserError(f"{self._address} refuses {self._model}: {_message(error)}") from None
+                raise UserError(f"{self._address} refuses {self._model}: {self._message(error)}") from None
 
     def _ask(self, request: Request) -> dict[str, Any]:
         import openai
@@ -121,6 +121,12 @@ class Server(LanguageModel):
             "cached_tokens": (details and details.cached_tokens) or 0,
         }
 
+    def _message(self, error: Any) -> str:
+        """The server's own words, in short: it may quote the prompt, which must not reach a log, or the key."""
+        body = error.body if isinstance(error.body, dict) else {}
+        words = str(body.get("message", "")).replace(self._client.api_key, "***")
+        return f"status {error.status_code}, {words[:120] or 'no message'}"
+
 
 def without_credentials(api_base: str) -> str:
     """The address without a user name and password, for files and messages. Raises UserError if it is no address."""
@@ -132,9 +138,3 @@ def without_credentials(api_base: str) -> str:
 
 def _too_long(error: Exception) -> bool:
     return "context length" in str(error) or "max_model_len" in str(error) or "longer than" in str(error)
-
-
-def _message(error: Any) -> str:
-    """The server's own words, in short; it may quote the prompt, which must not reach a log."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return f"status {error.status_code}, {str(body.get('message', ''))[:120] or 'no message'}"

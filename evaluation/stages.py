@@ -5,6 +5,7 @@ Each yields records as they finish, after they are on disk, and leaves out what 
 
 import hashlib
 import itertools
+import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
 # chance.
 RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5})
 SEED = 0  # of controls and attacks
+CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
 
 Row = dict[str, str]
 Record = dict[str, Any]
@@ -70,7 +72,8 @@ def pending_cases(
     What code decides without a judge goes to `out` on the way.
     """
     done = {judge.record_key(record) for record in out}
-    known = itertools.chain(judge.control_cases(rows, controls, SEED), judge.attack_cases(rows, SEED, attacks))
+    sources = _sample(rows, CONTROL_SOURCES * max(1, controls, attacks)) if controls or attacks else {}
+    known = itertools.chain(judge.control_cases(sources, controls, SEED), judge.attack_cases(sources, SEED, attacks))
     yield from (case for case in known if case.key() not in done)
     for prediction in predictions:
         # The sections of a dialogue follow each other: the judge's prefix cache then serves three of the four.
@@ -79,6 +82,12 @@ def pending_cases(
             if judge.record_key(record) not in done:
                 out.append(record)
         yield from (case for case in cases if case.key() not in done)
+
+
+def _sample(rows: Sequence[Row], n: int) -> dict[int, Row]:
+    """All rows, or n of them where there are more, by their index; the same ones each time."""
+    indices = range(len(rows)) if len(rows) <= n else sorted(random.Random(SEED).sample(range(len(rows)), n))
+    return {index: rows[index] for index in indices}
 
 
 def judge_cases(model: LanguageModel, cases: Iterable[judge.Case], out: JsonLines) -> Iterator[Record]:

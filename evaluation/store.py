@@ -103,7 +103,9 @@ def open_records(folder: Path) -> tuple[JsonLines, JsonLines]:
     predictions = JsonLines(
         folder / "predictions.jsonl", ("index", "dialogue_hash", "finish_reason", "status", *"SOAP")
     )
-    return predictions, JsonLines(folder / "judgements.jsonl", ("index", "section", "verdict", "control", "attack"))
+    return predictions, JsonLines(
+        folder / "judgements.jsonl", ("index", "section", "verdict", "source", "control", "attack")
+    )
 
 
 class RunFolder:

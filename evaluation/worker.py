@@ -6,6 +6,7 @@ a log file. When stdin ends - the parent is done, or dead - the whole process gr
 memory and vLLM's own children.
 """
 
+import fcntl
 import json
 import os
 import queue
@@ -15,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
@@ -48,15 +50,23 @@ def explain(error: BaseException) -> str:
 
 
 def merge(model: str, adapter: str, folder: str) -> str:
-    """Write `model` plus `adapter` to `folder`, added in float32, saved in the model's own type. Returns `folder`."""
+    """Write `model` plus `adapter` to `folder`, added in float32, saved in the model's own type. Returns `folder`.
+
+    Replicas that start together do it once.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    dtype = base.dtype
-    merged = PeftModel.from_pretrained(base.float(), adapter).merge_and_unload()
-    merged.to(dtype).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not Path(folder).exists():
+            base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+            dtype = base.dtype
+            merged = PeftModel.from_pretrained(base.float(), adapter).merge_and_unload()
+            partial = f"{folder}.incomplete"
+            merged.to(dtype).save_pretrained(partial)
+            AutoTokenizer.from_pretrained(model).save_pretrained(partial)
+            Path(partial).rename(folder)
     return folder
 
 

@@ -127,7 +127,7 @@ def prepare_evaluation(place: Path, model: Path) -> None:
 
 def start_evaluation(place: Path, folder: Path) -> subprocess.Popen:
     command = [ROOT / "eval.py", "model", "--judge_model", "model", "--output_dir", folder / "run"]
-    return run(place, folder, *command, "--max_new_tokens", "100", "--max_model_len", "2048")
+    return run(place, folder, *command, "--max_new_tokens", "100", "--judge_controls", "4")
 
 
 def scores(folder: Path) -> tuple[list[list[str]], dict[str, Any]]:

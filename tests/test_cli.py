@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["preprocess_data.py", "train.py", "eval.py", "demo/get_model.py", "benchmarks/train_throughput.py"]
+SCRIPTS += ["benchmarks/eval_walltime.py", "benchmarks/eval_scaling.py"]
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

@@ -4,6 +4,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -289,6 +290,42 @@ def test_several_models_are_judged_with_one_start_of_the_judge(
         assert harness.results(harness.folder / name)["model"].endswith(name)
         assert len(harness.records("predictions", harness.folder / name)) == 6
     assert "two minus one" in capsys.readouterr().out
+
+
+def test_the_next_generator_starts_while_the_judge_is_still_at_the_notes_of_the_one_before(
+    harness: Harness, tiny_model: Path, tmp_path: Path, both_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SlowJudge(FakeModel):
+        def report(self, event: dict[str, Any]) -> None:
+            threading.Timer(0.3, super().report, [event]).start()
+
+    verdicts_at_start = []
+
+    def start_generator(*_: object) -> FakeModel:
+        files = harness.folder.glob("*/judgements.jsonl")
+        verdicts_at_start.append(sum(len(path.read_text().splitlines()) for path in files))
+        return harness.start(harness.generators, write)
+
+    monkeypatch.setattr(eval, "start_generator", start_generator)
+    monkeypatch.setattr(eval, "start_judge", lambda *_: SlowJudge(judge))
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    assert harness.run() == 0
+    assert len(verdicts_at_start) == 2
+    assert verdicts_at_start[1] < len(harness.records("judgements", harness.folder / "one"))
+    assert harness.results(harness.folder / "one")["sections"] == harness.results(harness.folder / "two")["sections"]
+
+
+def test_controls_and_attacks_are_judged_once_for_several_models(
+    harness: Harness, tiny_model: Path, tmp_path: Path
+) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    assert harness.run("--attacks", "2") == 0
+    one, two = (harness.records("judgements", harness.folder / name) for name in ("one", "two"))
+    known = [record for record in one if record["control"] or record["attack"]]
+    assert known
+    assert [record for record in two if record["control"] or record["attack"]] == known
+    (model,) = harness.judges
+    assert len(model.asked) == sum(r["attempts"] for r in one + two) - sum(r["attempts"] for r in known)
 
 
 def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adapter: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_without_a_gpu_the_engines_run_in_turn_on_the_cpu() -> None:
     tiny = need("tiny", QWEN_1_7B | {"num_hidden_layers": 2}, 0, 4096)
     plan = place([], tiny, tiny, 0.9)
     assert not plan.together
-    assert not plan.generator.on_gpu
+    assert plan.generator.devices == ("",)
     assert "CPU" in plan.words
 
 

@@ -248,6 +248,13 @@ def test_the_comparison_has_a_column_for_each_run_and_the_best_in_bold(compariso
     assert cells(text, "mean") == ["mean", "48.9%", "**71.5%**", "60.7%"]
 
 
+def test_the_comparison_shows_what_needs_no_judge(comparison, results):
+    text = report.comparison_table(comparison, runs_of(comparison, results))
+    rouge = f"{results['sections']['O']['rougeL']:.3f}"
+    assert cells(text, "Readable notes") == ["Readable notes", *["247 of 250"] * 3]
+    assert cells(text, "ROUGE-L, O") == ["ROUGE-L, O", *[rouge] * 3]
+
+
 def test_the_comparison_has_differences_mcnemar_and_flips_of_each_pair(comparison, results):
     text = report.comparison_table(comparison, runs_of(comparison, results))
     first = text[text.index("Finetuned minus Qwen3-1.7B") : text.index("LoRA Adapter minus Qwen3-1.7B")]
@@ -412,6 +419,17 @@ def test_a_kind_of_control_whose_verdicts_could_not_be_read_has_no_rate_but_a_re
         entry |= {"right": 0, "unscored": entry["n"], "rate": None, "ci95": None}
     report.write_report(tmp_path / "report.html", results, [])
     assert "0 of " in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_of_more_dialogues_than_a_page_holds_shows_the_first_ones_and_says_so(results, tmp_path):
+    predictions, judgements, rows = make_run(10, words=200)
+    view = report.view_rows(predictions[::-1], judgements[::-1], rows, most=3)
+    assert [entry["index"] for entry in view] == [0, 1, 2]
+    report.write_report(tmp_path / "report.html", results, view)
+    page = (tmp_path / "report.html").read_text()
+    assert "The first 3 of 250 dialogues" in page and "All notes" not in page
+    report.write_report(tmp_path / "report.html", results | {"n": 3}, view)
+    assert "All notes" in (tmp_path / "report.html").read_text()
 
 
 def test_the_rows_of_the_report_hold_plain_verdicts_only():
@@ -673,6 +691,8 @@ def test_the_comparison_page_shows_rates_differences_and_flips(open_page, compar
     page = open_page(tmp_path / "comparison.html")
     rates = page.get_by_role("region", name="Pass rates of all runs")
     assert rates.locator("b").all_inner_texts() == ["73.6%", "72.4%", "69.2%", "70.8%", "70.8%", "71.5%"]
+    unjudged = page.get_by_role("region", name="Readable notes and ROUGE-L of all runs").inner_text()
+    assert "247 of 250" in unjudged and "ROUGE-L, P" in unjudged
     pairs = page.get_by_role("region", name="Finetuned against Qwen3-1.7B").inner_text()
     assert re.search(r"O Objective\s+\+22\.6\s+\+14\.6 to \+30\.6\s+< 0\.001\s+43\s+12\s+1", pairs)
     assert page.get_by_role("img", name="points").count() == 11

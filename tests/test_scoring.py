@@ -402,9 +402,19 @@ def test_newcombe_s_interval_covers_the_true_difference_in_93_to_97_percent_of_r
     assert 0.93 <= coverage([scoring.newcombe(*table) for table in tables], only_b - only_a) <= 0.97
 
 
+def test_the_order_in_which_answers_came_shows_in_no_figure():
+    texts = ["Cough for 3 days.", "Cough.", "No cough for 3 days.", "Fever and a cough."]
+    predictions = [prediction(index, S=texts[index % 4]) for index in range(40)]
+    judgements = [record for section in SECTIONS for record in verdicts("pfupc" * 8, section)]
+    judgements += controls("S", "ppppp", "fffpf")
+    rows = [ROW] * 40
+    scores = scoring.score_run(iter(predictions), iter(judgements), rows)
+    assert repr(scoring.score_run(iter(predictions[::-1]), iter(judgements[::-1]), rows)) == repr(scores)
+
+
 def test_25000_notes_are_scored_in_seconds_apart_from_rouge(monkeypatch):
     n = 25_000
-    monkeypatch.setattr(scoring, "_rouge_l", lambda predictions, rows: {section: [0.0] * n for section in SECTIONS})
+    monkeypatch.setattr(scoring, "_rouge_l", lambda: lambda reference, text: 0.0)
     start = time.process_time()
     run_of("ppfpf" * (n // 5), controls("S", "p" * 50, "f" * 50))
     assert time.process_time() - start < 15

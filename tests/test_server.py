@@ -5,13 +5,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LEARNED_NOTE, LEARNED_VERDICT
+from conftest import LEARNED_NOTE, rows, save_dataset
 
 import eval
 import prompts
@@ -21,6 +22,7 @@ from evaluation.server import Server, without_credentials
 from evaluation.worker import NO_FREE_WHITE_SPACE
 
 SCHEMA = {"type": "object"}
+KEY = "a-secret-key"
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -175,58 +177,95 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         without_credentials(address)
 
 
-@pytest.mark.slow
-def test_vllm_serve_gives_the_notes_and_verdicts_of_our_own_engine_even_if_it_starts_after_the_run(
-    tiny_model: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_request_without_an_answer_in_time_is_sent_again(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.server._TIMEOUT", 0.2)
+    fake.hold.clear()
+    threading.Timer(0.5, fake.hold.set).start()
+    (answer,) = ask(connect(fake), "a")
+    assert answer.text == "A"
+    assert len(fake.bodies) > 1
+
+
+def test_a_server_that_quotes_the_key_does_not_bring_it_into_the_message(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "a-secret-key")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    # `vllm serve` itself, whose command line does not start in the build for CPUs.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(tiny_model), "--served-model-name", "soap"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", "a-secret-key", "--enforce-eager"]
-    command += ["--max-model-len", "2048", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(64 << 20)]
-    command += ["--structured-outputs-config", json.dumps(NO_FREE_WHITE_SPACE)]
-    processes = []
+    monkeypatch.setenv("A_KEY", "secret")
+    fake.replies = [(401, {"message": "secret is no key of ours"})]
+    with pytest.raises(UserError, match=r"status 401, \*\*\* is no key of ours"):
+        ask(connect(fake, key_variable="A_KEY"), "a")
 
-    def start() -> None:
-        with (tmp_path / "server.log").open("w") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
 
-    paths = ["--dataset_path", str(tiny_dataset), "--output_dir", str(tmp_path / "run")]
-    starter = threading.Timer(3, start)
-    starter.start()
-    base = f"http://127.0.0.1:{port}/v1"
+class RealServer:
+    """vLLM's server with the tiny model under the name "soap"; `start` may be called again after `kill`."""
+
+    def __init__(self, model: Path, key: str, log: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.api_base = f"http://127.0.0.1:{port}/v1"
+        self.log, self.process = log, None
+        # `vllm serve` itself, whose command line does not start in the build for CPUs.
+        self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        self.command += ["--model", str(model), "--served-model-name", "soap"]
+        self.command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", key, "--enforce-eager"]
+        self.command += ["--max-model-len", "2048", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(64 << 20)]
+        self.command += ["--structured-outputs-config", json.dumps(NO_FREE_WHITE_SPACE)]
+
+    def start(self) -> None:
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+
+    def kill(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def read_records(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a run's file, in an order that does not depend on which answer came first."""
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda record: json.dumps(record, sort_keys=True))
+
+
+@pytest.mark.slow
+def test_vllms_server_gives_what_our_own_engine_gives_though_it_starts_late_and_is_killed_half_way(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    dataset = save_dataset(tmp_path / "soap_dataset", {"test": rows(20)})
+    common = ["--dataset_path", str(dataset), "--judge_controls", "1"]
+    engine, served = tmp_path / "engine", tmp_path / "served"
+    assert eval.main([str(tiny_model), "--judge_model", str(tiny_model), "--output_dir", str(engine), *common]) == 0
+
+    server = RealServer(tiny_model, KEY, tmp_path / "server.log")
+    judged_at_the_kill = []
+
+    def start_and_kill_and_start() -> None:
+        time.sleep(3)
+        server.start()
+        verdicts = served / "judgements.jsonl"
+        while not (verdicts.exists() and verdicts.read_bytes().count(b"\n") >= 10):
+            time.sleep(0.01)
+        server.kill()
+        judged_at_the_kill.append(verdicts.read_bytes().count(b"\n"))
+        server.start()
+
+    operator = threading.Thread(target=start_and_kill_and_start, daemon=True)
+    operator.start()
+    base = ["--api_base", server.api_base, "--judge_api_base", server.api_base, "--api_concurrency", "4"]
     try:
-        status = eval.main(
-            [
-                "soap",
-                "--api_base",
-                base,
-                "--judge_model",
-                "soap",
-                "--judge_api_base",
-                base,
-                "--judge_controls",
-                "1",
-                *paths,
-            ]
-        )
+        status = eval.main(["soap", "--judge_model", "soap", *base, "--output_dir", str(served), *common])
     finally:
-        starter.join()
-        for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        operator.join(timeout=5)
+        server.kill()
     assert status == 0
-    predictions, judgements = (
-        [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("predictions", "judgements")
-    )
-    assert [{key: record[key] for key in prompts.SECTIONS} for record in predictions] == [LEARNED_NOTE] * 6
-    assert {(record["verdict"], record["reason"]) for record in judgements} == {
-        tuple(reversed(LEARNED_VERDICT.values()))
-    }
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["engines"]["generate"]["api_base"] == base
-    for path in (tmp_path / "run").iterdir():
-        assert b"a-secret-key" not in path.read_bytes(), path
+    for name in ("predictions", "judgements"):
+        assert read_records(served, name) == read_records(engine, name)
+    assert 10 <= judged_at_the_kill[0] < len(read_records(served, "judgements")) - 4, "it was killed too late"
+    notes = [{key: record[key] for key in prompts.SECTIONS} for record in read_records(served, "predictions")]
+    assert notes == [LEARNED_NOTE] * 20
+    manifest = json.loads((served / "manifest.json").read_text())
+    assert manifest["engines"]["generate"]["api_base"] == server.api_base
+    for path in served.iterdir():
+        assert KEY.encode() not in path.read_bytes(), path
+    assert KEY not in "".join(capfd.readouterr())

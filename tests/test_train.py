@@ -66,8 +66,10 @@ def make_pack(train, model_path: Path, n: int = 3):
 
 
 def soap_loss(train, model, batch: dict, attention: str = "sdpa"):
+    import torch
+
     config = SimpleNamespace(sequence_parallel_size=1, model=SimpleNamespace(attn_implementation=attention))
-    trainer = SimpleNamespace(config=config, device="cpu", model=model)
+    trainer = SimpleNamespace(config=config, device=torch.device("cpu"), model=model)
     return train.SOAPTrainer.loss.__wrapped__(trainer, dict(batch))
 
 
@@ -352,21 +354,24 @@ def write_config(folder: Path, model_path: Path, name: str, **changes) -> Path:
     return path
 
 
-def start(config: Path) -> subprocess.Popen:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [BIN / "arctic_training", config, "--master_port", str(port)]
+        return probe.getsockname()[1]
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen:
+    command = [BIN / "arctic_training", config, "--master_port", str(free_port()), *arguments]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     log = config.with_suffix(".log").open("a")
     return subprocess.Popen(command, cwd=config.parent, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def run(config: Path) -> tuple[int, str]:
+def run(config: Path, *arguments: str) -> tuple[int, str]:
     """Exit status and what this start of the run printed."""
     log = config.with_suffix(".log")
     before = log.stat().st_size if log.exists() else 0
-    status = start(config).wait(timeout=900)
+    status = start(config, *arguments).wait(timeout=900)
     return status, log.read_text()[before:]
 
 
@@ -393,9 +398,9 @@ def unbroken(workplace: Path, model_path: Path) -> SimpleNamespace:
     return SimpleNamespace(folder=workplace / "unbroken", output=output, log=read_log(workplace / "unbroken"))
 
 
-def kill_when_resumable(config: Path) -> None:
+def kill_when_resumable(config: Path, *arguments: str) -> None:
     """Start a run and end it by SIGKILL, all its processes, once it has written a whole resume state."""
-    process = start(config)
+    process = start(config, *arguments)
     deadline = time.monotonic() + 240
     while not list((config.with_suffix("") / "resume").glob("*/complete.json")):
         assert process.poll() is None and time.monotonic() < deadline, config.with_suffix(".log").read_text()[-3000:]

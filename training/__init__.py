@@ -1,1 +1,1 @@
-"""What train.py is made of: tokens and labels, packs, attention, checkpoints, progress."""
+"""What train.py is made of: tokens and labels, packs, attention, checkpoints, processes, progress."""

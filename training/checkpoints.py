@@ -20,6 +20,7 @@ class ExportEngine(HFCheckpointEngine):
     """`type: export`: model or adapter, and tokenizer, in `output_dir/global_step_N`, for transformers and vLLM."""
 
     name = "export"
+    do_checkpoint = False  # SOAPTrainer decides; with it, the Ray launcher would upload folders that are not complete
 
     @property
     def final_dir(self) -> Path:
@@ -50,6 +51,7 @@ class ResumeEngine(DSCheckpointEngine):
     """
 
     name = "resume"
+    do_checkpoint = False
 
     @property
     def newest(self) -> Path | None:

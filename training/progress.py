@@ -10,8 +10,8 @@ from tqdm import tqdm
 class Progress:
     """Progress bar on the console, one JSON line a step in `log_path`, and `loss.png` beside it.
 
-    A line has step, epoch, loss (mean over the step's labelled tokens), lr, tokens (of this process, padding left
-    out) and seconds (wall time since the line before); after a validation it has validation_loss too.
+    A line has step, epoch, loss (mean over the step's packs), lr, tokens (of all packs, padding left out) and seconds
+    (wall time since the line before), all of them over all processes; a validation has a line with validation_loss.
     """
 
     def __init__(self, log_path: Path, total_steps: int, done_steps: int) -> None:

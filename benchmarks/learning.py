@@ -1,0 +1,131 @@
+"""Show that both recipes learn: fine-tune a small model with each, and compare its notes with the untrained model's.
+
+Takes the shipped YAMLs for Qwen3-1.7B with another model and shorter packs, and whatever --full and --lora change.
+In: a model folder and a JSONL file of dialogues and notes. Out: a table of readable notes and ROUGE-L for each section
+on the last rows, which no training saw. Needs no judge.
+
+    python benchmarks/learning.py --model demo/build/SmolLM2-135M-Instruct --data rows.jsonl
+    python benchmarks/learning.py --model ... --data ... --lora optimizer.learning_rate=1e-3 model.peft_config.r=32
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from train_throughput import hardware, override  # noqa: E402
+
+from evaluation import inputs, scoring  # noqa: E402
+from prompts import SECTIONS  # noqa: E402
+
+CONFIGS = {"full": ROOT / "Qwen3-1.7B-config.yaml", "LoRA": ROOT / "Qwen3-1.7B-LoRA-config.yaml"}
+
+
+def split(data: Path, train_rows: int, test_rows: int, folder: Path) -> Path:
+    """The first rows of `data` for training and its last ones for the test, preprocessed into `folder`."""
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    if len(lines) < train_rows + test_rows:
+        sys.exit(f"error: {data} has {len(lines)} rows, fewer than {train_rows} and {test_rows}")
+    source = folder / "source"
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "train.jsonl").write_text("".join(lines[:train_rows]), encoding="utf-8")
+    (source / "test.jsonl").write_text("".join(lines[-test_rows:]), encoding="utf-8")
+    dataset = folder / "soap_dataset"
+    preprocess = [sys.executable, ROOT / "preprocess_data.py", "--dataset", source, "--output_dir", dataset]
+    subprocess.run(preprocess, check=True)
+    return dataset
+
+
+def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, float]:
+    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start-up included."""
+    config = yaml.safe_load(CONFIGS[name].read_text())
+    output = args.work_dir / name
+    config["code"] = str(ROOT / "train.py")
+    config["model"]["name_or_path"] = str(args.model)
+    config["data"] |= {"max_length": args.max_length, "cache_dir": str(args.work_dir / "tokens")}
+    config["data"]["sources"][0]["name_or_path"] = str(dataset)
+    del config["data"]["eval_sources"]
+    config |= {"eval_interval": 0, "checkpoint": [config["checkpoint"][0] | {"output_dir": str(output)}]}
+    config |= {"train_log_metrics_path": str(output / "train-log.jsonl"), "kill_switch_path": str(output / "stop")}
+    for setting in args.full if name == "full" else args.lora:
+        dotted, _, text = setting.partition("=")
+        override(config, dotted, yaml.safe_load(text))
+    output.mkdir(parents=True, exist_ok=True)
+    path = args.work_dir / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    began = time.monotonic()
+    with path.with_suffix(".log").open("w") as log:
+        command = ["arctic_training", str(path), "--master_port", str(args.master_port)]
+        if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
+            sys.exit(f"error: training failed; see {log.name}")
+    return output, time.monotonic() - began
+
+
+def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str) -> list[dict]:
+    """The predictions of a model, or of a model and an adapter, on the test rows."""
+    run = args.work_dir / "results" / name
+    where = ["--dataset_path", str(dataset), "--output_dir", str(run), "--stage", "generate", "--overwrite"]
+    sizes = ["--max_model_len", str(args.max_length), "--gpu_memory_utilization", str(args.gpu_memory_utilization)]
+    subprocess.run([sys.executable, str(ROOT / "eval.py"), *model, *where, *sizes], check=True)
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float | None) -> dict:
+    _, readable, _, rouge = scoring.read_notes(predictions, rows)
+    means = {f"ROUGE-L {section}": round(sum(rouge[section]) / len(rows), 3) for section in SECTIONS}
+    training = {"training s": round(seconds) if seconds else None}
+    return {"model": name, **training, "readable notes": f"{readable} of {len(rows)}", **means}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model to fine-tune")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL file that preprocess_data.py reads")
+    parser.add_argument("--train_rows", type=int, default=400, help="the first N rows (default: %(default)s)")
+    parser.add_argument("--test_rows", type=int, default=100, help="the last N rows (default: %(default)s)")
+    parser.add_argument("--max_length", type=int, default=2048, help="tokens in a pack (default: %(default)s)")
+    parser.add_argument("--full", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the full recipe")
+    parser.add_argument("--lora", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the adapter's recipe")
+    parser.add_argument("--only", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="recipes (default: both)")
+    parser.add_argument("--skip_base", action="store_true", help="leave the untrained model out")
+    parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
+    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="for vLLM (default: %(default)s)")
+    parser.add_argument(
+        "--work_dir", type=Path, default=ROOT / "benchmarks/build/learning", help="default: %(default)s"
+    )
+    parser.add_argument("--output", type=Path, help="append the results to this JSONL file")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    args.model, args.work_dir = args.model.resolve(), args.work_dir.resolve()
+    dataset = split(args.data, args.train_rows, args.test_rows, args.work_dir)
+    rows = list(inputs.load_rows(str(dataset), "test", None)[0])
+    results = []
+    if not args.skip_base:
+        notes = write_notes("base", args, dataset, str(args.model))
+        results.append(summary("base", notes, rows, None))
+    for name in args.only:
+        checkpoints, seconds = train(name, args, dataset)
+        model = [str(args.model), "--lora_path", str(checkpoints)] if name == "LoRA" else [str(checkpoints)]
+        results.append(summary(name, write_notes(name, args, dataset, *model), rows, seconds))
+    for result in results:
+        changes = {"base": [], "full": args.full, "LoRA": args.lora}[result["model"]]
+        result |= {"changes": " ".join(changes), "machine": hardware()}
+        print(json.dumps(result), flush=True)
+    if args.output:
+        with args.output.open("a") as out:
+            out.writelines(json.dumps(result) + "\n" for result in results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""train.py in two processes on the CPU: the loss of one process, one checkpoint, one log; and spread over both."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import ROOT, rows, save_dataset
+from test_tokens import QWEN3_LIKE
+from test_train import (
+    error_lines,
+    free_port,
+    kill_when_resumable,
+    load_model,
+    losses,
+    read_log,
+    run,
+    start,
+    validation_losses,
+    write_config,
+)
+
+TWO = ("--num_gpus", "2")  # the launcher's name for processes
+SINGLE_STEP = {"epochs": 3, "gradient_accumulation_steps": 2}  # of 8 packs: 12 steps
+SHARED_STEP = {"epochs": 3, "gradient_accumulation_steps": 1}
+RUN_FILES = ["global_step_12", "loss.png", "train-log.jsonl"]
+YAMLS = ["Qwen3-1.7B-config.yaml", "Qwen3-1.7B-LoRA-config.yaml"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A dataset of 8 packs, an even number, so that no pack comes twice in an epoch; processes that take the CPU."""
+    folder = tmp_path_factory.mktemp("runs")
+    save_dataset(folder / "soap_dataset", {"train": rows(24), "validation": rows(30)[24:]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model_path(tiny_model: Path, workplace: Path) -> Path:
+    path = workplace / "tiny"
+    shutil.copytree(tiny_model, path)
+    (path / "chat_template.jinja").write_text(QWEN3_LIKE)
+    return path
+
+
+def finished(config: Path, *arguments: str) -> SimpleNamespace:
+    status, output = run(config, *arguments)
+    assert status == 0, output[-3000:]
+    folder = config.with_suffix("")
+    return SimpleNamespace(folder=folder, output=output, log=read_log(folder))
+
+
+@pytest.fixture(scope="module")
+def single(workplace: Path, model_path: Path) -> SimpleNamespace:
+    return finished(write_config(workplace, model_path, "single", **SINGLE_STEP))
+
+
+@pytest.fixture(scope="module")
+def double(workplace: Path, model_path: Path) -> SimpleNamespace:
+    return finished(write_config(workplace, model_path, "double", **SHARED_STEP), *TWO)
+
+
+def assert_same_course(one: list[dict], other: list[dict]) -> None:
+    """Steps, losses, rates, tokens and validation losses of two logs agree within rounding."""
+    assert list(losses(one)) == list(losses(other)) == list(range(1, 13))
+    assert list(losses(one).values()) == pytest.approx(list(losses(other).values()), rel=1e-4)
+    assert len(validation_losses(one)) == 2
+    assert validation_losses(one) == pytest.approx(validation_losses(other), rel=1e-4)
+    for key in ("lr", "tokens", "epoch"):
+        assert [line[key] for line in one if key in line] == [line[key] for line in other if key in line], key
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    import torch
+
+    weights, expected = load_model(one).state_dict(), load_model(other).state_dict()
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_that_accumulates_two_packs(single, double):
+    assert_same_course(double.log, single.log)
+    assert_same_weights(double.folder / "global_step_12", single.folder / "global_step_12")
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_checkpoint_and_tell_everything_once(double):
+    assert sorted(path.name for path in double.folder.iterdir()) == RUN_FILES
+    for line in ("data: 24 rows, 0 longer", "attention: sdpa instead of varlen", "*** Training finished normally."):
+        assert double.output.count(line) == 1, line
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_go_on_and_end_as_unbroken_ones(workplace, model_path, double):
+    config = write_config(workplace, model_path, "killed", **SHARED_STEP)
+    kill_when_resumable(config, *TWO)
+    status, output = run(config)
+    assert status == 2, "a state of two processes is none for one"
+    assert len(error_lines(output)) == 1 and "another world_size (2, now 1)" in error_lines(output)[0]
+    resumed = finished(config, *TWO)
+    assert re.findall(r"resumed at step \d+ of 12", resumed.output) != []
+    assert_same_course(resumed.log, double.log)
+    assert sorted(path.name for path in resumed.folder.iterdir()) == RUN_FILES
+
+
+@pytest.mark.slow
+def test_two_machines_that_share_a_folder_leave_one_run(workplace, model_path, double):
+    """Each machine's own launcher starts one process, which is the first one there."""
+    config = write_config(workplace, model_path, "machines", **SHARED_STEP)
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["cache_fs_type"] = "shared"  # of folders that machines share this is found out
+    config.write_text(yaml.safe_dump(settings))
+    (workplace / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    machines = ["--hostfile", str(workplace / "hosts"), "--no_ssh", "--master_addr", "127.0.0.1"]
+    machines += ["--master_port", str(free_port()), "--node_rank"]
+    statuses = [process.wait(timeout=900) for process in [start(config, *machines, rank) for rank in ("1", "0")]]
+    output = config.with_suffix(".log").read_text()
+    assert statuses == [0, 0], output[-3000:]
+    assert_same_course(read_log(workplace / "machines"), double.log)
+    assert sorted(path.name for path in (workplace / "machines").iterdir()) == RUN_FILES
+    assert output.count("data: 24 rows, 0 longer") == output.count("*** Training finished normally.") == 1
+
+
+# Of two processes the second one alone sees the kill switch, as happens on a file system that machines share.
+SWITCH = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+import train
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+settings = {"exit_iteration_this_run": 0, "exit_iteration": 0, "train_iters": 9}
+trainer = train.SOAPTrainer.__new__(train.SOAPTrainer)
+trainer.global_step, trainer.early_stop_reason, trainer.device = 0, "", torch.device("cpu")
+answers = []
+for switch in ("none", sys.argv[1] if rank else "none"):
+    trainer.config = SimpleNamespace(kill_switch_path=Path(switch), **settings)
+    answers.append(trainer.need_early_exit())
+sys.stdout.write(f"{answers} {'kill switch' in trainer.early_stop_reason}\\n")
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_switch_that_one_process_sees_stops_all(workplace):
+    (workplace / "switch.py").write_text(SWITCH)
+    (workplace / "stop").touch()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "switch.py", "stop"], cwd=workplace, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines() == ["[False, True] True"] * 2, done.stderr[-3000:]
+
+
+# --- the commented block of the YAMLs --------------------------------------------------------------------------------
+
+
+def sharded_block(name: str, offload: bool = False) -> dict:
+    """What stands in the YAML's comment, taken out of it."""
+    (comment,) = re.findall(r"^# deepspeed:\n(?:#  .*\n)+", (ROOT / name).read_text(), re.MULTILINE)
+    block = re.sub(r"^# ", "", comment, flags=re.MULTILINE)
+    return yaml.safe_load(block.replace("# offload", "offload") if offload else block)["deepspeed"]
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_both_yamls_hold_a_variant_for_models_that_do_not_fit_one_gpu(name):
+    assert sharded_block(name) == {"zero_optimization": {"stage": 3}}
+    assert sharded_block(name, offload=True)["zero_optimization"].keys() > {"offload_optimizer", "offload_param"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_model_spread_over_two_processes_learns_and_is_saved_as_a_whole_one(workplace, model_path, double, offload):
+    from evaluation.models import resolve_model
+
+    block = sharded_block(YAMLS[0], offload)
+    sharded = finished(write_config(workplace, model_path, f"sharded-{offload}", deepspeed=block, **SHARED_STEP), *TWO)
+    assert_same_course(sharded.log, double.log)
+    assert sorted(path.name for path in sharded.folder.iterdir()) == RUN_FILES
+    checkpoint = sharded.folder / "global_step_12"
+    assert_same_weights(checkpoint, double.folder / "global_step_12")
+    model = load_model(checkpoint)
+    assert model.lm_head.weight is model.model.embed_tokens.weight, "the tied weights of this model"
+    assert (checkpoint / "generation_config.json").exists()
+    assert resolve_model(str(checkpoint)).weight_bytes > 0
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_model_spread_over_two_processes_goes_on_after_a_kill(workplace, model_path):
+    from peft import PeftModel
+
+    lora = {"peft_type": "Lora", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    model = {"name_or_path": str(model_path), "dtype": "fp32", "attn_implementation": "sdpa", "peft_config": lora}
+    courses = {}
+    for name, block in (("adapter", None), ("sharded-adapter", sharded_block(YAMLS[1]))):
+        changes = {"deepspeed": block} if block else {}
+        config = write_config(workplace, model_path, name, model=model, **SHARED_STEP, **changes)
+        if block:
+            kill_when_resumable(config, *TWO)
+        courses[name] = finished(config, *TWO)
+    assert "resumed at step" in courses["sharded-adapter"].output
+    assert_same_course(courses["sharded-adapter"].log, courses["adapter"].log)
+    adapted = PeftModel.from_pretrained(load_model(model_path), workplace / "sharded-adapter" / "global_step_12")
+    moved = [parameter.abs().max().item() for name, parameter in adapted.named_parameters() if "lora_B" in name]
+    assert len(moved) == 6 and min(moved) > 0

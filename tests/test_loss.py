@@ -1,0 +1,21 @@
+"""Cross-entropy in pieces equals cross-entropy in one piece."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from training.loss import _ROWS, chunked_cross_entropy
+
+
+@pytest.mark.parametrize("tokens", [1, _ROWS, _ROWS + 1, 3 * _ROWS - 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_gradient_are_those_of_one_piece(tokens, dtype):
+    torch.manual_seed(tokens)
+    logits = (4 * torch.randn(tokens, 50)).to(dtype).requires_grad_()
+    targets = torch.randint(50, (tokens,))
+    expected = cross_entropy(logits.float(), targets)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    loss = chunked_cross_entropy(logits, targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
