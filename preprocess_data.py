@@ -247,6 +247,8 @@ def read_source(dataset: str) -> dict[str, list[Record]]:
     """The records of each split; a source of one split has it as train. Raises InputError, OSError."""
     path = Path(dataset)
     local = path.exists() or path.suffix.lower() in READERS or dataset.startswith((".", "/", "~"))
+    if not dataset:
+        raise InputError("--dataset is empty; give a file, a folder or a name on the hub")
     if local and not path.exists():
         raise InputError(f"{dataset} does not exist; give a file, a folder or a name on the hub as --dataset")
     saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))

@@ -14,13 +14,14 @@ if __name__ == "__main__":  # the preview comes first: it needs neither torch no
 
     sys.exit(main())
 
+import fcntl
 import gc
 import hashlib
 import os
 import random
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NoReturn, Union
+from typing import Any, TextIO, Union
 
 # Packs differ a little in length; without this the allocator keeps memory for each size. Read at the first allocation.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -31,32 +32,33 @@ import torch
 from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
 from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
 from arctic_training.config.data import DataSourceConfig
+from arctic_training.config.model import ModelConfig
+from arctic_training.config.optimizer import OptimizerConfig
 from arctic_training.config.trainer import TrainerConfig
 from arctic_training.data.sft_factory import SFTDataConfig, SFTDataFactory
 from arctic_training.data.source import DataSource
 from arctic_training.data.utils import DatasetType
 from arctic_training.trainer.sft_trainer import SFTTrainer
 from datasets import Dataset
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
+from torch.utils.data import DataLoader
+from transformers import AutoConfig
 
 from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, lora, tokens
 from training.checkpoints import ExportEngine, ResumeEngine
+from training.errors import fail, tell_in_one_line
 from training.loss import chunked_cross_entropy
 from training.operators import compile_operators
 from training.preview import load_split
 from training.processes import any_process, over_processes
-from training.progress import Progress
+from training.progress import Progress, is_log
 from training.transfer import Readout, to_device_unwaited
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
+tell_in_one_line()
 
-
-def fail(problem: str, remedy: str) -> NoReturn:
-    """End the run with one line for the user. Every process of a run meets the same problem; the first one tells it."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {problem}: {remedy}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+WHOLE_MODEL = "give the folder or the hub's name of a whole model that was made for chats as `model.name_or_path`"
 
 
 class SOAPDataSourceConfig(DataSourceConfig):
@@ -96,7 +98,7 @@ class SOAPDataSource(DataSource):
             "prompts": prompts_hash(),
             "template": template,
             "vocabulary": len(self.trainer.tokenizer),
-            "code": file_fingerprint(Path(tokens.__file__)),
+            "code": [file_fingerprint(Path(file)) for file in (__file__, tokens.__file__)],
         }
         return (*super().cache_path_args, content)
 
@@ -129,6 +131,14 @@ class SOAPDataFactory(SFTDataFactory):
     config: SOAPDataConfig
     default_source_cls = SOAPDataSource
 
+    def __call__(self) -> tuple[DataLoader, DataLoader | None]:
+        """One run at a time: two that build the same cache would fail at its renaming; so the second finds it built."""
+        if not self.is_main_process_by_path:
+            return super().__call__()
+        with (self.config.cache_dir / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return super().__call__()
+
     def process(self, dataset: DatasetType) -> DatasetType:
         try:
             return dataset.map(
@@ -138,7 +148,7 @@ class SOAPDataFactory(SFTDataFactory):
                 desc="Tokenizing",
             )
         except tokens.TemplateError as error:
-            fail(str(error), "use the model's chat version, or another template")
+            fail(str(error), WHOLE_MODEL)
 
     def _encode(self, row: dict[str, Any]) -> dict[str, list[int]]:
         example = tokens.encode_example(self.tokenizer, row["messages"])
@@ -164,16 +174,37 @@ def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
     return {**joined, "position_ids": positions, "packed_sample_seqlens": lengths}
 
 
+def lock_run(log: Path) -> TextIO:
+    """The log of a run, locked as long as the process lives: two runs in one folder would spoil each other's files."""
+    lock = log.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another run is writing {log}", "wait for its end, or give this run folders of its own in the YAML")
+    if not is_log(log):
+        fail(f"{log} is there and is no log of training", "give another `train_log_metrics_path` in the YAML")
+    return lock
+
+
 class SOAPTrainerConfig(TrainerConfig):
     fused_lora: bool = True
     """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
 
-    @model_validator(mode="before")
+    @field_validator("model", mode="after")
     @classmethod
-    def compile_operators(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def validate_model(cls, model: ModelConfig) -> ModelConfig:
+        try:
+            AutoConfig.from_pretrained(model.name_or_path)
+        except Exception as error:  # a wrong name, no network, a damaged file
+            fail(f"{model.name_or_path} is no model that can be loaded ({error})", WHOLE_MODEL)
+        return model
+
+    @field_validator("optimizer", mode="after")
+    @classmethod
+    def compile_operators(cls, optimizer: OptimizerConfig) -> OptimizerConfig:
         """Before arctic_training connects the processes, which is where DeepSpeed would compile the first one."""
-        compile_operators((values.get("optimizer") or {}).get("type", "fused_adam"))
-        return values
+        compile_operators(optimizer.type)
+        return optimizer
 
 
 class SOAPTrainer(SFTTrainer):
@@ -189,6 +220,14 @@ class SOAPTrainer(SFTTrainer):
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
         if config.kill_switch_path.exists():
             fail(f"the kill switch {config.kill_switch_path} exists, so the run would end at once", "remove it")
+        if config.global_rank == 0:
+            self.lock = lock_run(config.train_log_metrics_path)
+            for checkpoint in config.checkpoint:  # what cannot be written shall show now, not at the end
+                checkpoint.output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            tokens.load_tokenizer(config.tokenizer.name_or_path)  # before work on the data
+        except tokens.TemplateError as error:
+            fail(str(error), WHOLE_MODEL)
         attention.register_varlen()
         wanted = config.model.attn_implementation
         config.model.attn_implementation, reason = attention.supported_attention(wanted, config.model.dtype.value)

@@ -8,8 +8,9 @@ from typing import Any
 
 import prompts
 from evaluation import models
+from evaluation.errors import UserError
 from evaluation.server import without_credentials
-from evaluation.store import RunFolder
+from evaluation.store import DAMAGED, RunFolder
 
 WRITING, JUDGING, SCORING = ("all", "generate"), ("all", "judge"), ("all", "judge", "report")
 
@@ -58,7 +59,20 @@ def open_run(args: argparse.Namespace, name: str, lora_path: str | None, identit
         identity = identity | {"generate": written_by}
     folder = RunFolder(run_path(args, name, lora_path))
     anew = {"all": "generate"}.get(args.stage, args.stage) if args.overwrite else None
-    return Run(name, lora_path, folder, folder.begin(identity, anew), model, adapter)
+    run = Run(name, lora_path, folder, folder.begin(identity, anew), model, adapter)
+    check_notes(folder, identity["data"]["n"])
+    return run
+
+
+def check_notes(folder: RunFolder, n: int) -> None:
+    """Raise UserError when a note on disk belongs to none of the n dialogues, or to one that has a note already."""
+    seen: set[int] = set()
+    for record in folder.predictions:
+        index = record["index"]
+        if index in seen or not 0 <= index < n:
+            what = "stands twice" if index in seen else f"is none of the {n}"
+            raise UserError(f"{folder.predictions.path}: dialogue {index} {what}; {DAMAGED}")
+        seen.add(index)
 
 
 def identify(args: argparse.Namespace, dataset_hash: str, n: int, judge_model: models.Model | None) -> dict[str, dict]:

@@ -19,7 +19,7 @@ from evaluation.placement import find_gpus
 
 FORMAT = 1  # of the manifest and the records; a folder of another format is refused
 
-_DAMAGED = "restore the file, or start anew with --overwrite"
+DAMAGED = "restore the file, or start anew with --overwrite"
 _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
     "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
     "judge": ("judgements.jsonl", "results.json", "report.html"),
@@ -38,6 +38,8 @@ def parse_record(line: bytes, where: str, advice: str, keys: Iterable[str] = ())
     missing = [key for key in keys if key not in record]
     if missing:
         raise UserError(f"{where} has no {missing[0]}; {advice}")
+    if type(record.get("index", 0)) is not int:
+        raise UserError(f"{where}: the index is no number; {advice}")
     return record
 
 
@@ -58,7 +60,7 @@ class JsonLines:
         with self.path.open("rb") as stream:
             for row, line in enumerate(stream, 1):
                 if line.endswith(b"\n"):
-                    yield parse_record(line, f"{self.path}:{row}", _DAMAGED, self._keys)
+                    yield parse_record(line, f"{self.path}:{row}", DAMAGED, self._keys)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; the operating system has it when this returns. Raises UserError when the disk is full."""

@@ -117,13 +117,11 @@ def build_tokenizer():
     return fast
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_model(path: Path) -> Path:
     """A Qwen3 model of two layers that was trained, in seconds, to write LEARNED_NOTE and judge LEARNED_VERDICT."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    path = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     threads = torch.get_num_threads()
@@ -165,6 +163,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LEARNED_NOTE, ROOT, FakeModel, rows, save_dataset
+from conftest import LEARNED_NOTE, ROOT, FakeModel, rows
 
 import eval
 import prompts
@@ -380,65 +380,6 @@ def test_help_needs_no_library_and_under_a_second() -> None:
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
     assert time.monotonic() - began < 1
-
-
-BAD_CALLS = {
-    "no model": ([], "no model given"),
-    "no dataset": (["MODEL", "--dataset_path", "nowhere"], "preprocess_data.py"),
-    "a dataset that is a file": (["MODEL", "--dataset_path", "FILE"], "preprocess_data.py"),
-    "an empty folder as dataset": (["MODEL", "--dataset_path", "FOLDER"], "cannot be read"),
-    "a split that is not there": (["MODEL", "--split", "dev"], "no split dev (it has: train, test)"),
-    "a model that is nowhere": (["nobody/no such model"], "neither a folder here nor a model on the hub"),
-    "a judge that is nowhere": (["MODEL", "--judge_model", "nobody/no such model"], "neither a folder"),
-    "an adapter that is nowhere": (["MODEL", "--lora_path", "nowhere"], "--lora_path nowhere: no such folder"),
-    "one model twice": (["MODEL", "MODEL"], "two runs would share the folder"),
-    "several models with an adapter": (["MODEL", "FOLDER", "--lora_path", "FOLDER"], "several models"),
-    "an output folder that is a file": (["MODEL", "--output_dir", "FILE"], "--output_dir"),
-    "a length that the model has not": (["MODEL", "--max_model_len", "5000"], "takes at most 4096"),
-    "labels that are nowhere": (["MODEL", "--human_labels", "nowhere"], "--human_labels nowhere"),
-    "labels that are none": (["MODEL", "--human_labels", "LABELS"], "labels:2 is no JSON object"),
-    "results that are none to compare": (["--compare", "ELSE", "ELSE"], "results.json is not eval.py's"),
-    "one run to compare": (["--compare", "FOLDER"], "two or more run folders"),
-    "a model beside a comparison": (["MODEL", "--compare", "FOLDER", "FOLDER"], "no model"),
-    "an unfinished run to compare": (["--compare", "FOLDER", "FOLDER"], "no readable results.json"),
-    "an address that is none": (["MODEL", "--api_base", "localhost"], "no address"),
-    "a served model with an adapter": (["MODEL", "--api_base", "http://localhost/v1", "--lora_path", "x"], "served"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_CALLS)
-def test_a_bad_call_is_one_line_with_status_2(
-    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture, case: str
-) -> None:
-    call, words = BAD_CALLS[case]
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "labels").write_text('{"index": 0, "section": "S", "verdict": "pass"}\n{')
-    (tmp_path / "else").mkdir()
-    (tmp_path / "else" / "results.json").write_text("[]")
-    names = {"LABELS": str(tmp_path / "labels"), "ELSE": str(tmp_path / "else")}
-    names |= {"MODEL": harness.argv[0], "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "folder")}
-    defaults = [] if "--compare" in call else harness.argv[1:]
-    assert eval.main([*defaults, *(names.get(part, part) for part in call)]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("error: ")
-    assert words in lines[-1]
-    assert not harness.generators
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_ends_a_run_with_one_line(harness: Harness, capsys: pytest.CaptureFixture) -> None:
-    harness.folder.mkdir()
-    (harness.folder / "results.json.new").symlink_to("/dev/full")
-    assert harness.run() == 2
-    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("row", [{"P": None}, {"dialogue": None}])
-def test_a_row_with_a_hole_is_named(harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture, row: dict) -> None:
-    save_dataset(tmp_path / "data", {"test": [*rows(2), rows(1)[0] | row]})
-    assert harness.run("--dataset_path", str(tmp_path / "data")) == 2
-    assert f"row 2: {next(iter(row))} is missing" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -209,6 +209,17 @@ def test_sections_of_plain_words_are_read_back_from_any_layout(note: dict[str, s
         }
 
 
+# Any characters but those that can end a heading, and the ends of lines.
+UNMARKED = st.text(st.characters(exclude_characters=":\uff1a-\u2013\u2014*_()[]#\r\n"), max_size=80).filter(str.strip)
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(SECTIONS, st.lists(UNMARKED, min_size=1, max_size=3).map(". ".join))))
+def test_sections_of_any_characters_are_read_back_to_the_letter(note: dict[str, str]):
+    expected = {section: f"{text}.".strip() for section, text in note.items()}
+    for between in ("\n", "\r\n\r\n"):
+        assert read_soap(between.join(f"{section}: {note[section]}." for section in SECTIONS)) == expected
+
+
 # --- time
 
 TAIL = "\nS: a\nO: b\nA: c\nP: d"

@@ -250,6 +250,13 @@ def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_m
     assert cache_key() != before
 
 
+def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeypatch, tmp_path):
+    before = cache_key()
+    (tmp_path / "train.py").write_text((ROOT / "train.py").read_text() + "\n")
+    monkeypatch.setattr(train_module, "__file__", str(tmp_path / "train.py"))
+    assert cache_key() != before
+
+
 # --- schedule --------------------------------------------------------------------------------------------------------
 
 
@@ -500,16 +507,6 @@ def test_an_adapter_run_goes_on_after_a_kill_and_leaves_an_adapter_that_peft_loa
     adapted = PeftModel.from_pretrained(load_model(model_path), workplace / "adapter" / "global_step_13")
     moved = [parameter.abs().max().item() for name, parameter in adapted.named_parameters() if "lora_B" in name]
     assert len(moved) == 6 and min(moved) > 0
-
-
-@pytest.mark.slow
-def test_a_stale_kill_switch_ends_a_run_in_one_line(workplace, model_path):
-    config = write_config(workplace, model_path, "stopped")
-    (workplace / "stopped").mkdir()
-    (workplace / "stopped" / "stop").touch()
-    status, output = run(config)
-    assert status == 2
-    assert len(error_lines(output)) == 1 and "kill switch" in error_lines(output)[0] and "Traceback" not in output
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 Both appear in one step: whatever stands under its final name is complete.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import deepspeed.comm as dist
 from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
@@ -81,20 +83,35 @@ class ResumeEngine(DSCheckpointEngine):
         if state is None:
             return
         self._refuse_another_run(state)
-        _, client_state = model.load_checkpoint(
-            self.config.output_dir,
-            tag=state.name,
-            load_module_strict=self.trainer.config.model.peft_config is None,
-        )
+        try:
+            _, client_state = model.load_checkpoint(
+                self.config.output_dir,
+                tag=state.name,
+                load_module_strict=self.trainer.config.model.peft_config is None,
+            )
+        except Exception as error:  # a file that is missing or cut off makes torch raise anything
+            self._fail_damaged(state, error)
         self.trainer.restore(client_state)
 
     def clear(self) -> None:
+        """Remove what this engine wrote, and nothing else that may stand in the folder."""
         dist.barrier()
-        if self.global_rank == 0:
-            shutil.rmtree(self.config.output_dir, ignore_errors=True)
+        if self.global_rank > 0:
+            return
+        folder = self.config.output_dir
+        for state in folder.glob("epoch_*_global_step_*"):
+            (state / COMPLETE).unlink(missing_ok=True)  # first: half a state is none to go on from
+            shutil.rmtree(state)
+        for file in (folder / "latest", *folder.glob("zero_to_*.py")):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is there
+            folder.rmdir()
 
     def _refuse_another_run(self, state: Path) -> None:
-        saved = json.loads((state / COMPLETE).read_text())
+        try:
+            saved = json.loads((state / COMPLETE).read_text())
+        except ValueError as error:
+            self._fail_damaged(state, error)
         now = json.loads(json.dumps(self.trainer.identity, default=str))
         changed = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
         if changed:
@@ -103,3 +120,6 @@ class ResumeEngine(DSCheckpointEngine):
                 f"{state.parent} holds an unfinished run with another {key} ({saved.get(key)}, now {now.get(key)})",
                 "remove that folder to start anew, or undo the change to go on",
             )
+
+    def _fail_damaged(self, state: Path, error: Exception) -> NoReturn:
+        self.trainer.fail(f"{state} is damaged ({error})", f"remove {state.parent} to start anew")

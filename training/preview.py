@@ -18,11 +18,9 @@ def show_example(row: dict[str, str]) -> None:
 
 def show_lengths(rows: list[dict[str, str]], model: str, max_length: int) -> None:
     """Token counts of all rows, and how many are longer than `max_length` and would be left out."""
-    from transformers import AutoTokenizer
+    from training.tokens import IGNORE_INDEX, encode_example, load_tokenizer
 
-    from training.tokens import IGNORE_INDEX, encode_example
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     examples = [
         encode_example(tokenizer, training_messages(row["dialogue"], {key: row[key] for key in SECTIONS}))
         for row in rows
@@ -62,10 +60,16 @@ def load_split(path: Path, split: str) -> "Dataset":
         raise ValueError(f"{path} is no dataset ({error}): run `python preprocess_data.py` again") from None
     if not isinstance(dataset, DatasetDict) or split not in dataset:
         raise ValueError(f"{path} has no split {split!r}: try train, validation or test")
-    missing = {"dialogue", *SECTIONS} - set(dataset[split].column_names)
-    if missing:
-        raise ValueError(f"{path} lacks the columns {sorted(missing)}: run `python preprocess_data.py` again")
-    return dataset[split]
+    again = "run `python preprocess_data.py` again"
+    rows = dataset[split]
+    for name in ("dialogue", *SECTIONS):
+        if name not in rows.features or rows.features[name].dtype not in ("string", "large_string"):
+            raise ValueError(f"{path}, split {split}, has no column {name} of text: {again}")
+        if rows.data.column(name).null_count:
+            raise ValueError(f"{path}, split {split}, has rows without {name}: {again}")
+    if not len(rows):
+        raise ValueError(f"{path}, split {split}, has no rows: {again}")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:

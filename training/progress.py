@@ -71,6 +71,14 @@ class Progress:
             log.write(json.dumps(record) + "\n")
 
 
+def is_log(path: Path) -> bool:
+    """Whether a file begins as Progress writes it, as far as a kill let it: what may be replaced."""
+    beginning = '{"step"'
+    with path.open(errors="replace") as file:
+        found = file.read(len(beginning))
+    return beginning.startswith(found)
+
+
 def _read_line(line: str) -> dict[str, float] | None:
     """The record, or None for a line that a killed run left half written."""
     try:

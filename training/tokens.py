@@ -4,7 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prompts import CHAT_TEMPLATE_KWARGS, Messages
+from prompts import CHAT_TEMPLATE_KWARGS, SECTIONS, Messages, training_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,20 @@ IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default
 
 
 class TemplateError(ValueError):
-    """A chat template that cannot be trained on; the message says why and what to do."""
+    """A tokenizer or chat template that cannot be trained on; the message says why."""
+
+
+def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model, tried on a note. Raises TemplateError, which names the model."""
+    from transformers import AutoTokenizer
+
+    chat = training_messages("dialogue", dict.fromkeys(SECTIONS, "text"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        encode_example(tokenizer, chat)
+    except Exception as error:  # damaged or missing files make the libraries raise anything
+        raise TemplateError(f"{model} has no tokenizer with a chat template to train on ({error})") from None
+    return tokenizer
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> list[int]:
