@@ -21,7 +21,7 @@ import os
 import random
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO, Union
+from typing import Any, Union
 
 # Packs differ a little in length; without this the allocator keeps memory for each size. Read at the first allocation.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -52,7 +52,7 @@ from training.loss import chunked_cross_entropy
 from training.operators import compile_operators
 from training.preview import load_split
 from training.processes import any_process, over_processes
-from training.progress import Progress, is_log
+from training.progress import Progress, lock_run
 from training.transfer import Readout, to_device_unwaited
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
@@ -94,23 +94,13 @@ class SOAPDataSource(DataSource):
         """Adds what the tokens are made of, so that other data, prompts or templates never meet an old cache."""
         template = hashlib.sha256(str(self.trainer.tokenizer.chat_template).encode()).hexdigest()
         content = {
-            "rows": file_fingerprint(self.config.name_or_path / self.config.split),
+            "rows": tokens.file_fingerprint(self.config.name_or_path / self.config.split),
             "prompts": prompts_hash(),
             "template": template,
             "vocabulary": len(self.trainer.tokenizer),
-            "code": [file_fingerprint(Path(file)) for file in (__file__, tokens.__file__)],
+            "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__)],
         }
         return (*super().cache_path_args, content)
-
-
-def file_fingerprint(path: Path) -> str:
-    """SHA-256 over a file, or over all files of a folder in the order of their names."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(file.name.encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 class SOAPDataConfig(SFTDataConfig):
@@ -172,18 +162,6 @@ def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
     joined = {key: list(chain.from_iterable(rows[key])) for key in ("input_ids", "labels", "attention_mask")}
     positions = list(chain.from_iterable(range(length) for length in lengths))
     return {**joined, "position_ids": positions, "packed_sample_seqlens": lengths}
-
-
-def lock_run(log: Path) -> TextIO:
-    """The log of a run, locked as long as the process lives: two runs in one folder would spoil each other's files."""
-    lock = log.open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"another run is writing {log}", "wait for its end, or give this run folders of its own in the YAML")
-    if not is_log(log):
-        fail(f"{log} is there and is no log of training", "give another `train_log_metrics_path` in the YAML")
-    return lock
 
 
 class SOAPTrainerConfig(TrainerConfig):
@@ -394,7 +372,7 @@ class SOAPTrainer(SFTTrainer):
             "max_length": str(config.data.max_length),
             "world_size": str(self.world_size),
             "prompts": prompts_hash(),
-            "data": ",".join(file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
+            "data": ",".join(tokens.file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
         }
 
     def restore(self, client_state: dict[str, Any]) -> None:

@@ -1,10 +1,14 @@
 """What a person sees of a run: a bar with the time left, a log of losses, and their curve as a picture."""
 
+import fcntl
 import json
 import time
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
+
+from training.errors import fail
 
 
 class Progress:
@@ -71,7 +75,19 @@ class Progress:
             log.write(json.dumps(record) + "\n")
 
 
-def is_log(path: Path) -> bool:
+def lock_run(log: Path) -> TextIO:
+    """The log of a run, locked as long as the process lives: two runs in one folder would spoil each other's files."""
+    lock = log.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another run is writing {log}", "wait for its end, or give this run folders of its own in the YAML")
+    if not _is_log(log):
+        fail(f"{log} is there and is no log of training", "give another `train_log_metrics_path` in the YAML")
+    return lock
+
+
+def _is_log(path: Path) -> bool:
     """Whether a file begins as Progress writes it, as far as a kill let it: what may be replaced."""
     beginning = '{"step"'
     with path.open(errors="replace") as file:

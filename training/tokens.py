@@ -1,7 +1,9 @@
 """One example as tokens: the prompt exactly as evaluation sends it, and labels on the note and its end token alone."""
 
+import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompts import CHAT_TEMPLATE_KWARGS, SECTIONS, Messages, training_messages
@@ -79,3 +81,13 @@ def best_fit_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         bins[bin_index].append(index)
         insort(room, (free - length, bin_index))
     return bins
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 over a file, or over all files of a folder in the order of their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
