@@ -318,12 +318,12 @@ FAULTS = {
     ),
     "resume state of another run": Fault(RESUME, lambda: change("unfinished.yaml", ("seed", 7)), "with another seed"),
     "list of a resume state cut off": Fault(
-        RESUME, lambda: cut(f"unfinished/resume/{STATE}/complete.json", 9), "complete.json"
+        RESUME, lambda: cut(f"unfinished/resume/{STATE}/complete.json", 9), f"{STATE} is damaged"
     ),
     # eval.py: the call
     "no model": Fault("eval.py", nothing, "no model given"),
     "one model twice": Fault("eval.py model model --judge_model model", nothing, "two runs would share the folder"),
-    "several models with an adapter": Fault("eval.py model other --lora_path adapter", nothing, "several models"),
+    "one adapter twice": Fault(f"{ADAPTER} --lora_path adapter", nothing, "two runs would share the folder"),
     "no number of dialogues": Fault(f"{EVAL} --limit 0", nothing, "argument --limit: 0 is not within 1"),
     "a list for an object": Fault(f"{EVAL} --engine_args []", nothing, "argument --engine_args: no JSON object"),
     "half an object": Fault(f"{EVAL} --sampling_args {{", nothing, "argument --sampling_args: "),
