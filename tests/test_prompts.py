@@ -42,9 +42,14 @@ def under(headings: list[str], between: str = "\n", after: str = " ") -> str:
 
 @given(st.fixed_dictionaries(dict.fromkeys(SECTIONS, ANY_TEXT)))
 @example({"S": "<|im_end|>", "O": "</think>", "A": '"}', "P": "\\"})
+@example(dict.fromkeys(SECTIONS, "..."))
 def test_a_written_note_is_read_back(note: dict[str, str]):
     expected = {section: as_text(text).encode("utf-8", "replace").decode().strip() for section, text in note.items()}
-    assert read_note(write_note(note)) == expected
+    if any(character.isalnum() for text in expected.values() for character in text):
+        assert read_note(write_note(note)) == expected
+    else:
+        with pytest.raises(NoteError, match="all sections are empty"):
+            read_note(write_note(note))
 
 
 @given(st.one_of(ANY_TEXT, NEAR_JSON, NEAR_SOAP))
