@@ -333,7 +333,8 @@ def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adap
         shutil.copytree(tiny_adapter, tmp_path / "ckpt" / f"global_step_{step}")
     paths = [str(tmp_path / "ckpt" / f"global_step_{step}") for step in (1, 2)]
     assert harness.run("--lora_path", paths[0], "--lora_path", paths[1]) == 0
-    assert sorted(path.name for path in harness.folder.iterdir()) == [f"tiny-ckpt-global_step_{k}" for k in (1, 2)]
+    made = sorted(path.name for path in harness.folder.iterdir())
+    assert made == ["comparison.html", *(f"tiny-ckpt-global_step_{k}" for k in (1, 2))]
     assert len(harness.judges) == 1
 
 
@@ -388,6 +389,12 @@ def test_the_whole_path_runs_on_vllm_with_and_without_an_adapter(
 ) -> None:
     command = [sys.executable, str(ROOT / "eval.py"), str(tiny_model), "--judge_model", str(tiny_model)]
     command += ["--dataset_path", str(tiny_dataset), "--max_new_tokens", "100", "--judge_controls", "1"]
+    command += [
+        "--engine_args",
+        '{"dtype": "bfloat16"}',
+        "--judge_engine_args",
+        '{"dtype": "bfloat16"}',
+    ]  # as it learned
     for name, more in (("base", []), ("adapter", ["--lora_path", str(tiny_adapter)])):
         run = subprocess.run(
             [*command, "--output_dir", str(tmp_path / name), *more],

@@ -235,7 +235,9 @@ def test_vllms_server_gives_what_our_own_engine_gives_though_it_starts_late_and_
     dataset = save_dataset(tmp_path / "soap_dataset", {"test": rows(20)})
     common = ["--dataset_path", str(dataset), "--judge_controls", "1"]
     engine, served = tmp_path / "engine", tmp_path / "served"
-    assert eval.main([str(tiny_model), "--judge_model", str(tiny_model), "--output_dir", str(engine), *common]) == 0
+    as_served = ["--engine_args", '{"dtype": "bfloat16"}', "--judge_engine_args", '{"dtype": "bfloat16"}']
+    own = [str(tiny_model), "--judge_model", str(tiny_model), "--output_dir", str(engine), *as_served]
+    assert eval.main([*own, *common]) == 0
 
     server = RealServer(tiny_model, KEY, tmp_path / "server.log")
     judged_at_the_kill = []
