@@ -56,7 +56,7 @@ def start_generator(args: argparse.Namespace, run: Run, place: placement.Placeme
         vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
     elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
         tell(f"adding {run.lora_path} to a copy of the weights")
-        merge_into = run.folder.path / ".merged" / "model"
+        merge_into = run.merged / "model"
     lora_path = run.adapter and run.adapter.path
     spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path=lora_path, merge_into=merge_into)
     return Engine("generator", spec, run.folder.path / "generate.log", place.devices)
@@ -92,10 +92,10 @@ def write_stage(
     done = set(written)
     if args.stage not in WRITING or len(done) == len(rows):
         return iter(predictions), False
-    merged = run.folder.path / ".merged"
-    shutil.rmtree(merged, ignore_errors=True)  # a killed run left it, perhaps of another adapter
-    merged.mkdir()
-    stack.callback(shutil.rmtree, merged, ignore_errors=True)
+    if run.adapter:
+        shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps of another adapter
+        run.merged.mkdir()
+        stack.callback(shutil.rmtree, run.merged, ignore_errors=True)
     generator = stack.enter_context(start_generator(args, run, place))
 
     def records() -> Iterator[dict]:

@@ -105,7 +105,7 @@ class SOAPDataSource(DataSource):
 
 class SOAPDataConfig(SFTDataConfig):
     best_fit_packing: bool = False
-    """ Pack samples by best-fit decreasing: packs about 99% full, where `pack_samples` leaves about a tenth empty. """
+    """ Pack samples by best-fit decreasing: packs about 97% full, where `pack_samples` leaves about a tenth empty. """
 
     @model_validator(mode="after")
     def validate_packing(self) -> "SOAPDataConfig":

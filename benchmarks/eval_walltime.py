@@ -4,8 +4,9 @@ The reference is what one writes first: one engine after the other, each in a pr
 on, and judge prompts that name the section before the dialogue. eval.py runs as it is, but for what dummy weights make
 necessary: whatever they write is read as the dialogue's own note, and no verdict ends before its 64 tokens.
 
-In: folders with config and tokenizer of the generator and the judge (weights are not needed), and a dataset that
-preprocess_data.py wrote. Out: a table, and with --output the same as JSON.
+In: folders with config and tokenizer of the generator and the judge, and a dataset that preprocess_data.py wrote.
+Weights are not needed, but for the generator's with --lora_rank: eval.py adds the adapter to them (random ones do).
+Out: a table, and with --output the same as JSON.
 
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset --lora_rank 16

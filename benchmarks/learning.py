@@ -2,7 +2,7 @@
 
 Takes the shipped YAMLs for Qwen3-1.7B with another model and shorter packs, and whatever --full and --lora change.
 In: a model folder and a JSONL file of dialogues and notes. Out: a table of readable notes and ROUGE-L for each section
-on the last rows, which no training saw. Needs no judge.
+on the last rows, which no training saw; of the first rows a tenth is for validation. Needs no judge.
 
     python benchmarks/learning.py --model demo/build/SmolLM2-135M-Instruct --data rows.jsonl
     python benchmarks/learning.py --model ... --data ... --lora optimizer.learning_rate=1e-3 model.peft_config.r=32

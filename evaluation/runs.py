@@ -26,6 +26,11 @@ class Run:
     model: models.Model | None = None
     adapter: models.Adapter | None = None
 
+    @property
+    def merged(self) -> Path:
+        """Folder for the copy of the weights to which the adapter is added; there while the notes are written."""
+        return self.folder.path / ".merged"
+
 
 def targets(args: argparse.Namespace) -> list[tuple[str, str | None]]:
     """(model, adapter) of each run: the model with each adapter, or, of several models, each, then the adapters."""

@@ -338,6 +338,16 @@ def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adap
     assert len(harness.judges) == 1
 
 
+def test_several_models_and_adapters_of_the_first_one_are_compared_in_one_call(
+    harness: Harness, tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    assert harness.run("--lora_path", str(tiny_adapter)) == 0
+    assert sorted(path.name for path in harness.folder.iterdir()) == ["comparison.html", "one", "one-adapter", "two"]
+    assert harness.results(harness.folder / "one-adapter")["lora_path"] == str(tiny_adapter)
+    assert len(harness.judges) == 1
+
+
 def test_finished_runs_are_compared_without_a_model(
     harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

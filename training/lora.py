@@ -1,9 +1,8 @@
-"""LoRA layers with a third of PEFT's passes over the activations, and the same results.
+"""LoRA layers with fewer passes over the activations than PEFT's, and the same results.
 
 PEFT computes a layer's output, the adapter's output, its scaled copy and their sum, one after the other, and reads the
 input anew for each of q, k and v. Here the adapter's part is added inside the matrix product (BLAS's beta), and layers
-with the same input share what is computed from it. On one H100 at 8,192 tokens those passes, not the arithmetic, are
-what a step with an adapter costs beyond one without.
+with the same input share what is computed from it.
 """
 
 from functools import partial

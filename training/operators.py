@@ -11,8 +11,6 @@ from pathlib import Path
 from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import get_default_build_root
 
-_BUILDERS = {"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}
-
 
 def compile_operators(optimizer: str) -> None:
     """Compile what a run with this optimizer needs. One process does so at a time, under a lock that dies with it."""
@@ -20,14 +18,16 @@ def compile_operators(optimizer: str) -> None:
     root.mkdir(parents=True, exist_ok=True)
     accelerator = get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
-    names = [name for kind, name in _BUILDERS.items() if kind == optimizer and (kind == "cpu_adam" or not on_cpu)]
-    if on_cpu:
-        names.append("ShareMemCommBuilder")
+    names = ["ShareMemCommBuilder"] if on_cpu else []
+    if optimizer == "cpu_adam":
+        names.append("CPUAdamBuilder")
+    elif optimizer == "fused_adam" and not on_cpu:
+        names.append("FusedAdamBuilder")
     with (root / "soap-notes.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left_behind in root.rglob("lock"):
-            left_behind.unlink()
         for name in names:
             builder = accelerator.create_op_builder(name)
             if builder is not None and builder.is_compatible(verbose=False):
+                for left_behind in root.rglob(f"{builder.name}/lock"):
+                    left_behind.unlink()
                 builder.load(verbose=False)

@@ -1,15 +1,10 @@
 """What the processes of a run, one a GPU, tell each other. Every process must make each of these calls."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
-def over_processes(loss: float, tokens: int, device: "torch.device") -> tuple[float, int]:
+def over_processes(loss: float, tokens: int, device: torch.device) -> tuple[float, int]:
     """A step's loss and tokens over all processes: the mean, whose gradient the optimizer follows, and the sum."""
-    import torch
-
     processes = torch.distributed.get_world_size()
     if processes == 1:
         return loss, tokens
@@ -18,10 +13,8 @@ def over_processes(loss: float, tokens: int, device: "torch.device") -> tuple[fl
     return totals[0].item() / processes, int(totals[1])
 
 
-def any_process(flag: bool, device: "torch.device") -> bool:
+def any_process(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is set in one of the processes at least."""
-    import torch
-
     if torch.distributed.get_world_size() == 1:
         return flag
     raised = torch.tensor(int(flag), device=device)

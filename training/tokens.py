@@ -63,7 +63,7 @@ def _prompt_text(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> st
 def best_fit_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Pack items into bins of `capacity` by best-fit decreasing; return each bin's indices into `lengths`.
 
-    Longest first, each into the fullest bin that still has room. On SOAP dialogues the bins are about 99% full, where
+    Longest first, each into the fullest bin that still has room. On SOAP dialogues the bins are about 97% full, where
     filling them in order leaves about a tenth empty. Raises ValueError for an item over `capacity`.
     """
     bins: list[list[int]] = []
