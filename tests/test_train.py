@@ -425,6 +425,33 @@ def validation_losses(log: list[dict]) -> list[float]:
     return [record["validation_loss"] for record in log if "validation_loss" in record]
 
 
+def test_a_taken_port_is_told_with_the_option_that_names_another(train_module):
+    from torch.distributed import TCPStore
+
+    from training.errors import explain
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError) as caught:
+        TCPStore("127.0.0.1", taken.getsockname()[1], is_master=True)
+    problem, remedy = explain(caught.value)
+    assert str(taken.getsockname()[1]) in problem or "in use" in problem
+    assert "--master_port" in remedy
+
+
+def test_the_workers_that_load_packs_live_as_long_as_the_run(train_module, model_path):
+    from datasets import Dataset
+
+    factory = train_module.SOAPDataFactory.__new__(train_module.SOAPDataFactory)
+    factory.config = SimpleNamespace(dl_num_workers=1, pad_to="div_length", div_length=1)
+    factory.tokenizer = SimpleNamespace(pad_token_id=0)
+    factory.micro_batch_size, factory.world_size, factory.global_rank = 1, 1, 0
+    loader = factory.create_dataloader(Dataset.from_list([{"input_ids": [7], "labels": [7]}] * 3))
+    workers = []
+    for _ in range(2):
+        assert [batch["input_ids"].tolist() for batch in loader] == [[[7]]] * 3
+        workers.append([worker.pid for worker in loader._iterator._workers])
+    assert workers[0] == workers[1]
+
+
 @pytest.mark.slow
 def test_a_run_learns_and_logs_each_step_and_the_validation_loss(unbroken):
     steps = losses(unbroken.log)

@@ -38,6 +38,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         return f"out of memory ({str(error)[:100]})", "lower `data.max_length` in the YAML"
     if isinstance(error, SafetensorError) or re.search("PytorchStreamWriter|inline_container", str(error)):
         return f"a file of weights is damaged or cannot be written ({error})", "save it again, or make room on the disk"
+    if isinstance(error, torch.distributed.DistNetworkError):
+        return f"the run's processes cannot connect ({error})", "if the port is taken, --master_port N names another"
     if isinstance(error, OSError):
         return str(error), "mend that, or correct the YAML"
     if isinstance(error, ValueError):
