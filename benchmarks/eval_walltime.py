@@ -13,6 +13,7 @@ Out: a table, and with --output the same as JSON.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -238,6 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine_args", type=json.loads, default={}, help="further arguments of vLLM, JSON")
     parser.add_argument("--judge_engine_args", type=json.loads, default={}, help="the same for eval.py's judge")
     parser.add_argument("--skip_reference", action="store_true")
+    parser.add_argument("--work_dir", type=Path, help="new folder for runs and logs (default: removed at the end)")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     for hidden in ("--reference_stage", "--output_dir", "--lora_path", "--stage"):  # one part in a process of its own
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -254,8 +256,9 @@ def main() -> int:
     given = sys.argv[1:]
     command = [sys.executable, __file__, *given]
     results = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with contextlib.ExitStack() as stack:
+        folder = args.work_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
         if not args.skip_reference:
             results["reference"] = measure_reference(command, folder)
         results["eval.py"] = measure_ours(command, folder, "ours")

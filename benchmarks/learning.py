@@ -1,11 +1,12 @@
 """Show that both recipes learn: fine-tune a small model with each, and compare its notes with the untrained model's.
 
-Takes the shipped YAMLs for Qwen3-1.7B with another model and shorter packs, and whatever --full and --lora change.
+Takes the shipped YAMLs for Qwen3-1.7B with another model, packs of one length, and whatever --full and --lora change.
 In: a model folder and a JSONL file of dialogues and notes. Out: a table of readable notes and ROUGE-L for each section
 on the last rows, which no training saw; of the first rows a tenth is for validation. Needs no judge.
 
     python benchmarks/learning.py --model demo/build/SmolLM2-135M-Instruct --data rows.jsonl
     python benchmarks/learning.py --model ... --data ... --lora optimizer.learning_rate=1e-3 model.peft_config.r=32
+    python benchmarks/learning.py --model ... --data ... --only base
 """
 
 import argparse
@@ -44,7 +45,7 @@ def split(data: Path, train_rows: int, test_rows: int, folder: Path) -> Path:
 
 
 def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, float]:
-    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start-up included."""
+    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start included."""
     config = yaml.safe_load(CONFIGS[name].read_text())
     output = args.work_dir / name
     config["code"] = str(ROOT / "train.py")
@@ -80,7 +81,7 @@ def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str)
 def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float | None) -> dict:
     _, readable, _, rouge = scoring.read_notes(predictions, rows)
     means = {f"ROUGE-L {section}": round(sum(rouge[section]) / len(rows), 3) for section in SECTIONS}
-    training = {"training s": round(seconds) if seconds else None}
+    training = {"training s": seconds and round(seconds)}
     return {"model": name, **training, "readable notes": f"{readable} of {len(rows)}", **means}
 
 
@@ -90,11 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="JSONL file that preprocess_data.py reads")
     parser.add_argument("--train_rows", type=int, default=400, help="the first N rows (default: %(default)s)")
     parser.add_argument("--test_rows", type=int, default=100, help="the last N rows (default: %(default)s)")
-    parser.add_argument("--max_length", type=int, default=2048, help="tokens in a pack (default: %(default)s)")
+    parser.add_argument("--max_length", type=int, default=8192, help="tokens in a pack (default: %(default)s)")
     parser.add_argument("--full", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the full recipe")
     parser.add_argument("--lora", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the adapter's recipe")
-    parser.add_argument("--only", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="recipes (default: both)")
-    parser.add_argument("--skip_base", action="store_true", help="leave the untrained model out")
+    models = ["base", *CONFIGS]
+    parser.add_argument("--only", nargs="+", choices=models, default=models, help="models to evaluate (default: all)")
     parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
     parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="for vLLM (default: %(default)s)")
     parser.add_argument(
@@ -110,11 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     dataset = split(args.data, args.train_rows, args.test_rows, args.work_dir)
     rows = list(inputs.load_rows(str(dataset), "test", None)[0])
     results = []
-    if not args.skip_base:
-        notes = write_notes("base", args, dataset, str(args.model))
-        results.append(summary("base", notes, rows, None))
     for name in args.only:
-        checkpoints, seconds = train(name, args, dataset)
+        checkpoints, seconds = (args.model, None) if name == "base" else train(name, args, dataset)
         model = [str(args.model), "--lora_path", str(checkpoints)] if name == "LoRA" else [str(checkpoints)]
         results.append(summary(name, write_notes(name, args, dataset, *model), rows, seconds))
     for result in results:

@@ -2,7 +2,8 @@
 
 After each step a line goes to the file that MEASURE_LOG names: seconds since the line before (all that a user waits
 for; the first counts from MEASURE_START, the launch), tokens without padding, the sum of squared sample lengths, and
-the highest memory so far in bytes.
+the highest memory so far in bytes. The first line also tells how many seconds each part of the start took. With
+MEASURE_MEMORY_GB the process gets no more GPU memory than that.
 """
 
 import json
@@ -12,19 +13,50 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import deepspeed
 import torch
+from arctic_training.data.sft_factory import SFTDataFactory
+from arctic_training.model.factory import ModelFactory
 from arctic_training.trainer.sft_trainer import SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import train
 from train import SOAPTrainer
+
+LAUNCH = float(os.environ["MEASURE_START"])
+start_parts = {"launch and imports": time.time() - LAUNCH}
+
+if limit := os.environ.get("MEASURE_MEMORY_GB"):
+    torch.cuda.set_per_process_memory_fraction(float(limit) * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+
+
+def timed(part: str, owner: object, name: str) -> None:
+    """Have each call of `owner.name` add its seconds to a part of the start."""
+    function = getattr(owner, name)
+
+    def timed_function(*args: object, **kwargs: object) -> object:
+        began = time.time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            start_parts[part] = start_parts.get(part, 0.0) + time.time() - began
+
+    setattr(owner, name, timed_function)
+
+
+timed("operators", train, "compile_operators")
+timed("data", SFTDataFactory, "__call__")  # which ours calls
+timed("model", ModelFactory, "__call__")
+timed("engine", deepspeed, "initialize")
 
 
 def measured(step: Callable) -> Callable:
-    state = {"time": float(os.environ["MEASURE_START"]), "peak_allocated": 0, "peak_reserved": 0}
+    state = {"time": LAUNCH, "peak_allocated": 0, "peak_reserved": 0}
 
     def measured_step(self: SFTTrainer, batch: dict) -> None:
         lengths = [length for row in batch["packed_sample_seqlens"] for length in row]
+        began = time.time()
         step(self, batch)
         if torch.cuda.is_available():
             # arctic_training resets torch's peaks whenever it logs, so they are gathered here
@@ -38,6 +70,9 @@ def measured(step: Callable) -> Callable:
             "peak_allocated": state["peak_allocated"],
             "peak_reserved": state["peak_reserved"],
         }
+        if state["time"] == LAUNCH:
+            parts = start_parts | {"first step": now - began}
+            record["start"] = parts | {"rest": now - LAUNCH - sum(parts.values())}
         state["time"] = now
         with Path(os.environ["MEASURE_LOG"]).open("a") as log:
             log.write(json.dumps(record) + "\n")

@@ -6,12 +6,14 @@ memory. Checkpoints and validation are off in all of them. Needs a soap_dataset 
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B --only full LoRA --iterations 100
     python benchmarks/train_throughput.py --only full --set data.max_length=16384 --name 16Ki
+    python benchmarks/train_throughput.py --only full --uncomment "24 GB" --memory_gb 24
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -39,9 +41,19 @@ def override(config: dict, dotted: str, value: object) -> None:
     config[key] = value
 
 
+def commented_block(text: str, words: str) -> dict:
+    """The sections that stand in a YAML's comment, below the sentence that holds `words`."""
+    comments = re.findall(r"(?:^#.*\n)+", text, re.MULTILINE)
+    (comment,) = (comment for comment in comments if words in comment and re.search(r"^# \w+:$", comment, re.MULTILINE))
+    block = comment[re.search(r"^# \w+:$", comment, re.MULTILINE).start() :]
+    return yaml.safe_load(re.sub(r"^# ", "", block, flags=re.MULTILINE))
+
+
 def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
     """The YAML's own settings, but for what is run on, how long, and what is written."""
     config = yaml.safe_load(path.read_text())
+    if args.uncomment:
+        config |= commented_block(path.read_text(), args.uncomment)
     config["type"] = "measured_" + config["type"]
     config["code"] = str(ROOT / "benchmarks/measured_trainers.py")
     config["model"]["name_or_path"] = config.setdefault("tokenizer", {})["name_or_path"] = args.model
@@ -50,7 +62,7 @@ def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
     config["data"].pop("eval_sources", None)
     config["data"]["cache_dir"] = str(args.work_dir / "tokens")
     config |= {"checkpoint": [], "eval_interval": 0, "train_iters": args.warmup + args.iterations, "epochs": 1}
-    config["train_log_metrics_path"] = str(args.work_dir / "metrics.jsonl")
+    config["train_log_metrics_path"] = str(args.work_dir / f"{config['type']}-metrics.jsonl")  # trainers differ in it
     config["kill_switch_path"] = str(args.work_dir / "stop")
     for setting in args.set:
         dotted, _, text = setting.partition("=")
@@ -81,6 +93,8 @@ def run(name: str, args: argparse.Namespace) -> list[dict]:
     log, output = path.with_suffix(".jsonl"), path.with_suffix(".log")
     log.unlink(missing_ok=True)
     environment = {**os.environ, "MEASURE_LOG": str(log), "MEASURE_START": str(time.time())}
+    if args.memory_gb:
+        environment["MEASURE_MEMORY_GB"] = str(args.memory_gb)
     with output.open("w") as out:
         command = ["arctic_training", str(path), "--master_port", str(args.master_port)]
         code = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
@@ -107,8 +121,10 @@ def summary(name: str, records: list[dict], args: argparse.Namespace) -> dict:
         "mfu": round(flops / seconds / PEAK_FLOPS, 3),
         "allocated_gb": round(records[-1]["peak_allocated"] / 1e9, 1),
         "reserved_gb": round(records[-1]["peak_reserved"] / 1e9, 1),
+        "slowest_s": round(max(r["seconds"] for r in steady), 3),
         "first_step_s": round(records[0]["seconds"], 1),
         "full_dataset_min": round(FULL_DATASET_ROWS * EPOCHS * args.tokens_per_row / rate / 60, 1),
+        "start": {part: round(seconds, 1) for part, seconds in records[0]["start"].items()},
     }
 
 
@@ -146,6 +162,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=60, help="timed iterations (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=10, help="untimed ones before them (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings in every run")
+    parser.add_argument("--uncomment", metavar="WORDS", help="take the YAML's commented block with these words")
+    parser.add_argument("--memory_gb", type=float, help="let the process have no more GPU memory (default: all)")
     parser.add_argument("--name", help="what to call the runs in the table, besides their configuration")
     parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "benchmarks/build", help="default: %(default)s")
@@ -179,10 +197,13 @@ def main(argv: list[str] | None = None) -> int:
 def print_table(results: list[dict]) -> None:
     if not results:
         return
-    columns = list(results[0])
+    columns = [column for column in results[0] if column != "start"]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for result in results:
         print("| " + " | ".join(str(result[column]) for column in columns) + " |")
+    print("\nFrom the launch to the end of the first step, in seconds:\n")
+    for result in results:
+        print(f"- {result['run']}: " + ", ".join(f"{part} {seconds}" for part, seconds in result["start"].items()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from train_throughput import commented_block
 
 FULL, LORA = ROOT / "Qwen3-1.7B-config.yaml", ROOT / "Qwen3-1.7B-LoRA-config.yaml"
 RUN_FOLDERS = {FULL: "./ckpt/Qwen3-1.7B-finetuned", LORA: "./ckpt/Qwen3-1.7B-LoRA"}
@@ -125,15 +126,30 @@ def test_both_qwen_yamls_have_their_keys_in_one_order():
     assert [key for key in lora if not key.startswith("model.peft_config")] == full
 
 
-def test_the_qwen_yamls_differ_in_adapter_rate_and_folder_only():
+def test_the_qwen_yamls_differ_in_adapter_packs_rate_and_folder_only():
     full, lora = flat(read(FULL)), flat(read(LORA))
     differing = {key for key in lora if lora[key] != full.get(key) and not key.startswith("model.peft_config")}
     assert differing == {
+        "data.max_length",
+        "eval_interval",
+        "checkpoint.1.save_every_n_steps",
         "optimizer.learning_rate",
         "checkpoint.0.output_dir",
         "checkpoint.1.output_dir",
         "train_log_metrics_path",
         "kill_switch_path",
+    }
+
+
+def test_the_variant_of_the_full_yaml_for_24_gb_changes_where_things_are_kept_and_nothing_else():
+    full = flat(read(FULL))
+    variant = flat(read(FULL) | commented_block(FULL.read_text(), "24 GB"))
+    assert {key for key in full.keys() | variant.keys() if full.get(key) != variant.get(key)} == {
+        "model.disable_activation_checkpoint",
+        "deepspeed.zero_optimization.stage",
+        "deepspeed.zero_optimization.offload_optimizer.device",
+        "deepspeed.zero_optimization.offload_optimizer.pin_memory",
+        "optimizer.type",
     }
 
 

@@ -25,6 +25,7 @@ from test_train import (
     validation_losses,
     write_config,
 )
+from train_throughput import commented_block
 
 TWO = ("--num_gpus", "2")  # the launcher's name for processes
 SINGLE_STEP = {"epochs": 3, "gradient_accumulation_steps": 2}  # of 8 packs: 12 steps
@@ -178,9 +179,9 @@ def test_a_kill_switch_that_one_process_sees_stops_all(workplace):
 
 def sharded_block(name: str, offload: bool = False) -> dict:
     """What stands in the YAML's comment, taken out of it."""
-    (comment,) = re.findall(r"^# deepspeed:\n(?:#  .*\n)+", (ROOT / name).read_text(), re.MULTILINE)
-    block = re.sub(r"^# ", "", comment, flags=re.MULTILINE)
-    return yaml.safe_load(block.replace("# offload", "offload") if offload else block)["deepspeed"]
+    text = (ROOT / name).read_text()
+    text = text.replace("# offload", "offload") if offload else text
+    return commented_block(text, "does not fit one GPU")["deepspeed"]
 
 
 @pytest.mark.parametrize("name", YAMLS)
