@@ -26,7 +26,7 @@ demo: install
 	demo/run.sh
 
 test: install
-	pytest $(ARGS)
+	pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed-ruff
 	ruff check .
