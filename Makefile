@@ -26,7 +26,7 @@ demo: install
 	demo/run.sh
 
 test: install
-	pytest -n 2 --dist loadfile $(ARGS)
+	pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/installed-ruff
 	ruff check .

@@ -1,6 +1,7 @@
 """Shared parts of the tests: a tiny Qwen3 model that writes notes, a LoRA adapter for it, and a small dataset."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import prompts
 from evaluation.engine import LanguageModel, Request
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two programs would wait for each other on every core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no reason to fail; what must be fast is timed by tests of its own.
 hypothesis.settings.register_profile("any_speed", deadline=None)
