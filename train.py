@@ -130,7 +130,7 @@ class SOAPDataFactory(SFTDataFactory):
             return super().__call__()
 
     def create_dataloader(self, dataset: DatasetType) -> DataLoader:
-        """The parent's, but for its workers, which live as long as the run: a process of this size is slow to fork."""
+        """The parent's, but for its workers, which live as long as the run: no epoch forks this process anew."""
         loader = super().create_dataloader(dataset)
         return DataLoader(
             dataset,

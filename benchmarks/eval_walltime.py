@@ -258,7 +258,8 @@ def main() -> int:
     results = {}
     with contextlib.ExitStack() as stack:
         folder = args.work_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.mkdir(parents=True, exist_ok=True)
+        if args.work_dir:
+            folder.mkdir(parents=True)  # eval.py would go on with a run that it finds there, in no time
         if not args.skip_reference:
             results["reference"] = measure_reference(command, folder)
         results["eval.py"] = measure_ours(command, folder, "ours")

@@ -1,8 +1,8 @@
 """Show that both recipes learn: fine-tune a small model with each, and compare its notes with the untrained model's.
 
 Takes the shipped YAMLs for Qwen3-1.7B with another model, packs of one length, and whatever --full and --lora change.
-In: a model folder and a JSONL file of dialogues and notes. Out: a table of readable notes and ROUGE-L for each section
-on the last rows, which no training saw; of the first rows a tenth is for validation. Needs no judge.
+In: a model folder and a JSONL file of dialogues and notes. Out: a line of JSON a model, with readable notes and
+ROUGE-L for each section on the last rows, which no training saw; of the first rows a tenth is for validation. No judge.
 
     python benchmarks/learning.py --model demo/build/SmolLM2-135M-Instruct --data rows.jsonl
     python benchmarks/learning.py --model ... --data ... --lora optimizer.learning_rate=1e-3 model.peft_config.r=32
@@ -45,7 +45,7 @@ def split(data: Path, train_rows: int, test_rows: int, folder: Path) -> Path:
 
 
 def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, float]:
-    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start included."""
+    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start-up included."""
     config = yaml.safe_load(CONFIGS[name].read_text())
     output = args.work_dir / name
     config["code"] = str(ROOT / "train.py")

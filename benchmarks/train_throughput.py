@@ -44,16 +44,19 @@ def override(config: dict, dotted: str, value: object) -> None:
 def commented_block(text: str, words: str) -> dict:
     """The sections that stand in a YAML's comment, below the sentence that holds `words`."""
     comments = re.findall(r"(?:^#.*\n)+", text, re.MULTILINE)
-    (comment,) = (comment for comment in comments if words in comment and re.search(r"^# \w+:$", comment, re.MULTILINE))
-    block = comment[re.search(r"^# \w+:$", comment, re.MULTILINE).start() :]
-    return yaml.safe_load(re.sub(r"^# ", "", block, flags=re.MULTILINE))
+    blocks = [re.search(r"^# \w+:$.*", comment, re.MULTILINE | re.DOTALL) for comment in comments if words in comment]
+    blocks = list(filter(None, blocks))
+    if len(blocks) != 1:
+        sys.exit(f"error: {len(blocks)} commented blocks have the words {words!r}: --only names the YAML that has one")
+    return yaml.safe_load(re.sub(r"^# ", "", blocks[0].group(), flags=re.MULTILINE))
 
 
 def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
     """The YAML's own settings, but for what is run on, how long, and what is written."""
-    config = yaml.safe_load(path.read_text())
+    text = path.read_text()
+    config = yaml.safe_load(text)
     if args.uncomment:
-        config |= commented_block(path.read_text(), args.uncomment)
+        config |= commented_block(text, args.uncomment)
     config["type"] = "measured_" + config["type"]
     config["code"] = str(ROOT / "benchmarks/measured_trainers.py")
     config["model"]["name_or_path"] = config.setdefault("tokenizer", {})["name_or_path"] = args.model

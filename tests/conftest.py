@@ -27,6 +27,8 @@ CHAT_TEMPLATE = (
     "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
     "{%- endif %}"
 )
+# Arguments of eval.py: both engines in the type that the tiny model is saved in; on many CPUs float32 is the default.
+AS_SAVED = ["--engine_args", '{"dtype": "bfloat16"}', "--judge_engine_args", '{"dtype": "bfloat16"}']
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
 # What the tiny model has learned to write, whatever the dialogue, and to judge, whatever the note.

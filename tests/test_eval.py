@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LEARNED_NOTE, ROOT, FakeModel, rows
+from conftest import AS_SAVED, LEARNED_NOTE, ROOT, FakeModel, rows
 
 import eval
 import prompts
@@ -399,12 +399,7 @@ def test_the_whole_path_runs_on_vllm_with_and_without_an_adapter(
 ) -> None:
     command = [sys.executable, str(ROOT / "eval.py"), str(tiny_model), "--judge_model", str(tiny_model)]
     command += ["--dataset_path", str(tiny_dataset), "--max_new_tokens", "100", "--judge_controls", "1"]
-    command += [
-        "--engine_args",
-        '{"dtype": "bfloat16"}',
-        "--judge_engine_args",
-        '{"dtype": "bfloat16"}',
-    ]  # as it learned
+    command += AS_SAVED
     for name, more in (("base", []), ("adapter", ["--lora_path", str(tiny_adapter)])):
         run = subprocess.run(
             [*command, "--output_dir", str(tmp_path / name), *more],

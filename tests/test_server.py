@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LEARNED_NOTE, rows, save_dataset
+from conftest import AS_SAVED, LEARNED_NOTE, rows, save_dataset
 
 import eval
 import prompts
@@ -235,8 +235,7 @@ def test_vllms_server_gives_what_our_own_engine_gives_though_it_starts_late_and_
     dataset = save_dataset(tmp_path / "soap_dataset", {"test": rows(20)})
     common = ["--dataset_path", str(dataset), "--judge_controls", "1"]
     engine, served = tmp_path / "engine", tmp_path / "served"
-    as_served = ["--engine_args", '{"dtype": "bfloat16"}', "--judge_engine_args", '{"dtype": "bfloat16"}']
-    own = [str(tiny_model), "--judge_model", str(tiny_model), "--output_dir", str(engine), *as_served]
+    own = [str(tiny_model), "--judge_model", str(tiny_model), "--output_dir", str(engine), *AS_SAVED]
     assert eval.main([*own, *common]) == 0
 
     server = RealServer(tiny_model, KEY, tmp_path / "server.log")
