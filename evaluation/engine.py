@@ -17,6 +17,7 @@ from typing import Any
 
 import prompts
 from evaluation.errors import UserError
+from evaluation.processes import kill_group
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # all files are local by now
@@ -164,8 +165,7 @@ class Engine(LanguageModel):
     def close(self) -> None:
         """Kill the processes and all that they started; their memory is free afterwards."""
         for process in self._processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
             process.wait()
 
     def _send(self, number: int, request: Request) -> None:

@@ -2,8 +2,8 @@
 
 Lines of JSON come in on stdin: first the specification of the engine, then requests. Lines of JSON go out on stdout:
 `ready` or `failed`, then one line a finished request, as it finishes. Everything that libraries print goes to stderr,
-a log file. When stdin ends - the parent is done, or dead - the whole process group is killed, and with it the GPU
-memory and vLLM's own children.
+a log file. When stdin ends - the parent is done, or dead - the whole process group ends, and with it the GPU memory,
+the shared memory and vLLM's own children.
 """
 
 import fcntl
@@ -11,13 +11,14 @@ import json
 import os
 import queue
 import re
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
+
+from evaluation.processes import kill_group
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -73,7 +74,8 @@ def merge(model: str, adapter: str, folder: str) -> str:
 def _read_lines(lines: queue.SimpleQueue) -> None:
     for line in sys.stdin:
         lines.put(line)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    kill_group(os.getpgrp())
+    os._exit(1)
 
 
 def _send(replies: TextIO, message: dict[str, Any]) -> None:

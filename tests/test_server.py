@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import eval
 import prompts
 from evaluation.engine import Request
 from evaluation.errors import UserError
+from evaluation.processes import kill_group
 from evaluation.server import Server, without_credentials
 from evaluation.worker import NO_FREE_WHITE_SPACE
 
@@ -216,7 +215,7 @@ class RealServer:
 
     def kill(self) -> None:
         if self.process:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            kill_group(self.process.pid)
             self.process.wait()
             self.process = None
 
