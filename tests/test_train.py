@@ -393,9 +393,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(workplace: Path, model_path: Path) -> SimpleNamespace:
+    before = set(Path("/dev/shm").iterdir())
     status, output = run(write_config(workplace, model_path, "unbroken"))
     assert status == 0, output[-3000:]
-    return SimpleNamespace(folder=workplace / "unbroken", output=output, log=read_log(workplace / "unbroken"))
+    return SimpleNamespace(
+        folder=workplace / "unbroken",
+        output=output,
+        log=read_log(workplace / "unbroken"),
+        shared_memory=[path for path in Path("/dev/shm").glob("deepspeed*") if path not in before],
+    )
 
 
 def kill_when_resumable(config: Path, *arguments: str) -> None:
@@ -473,6 +479,11 @@ def test_a_run_leaves_one_checkpoint_that_transformers_loads_and_no_resume_state
     assert len(tokenizer) == model.config.vocab_size
     assert tokenizer.chat_template == QWEN3_LIKE
     assert (unbroken.folder / "global_step_13" / "generation_config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_leaves_no_shared_memory(unbroken):
+    assert unbroken.shared_memory == []
 
 
 @pytest.mark.slow
