@@ -10,26 +10,21 @@ report.html and manifest.json. After an interruption the same command goes on wh
 """
 
 import argparse
-import functools
-import itertools
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import prompts
-from evaluation import inputs, judge, models, placement
-from evaluation.engine import Engine, EngineSpec, LanguageModel
+from evaluation import inputs, models, placement
 from evaluation.errors import UserError
-from evaluation.runs import JUDGING, SCORING, WRITING, Run, describe, identify, open_run, run_path, targets, tell
-from evaluation.server import Server, without_credentials
-from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
-from evaluation.store import describe_machine
+from evaluation.pipeline import Pipeline
+from evaluation.runs import JUDGING, SCORING, Run, identify, open_run, run_path, targets, tell
+from evaluation.server import without_credentials
 
 CONTROLS_HELP = (
     "judge inputs with known answers: N good and N bad ones a section; fewer leave wide intervals "
@@ -44,97 +39,6 @@ LENGTH_HELP = (
     "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
 )
 MEMORY_HELP = "share of each GPU's memory for both models together (default: %(default)s)"
-
-
-def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement | None) -> LanguageModel:
-    """The model that writes notes; it is starting when this returns."""
-    sampling = {"temperature": 0, "max_tokens": args.max_new_tokens, **args.sampling_args}
-    if args.api_base:
-        return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
-    vllm_args, merge_into = {**place.vllm_args, **args.engine_args}, None
-    if run.adapter and vllm_args.get("enable_lora"):
-        vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
-    elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
-        tell(f"adding {run.lora_path} to a copy of the weights")
-        merge_into = run.merged / "model"
-    lora_path = run.adapter and run.adapter.path
-    spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path=lora_path, merge_into=merge_into)
-    return Engine("generator", spec, run.folder.path / "generate.log", place.devices)
-
-
-def start_judge(
-    args: argparse.Namespace, model: models.Model | None, log: Path, place: placement.Placement | None
-) -> LanguageModel:
-    """The model that judges; it is starting when this returns."""
-    sampling = {"temperature": 0, "max_tokens": JUDGE_TOKENS, **args.judge_sampling_args}
-    if args.judge_api_base:
-        key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
-        served = (args.judge_api_base, args.judge_model, sampling, judge.VERDICT_SCHEMA)
-        return Server("judge", *served, concurrency=args.api_concurrency, key_variable=key)
-    spec = EngineSpec(model.path, {**place.vllm_args, **args.judge_engine_args}, sampling, judge.VERDICT_SCHEMA)
-    return Engine("judge", spec, log, place.devices)
-
-
-def write_stage(
-    args: argparse.Namespace,
-    run: Run,
-    rows: Sequence,
-    place: placement.Placement | None,
-    stack: ExitStack,
-    when_written: Callable[[], object],
-) -> tuple[Iterator[dict], bool]:
-    """The records of all notes, those on disk first, and whether a generator was started for the others.
-
-    `when_written` is called when that generator is gone.
-    """
-    predictions = run.folder.predictions
-    written = [record["index"] for record in predictions]
-    done = set(written)
-    if args.stage not in WRITING or len(done) == len(rows):
-        return iter(predictions), False
-    if run.adapter:
-        shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps of another adapter
-        run.merged.mkdir()
-        stack.callback(shutil.rmtree, run.merged, ignore_errors=True)
-    generator = stack.enter_context(start_generator(args, run, place))
-
-    def records() -> Iterator[dict]:
-        yield from itertools.islice(predictions, len(written))  # the file grows meanwhile
-        yield from progress(write_notes(generator, rows, done, predictions), "notes", len(rows), len(done))
-        generator.close()
-        note_times(run, "generate", generator)
-        when_written()
-
-    return records(), True
-
-
-def judge_stage(
-    args: argparse.Namespace, run: Run, rows: Sequence, notes: Iterable[dict], get_judge: Callable[[], LanguageModel]
-) -> None:
-    """Judge what is not judged yet. The judge starts when there is something for it."""
-    judgements = run.folder.judgements
-    cases = pending_cases(notes, rows, judgements, args.judge_controls, args.attacks)
-    first = next(cases, None)
-    if first:
-        model = get_judge()
-        total = len(prompts.SECTIONS) * (len(rows) + 2 * args.judge_controls + args.attacks)
-        verdicts = judge_cases(model, itertools.chain([first], cases), judgements)
-        exhaust(progress(verdicts, "verdicts", total))
-        note_times(run, "judge", model)
-
-
-def take_known_answers(run: Run, other: Run) -> None:
-    """Controls and attacks depend on data, judge and prompts alone: what one run of a call has, the next one takes."""
-    done = {judge.record_key(record) for record in run.folder.judgements}
-    for record in other.folder.judgements:
-        if (record["control"] or record["attack"]) and judge.record_key(record) not in done:
-            run.folder.judgements.append(record)
-
-
-def note_times(run: Run, stage: str, model: LanguageModel) -> None:
-    run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
-    run.manifest["tokens"][stage] = model.tokens
-    run.manifest["engines"][stage] = model.settings
 
 
 def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
@@ -184,7 +88,7 @@ def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Every model or adapter through the stages, with one start of the judge. Raises UserError."""
+    """Every model or adapter through the stages, then the scores. Raises UserError."""
     began = time.monotonic()
     rows, dataset_hash = inputs.load_rows(args.dataset_path, args.split, args.limit)
     labels = inputs.load_labels(args.human_labels) if args.human_labels else None
@@ -199,40 +103,7 @@ def evaluate(args: argparse.Namespace) -> None:
             runs.append(open_run(args, name, lora_path, identity))
             stack.enter_context(runs[-1].folder)
         plan = make_plan(args, [run.model for run in runs if run.model], judge_model)
-        together = plan.together or bool(args.api_base or args.judge_api_base)
-
-        @functools.cache
-        def get_judge() -> LanguageModel:
-            return stack.enter_context(start_judge(args, judge_model, runs[0].folder.path / "judge.log", plan.judge))
-
-        @functools.cache
-        def write(k: int) -> tuple[Iterator[dict], bool]:
-            """Run k's notes. Its generator starts at the latest now, or while the judge still reads those before."""
-
-            def start_next() -> None:
-                if k + 1 < len(runs):
-                    write(k + 1)
-
-            return write_stage(args, runs[k], rows, plan.generator, stack, start_next)
-
-        def judge_run(k: int, notes: Iterable[dict]) -> None:
-            if k:
-                take_known_answers(runs[k], runs[0])
-            judge_stage(args, runs[k], rows, notes, get_judge)
-
-        machine = describe_machine()
-        for k, run in enumerate(runs):
-            describe(args, run, machine)
-            notes, started = write(k)
-            if together and args.stage in JUDGING:
-                if started:
-                    get_judge()  # it starts beside the generator, and judges notes as they come
-                judge_run(k, notes)
-            else:
-                exhaust(notes)
-        if not together and args.stage in JUDGING:
-            for k, run in enumerate(runs):
-                judge_run(k, run.folder.predictions)
+        Pipeline(args, runs, rows, plan, judge_model, stack).run()
         for run in runs:
             if args.stage != "report":
                 run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)

@@ -16,7 +16,7 @@ from conftest import AS_SAVED, LEARNED_NOTE, ROOT, FakeModel, rows
 
 import eval
 import prompts
-from evaluation import store
+from evaluation import pipeline, store
 from evaluation.placement import Placement, Plan
 
 INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # dialogues whose notes and verdicts are special
@@ -59,8 +59,8 @@ class Harness:
         self.folder = folder
         self.argv = [str(model), "--judge_model", str(model), "--dataset_path", str(dataset)]
         self.argv += ["--output_dir", str(folder), "--judge_controls", "2"]
-        monkeypatch.setattr(eval, "start_generator", lambda *_: self.start(self.generators, write))
-        monkeypatch.setattr(eval, "start_judge", lambda *_: self.start(self.judges, judge))
+        monkeypatch.setattr(pipeline, "start_generator", lambda *_: self.start(self.generators, write))
+        monkeypatch.setattr(pipeline, "start_judge", lambda *_: self.start(self.judges, judge))
 
     def start(self, models: list[FakeModel], answer: Callable) -> FakeModel:
         models.append(FakeModel(answer))
@@ -306,8 +306,8 @@ def test_the_next_generator_starts_while_the_judge_is_still_at_the_notes_of_the_
         verdicts_at_start.append(sum(len(path.read_text().splitlines()) for path in files))
         return harness.start(harness.generators, write)
 
-    monkeypatch.setattr(eval, "start_generator", start_generator)
-    monkeypatch.setattr(eval, "start_judge", lambda *_: SlowJudge(judge))
+    monkeypatch.setattr(pipeline, "start_generator", start_generator)
+    monkeypatch.setattr(pipeline, "start_judge", lambda *_: SlowJudge(judge))
     harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
     assert harness.run() == 0
     assert len(verdicts_at_start) == 2

@@ -1,0 +1,145 @@
+"""The runs of one call on their way from dialogues to notes and verdicts, with one start of the judge."""
+
+import argparse
+import itertools
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import prompts
+from evaluation import judge, models, placement
+from evaluation.engine import Engine, EngineSpec, LanguageModel
+from evaluation.runs import JUDGING, WRITING, Run, describe, tell
+from evaluation.server import Server
+from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
+from evaluation.store import describe_machine
+
+
+class Pipeline:
+    """Notes and verdicts of several runs on the same rows. Its engines end with `stack`, whatever happens."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        runs: Sequence[Run],
+        rows: Sequence,
+        plan: placement.Plan,
+        judge_model: models.Model | None,
+        stack: ExitStack,
+    ):
+        self.args, self.runs, self.rows, self.plan, self.stack = args, runs, rows, plan, stack
+        self.judging = args.stage in JUDGING
+        # The judge starts beside the generator, and judges notes as they come.
+        self.together = self.judging and (plan.together or bool(args.api_base or args.judge_api_base))
+        self._judge_model, self._judge = judge_model, None
+        self._notes: dict[int, Iterator[dict]] = {}
+
+    def run(self) -> None:
+        """Bring every run as far as the stages of this call go. Raises UserError."""
+        machine = describe_machine()
+        for k, run in enumerate(self.runs):
+            describe(self.args, run, machine)
+            if self.together:
+                self._judge_notes(k, self._get_notes(k))
+            else:
+                exhaust(self._get_notes(k))
+        if self.judging and not self.together:
+            for k, run in enumerate(self.runs):
+                self._judge_notes(k, run.folder.predictions)
+
+    def _get_judge(self) -> LanguageModel:
+        if self._judge is None:
+            log = self.runs[0].folder.path / "judge.log"
+            self._judge = self.stack.enter_context(start_judge(self.args, self._judge_model, log, self.plan.judge))
+        return self._judge
+
+    def _get_notes(self, k: int) -> Iterator[dict]:
+        """Run k's records of notes, those on disk first; the generator for the others is starting."""
+        if k not in self._notes:
+            self._notes[k] = self._start_notes(k)
+        return self._notes[k]
+
+    def _start_notes(self, k: int) -> Iterator[dict]:
+        run, predictions = self.runs[k], self.runs[k].folder.predictions
+        written = [record["index"] for record in predictions]
+        on_disk = itertools.islice(predictions, len(written))  # the file grows meanwhile
+        done = set(written)
+        if self.args.stage not in WRITING or len(done) == len(self.rows):
+            return on_disk
+        if run.adapter:
+            shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps of another adapter
+            run.merged.mkdir()
+            self.stack.callback(shutil.rmtree, run.merged, ignore_errors=True)
+        generator = self.stack.enter_context(start_generator(self.args, run, self.plan.generator))
+        if self.together:
+            self._get_judge()
+        return itertools.chain(on_disk, self._write(k, generator, done))
+
+    def _write(self, k: int, generator: LanguageModel, done: set[int]) -> Iterator[dict]:
+        run = self.runs[k]
+        notes = write_notes(generator, self.rows, done, run.folder.predictions)
+        yield from progress(notes, "notes", len(self.rows), len(done))
+        generator.close()
+        note_times(run, "generate", generator)
+        if k + 1 < len(self.runs):  # the next generator starts while the judge still reads these notes
+            self._get_notes(k + 1)
+
+    def _judge_notes(self, k: int, notes: Iterable[dict]) -> None:
+        """Judge what is not judged yet. The judge starts when there is something for it."""
+        args, run = self.args, self.runs[k]
+        judgements = run.folder.judgements
+        if k:
+            take_known_answers(run, self.runs[0])
+        cases = pending_cases(notes, self.rows, judgements, args.judge_controls, args.attacks)
+        first = next(cases, None)
+        if first:
+            model = self._get_judge()
+            total = len(prompts.SECTIONS) * (len(self.rows) + 2 * args.judge_controls + args.attacks)
+            verdicts = judge_cases(model, itertools.chain([first], cases), judgements)
+            exhaust(progress(verdicts, "verdicts", total))
+            note_times(run, "judge", model)
+
+
+def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement | None) -> LanguageModel:
+    """The model that writes notes; it is starting when this returns."""
+    sampling = {"temperature": 0, "max_tokens": args.max_new_tokens, **args.sampling_args}
+    if args.api_base:
+        return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
+    vllm_args, merge_into = {**place.vllm_args, **args.engine_args}, None
+    if run.adapter and vllm_args.get("enable_lora"):
+        vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
+    elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
+        tell(f"adding {run.lora_path} to a copy of the weights")
+        merge_into = run.merged / "model"
+    lora_path = run.adapter and run.adapter.path
+    spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path=lora_path, merge_into=merge_into)
+    return Engine("generator", spec, run.folder.path / "generate.log", place.devices)
+
+
+def start_judge(
+    args: argparse.Namespace, model: models.Model | None, log: Path, place: placement.Placement | None
+) -> LanguageModel:
+    """The model that judges; it is starting when this returns."""
+    sampling = {"temperature": 0, "max_tokens": JUDGE_TOKENS, **args.judge_sampling_args}
+    if args.judge_api_base:
+        key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
+        served = (args.judge_api_base, args.judge_model, sampling, judge.VERDICT_SCHEMA)
+        return Server("judge", *served, concurrency=args.api_concurrency, key_variable=key)
+    spec = EngineSpec(model.path, {**place.vllm_args, **args.judge_engine_args}, sampling, judge.VERDICT_SCHEMA)
+    return Engine("judge", spec, log, place.devices)
+
+
+def take_known_answers(run: Run, other: Run) -> None:
+    """Controls and attacks depend on data, judge and prompts alone: what one run of a call has, the next one takes."""
+    done = {judge.record_key(record) for record in run.folder.judgements}
+    for record in other.folder.judgements:
+        if (record["control"] or record["attack"]) and judge.record_key(record) not in done:
+            run.folder.judgements.append(record)
+
+
+def note_times(run: Run, stage: str, model: LanguageModel) -> None:
+    run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
+    run.manifest["tokens"][stage] = model.tokens
+    run.manifest["engines"][stage] = model.settings
