@@ -1,8 +1,8 @@
 """Turn pairs of a medical dialogue and a SOAP note into the dataset that train.py and eval.py read.
 
 Input: a dataset on the Hugging Face hub, a .jsonl, .json, .csv or .parquet file, a folder of such files named by split
-(train.jsonl, val.csv, test-00000-of-00001.parquet), or a folder from save_to_disk. Notes stand in one column under
-headings S, O, A and P, or in four columns of these names.
+(train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from save_to_disk. Notes stand in one column under
+headings S, O, A and P, as a JSON object with these keys, or in four columns of these names, letters or whole words.
 Output: a DatasetDict with train, validation and test and the text columns dialogue, S, O, A and P; beside the splits
 rejects.jsonl, one line for each row left out, with file, row and reason. Only its owner can read the folder.
 
@@ -11,72 +11,65 @@ rejects.jsonl, one line for each row left out, with file, row and reason. Only i
 """
 
 import argparse
-import contextlib
-import csv
-import ctypes
-import fcntl
 import hashlib
-import itertools
 import json
 import os
-import re
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 import prompts
+from preprocessing import InputError
+from preprocessing.replacing import replacing
+from preprocessing.sources import NO_TEXT, SPLITS, Record, read_source
 
-SPLITS = ("train", "validation", "test")
-SPLIT_WORDS = dict(zip(SPLITS, SPLITS, strict=True)) | dict.fromkeys(("valid", "val", "dev"), "validation")
 COLUMNS = ("dialogue", *prompts.SECTIONS)
 REJECTS = "rejects.jsonl"
 OUTPUT_NAMES = {*SPLITS, "dataset_dict.json", REJECTS}
 
 # Far above a long visit, and it keeps the 1,000 rows that datasets writes at once below Arrow's 2 GiB of text.
 MAX_CHARACTERS = 500_000
-NO_TEXT = re.compile("[\0\ud800-\udfff]")
+MANY_REJECTS = 0.2  # share of the rows from which on a word is due
 
 Row = dict[str, str]
-
-
-class InputError(Exception):
-    """What the user can mend, in one line: what is wrong, where, and what to do."""
 
 
 class RowError(ValueError):
     """Why a row is left out; the message never quotes the row."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """A row as its source has it, or why it cannot be read. Rows count from 1; a CSV header is row 1."""
-
-    file: str
-    row: int
-    columns: object = None
-    reason: str | None = None
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def read_row(record: Record, dialogue_column: str, note_column: str) -> Row:
-    """The columns of the output. Four columns S, O, A, P go before the note's column. Raises RowError, NoteError."""
+    """The columns of the output. Four columns of sections go before the note's column. Raises RowError, NoteError."""
     if record.reason:
         raise RowError(record.reason)
     if not isinstance(record.columns, dict):
         raise RowError(f"{type(record.columns).__name__} where an object was expected")
     dialogue = read_text(record.columns, dialogue_column)
-    if all(section in record.columns for section in prompts.SECTIONS):
-        note = {section: read_text(record.columns, section) for section in prompts.SECTIONS}
-    else:
-        note = prompts.read_soap(read_text(record.columns, note_column))
-    return {"dialogue": dialogue, **note}
+    return {"dialogue": dialogue, **(read_sections(record.columns) or read_note_column(record.columns, note_column))}
+
+
+def read_sections(columns: dict[str, object]) -> Row | None:
+    """The note in columns named S, O, A and P or Subjective to Plan, in capitals or not; None unless all are there."""
+    names = {str(name).strip().lower(): name for name in columns}
+    found = {
+        section: names.get(section.lower(), names.get(name.lower())) for section, name in prompts.SECTION_NAMES.items()
+    }
+    if None in found.values():
+        return None
+    return {section: read_text(columns, name) for section, name in found.items()}
+
+
+def read_note_column(columns: dict[str, object], name: str) -> Row:
+    """The note in one column: under headings, or as an object or JSON text with a key for each section."""
+    if isinstance(columns.get(name), dict) and (note := read_sections(columns[name])):
+        return note
+    text = read_text(columns, name)
+    return read_sections(prompts.read_note(text)) if text.startswith("{") else prompts.read_soap(text)
 
 
 def read_text(columns: dict[str, object], name: str) -> str:
@@ -153,185 +146,7 @@ def cut(rows: list[Row], shares: dict[str, float]) -> dict[str, list[Row]]:
     return parts
 
 
-# --- sources ---------------------------------------------------------------------------------------------------------
-
-
-def read_jsonl(path: Path) -> Iterator[Record]:
-    """A record for each line that is not blank. A broken line costs only itself."""
-    with path.open("rb") as file:
-        for row, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield Record(str(path), row, json.loads(line.decode("utf-8-sig")))
-            except UnicodeDecodeError:
-                yield Record(str(path), row, reason="not UTF-8")
-            except (ValueError, RecursionError):
-                damage = "NUL bytes, as in UTF-16 or a damaged file" if b"\0" in line else "not JSON, or cut off"
-                yield Record(str(path), row, reason=damage)
-
-
-def read_json(path: Path) -> Iterator[Record]:
-    """A record for each object of a list. A file that does not begin with a list is read as lines of JSON."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if text.lstrip().startswith("[") else None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8; save it in that encoding") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON, or cut off ({error}); give one list of objects") from None
-    if rows is None:
-        return read_jsonl(path)
-    return (Record(str(path), row, columns) for row, columns in enumerate(rows, 1))
-
-
-def read_csv(path: Path) -> Iterator[Record]:
-    """A record for each row below the header. A broken row costs only itself."""
-    csv.field_size_limit(sys.maxsize)
-    # Bytes that are not UTF-8 become surrogates, which read_text finds.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        header = None
-        for row in itertools.count(1):
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Record(str(path), row, reason=f"not CSV, or cut off ({error})")
-                continue
-            if header is None:
-                header = fields
-                if NO_TEXT.search("".join(header)):
-                    raise InputError(f"{path} is not UTF-8; save it in that encoding")
-            elif len(fields) == len(header):
-                yield Record(str(path), row, dict(zip(header, fields, strict=True)))
-            elif fields:
-                yield Record(str(path), row, reason="more or fewer fields than the header")
-
-
-def read_parquet(path: Path) -> Iterator[Record]:
-    """A record for each row."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise InputError(f"{path} is not Parquet, or damaged ({error}); write it again") from error
-    return (Record(str(path), row, columns) for row, columns in enumerate(rows, 1))
-
-
-READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
-
-
-def read_datasets(dataset: str, saved: bool) -> dict[str, Iterable[Record]]:
-    """The splits of a folder from save_to_disk, or of a dataset on the hub."""
-    import datasets
-
-    try:
-        source = datasets.load_from_disk(dataset) if saved else datasets.load_dataset(dataset)
-        splits = {"train": source} if isinstance(source, datasets.Dataset) else source
-        return {
-            f"{dataset}/{split}": [
-                Record(f"{dataset}/{split}", row, columns) for row, columns in enumerate(rows.with_format(None), 1)
-            ]
-            for split, rows in splits.items()
-        }
-    except Exception as error:  # a damaged folder or a wrong name raises whatever the library trips over
-        mend = "write it again" if saved else "check the name and the network, or give a file or folder as --dataset"
-        raise InputError(f"cannot load {dataset} ({type(error).__name__}: {error}); {mend}") from error
-
-
-def read_source(dataset: str) -> dict[str, list[Record]]:
-    """The records of each split; a source of one split has it as train. Raises InputError, OSError."""
-    path = Path(dataset)
-    local = path.exists() or path.suffix.lower() in READERS or dataset.startswith((".", "/", "~"))
-    if not dataset:
-        raise InputError("--dataset is empty; give a file, a folder or a name on the hub")
-    if local and not path.exists():
-        raise InputError(f"{dataset} does not exist; give a file, a folder or a name on the hub as --dataset")
-    saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
-    if saved or not local:
-        parts = read_datasets(dataset, saved)
-    else:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        kinds = {file: READERS.get(file.suffix.lower()) for file in files if file.is_file()}
-        parts = {str(file): reader(file) for file, reader in kinds.items() if reader}
-    if not parts:
-        raise InputError(f"{dataset} is no {', '.join(READERS)} file, no folder of them, and none from save_to_disk")
-    if len(parts) == 1:
-        return {"train": list(*parts.values())}
-    records: dict[str, list[Record]] = {}
-    for name, part in parts.items():
-        words = set(re.split(r"[^a-z]+", Path(name).stem.lower())) & SPLIT_WORDS.keys()
-        if len(words) != 1:
-            raise InputError(f"{name} is not named by one split; name it train, validation or test")
-        records.setdefault(SPLIT_WORDS[words.pop()], []).extend(part)
-    if "train" not in records:
-        raise InputError(f"{dataset} has {' and '.join(records)}, but no train; add it, or give one of them alone")
-    return records
-
-
-# --- output ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """Give a new folder that takes the place of `output`, in one step, when the block ends without an error.
-
-    It grows in `<output>.partial`, which holds a lock, too. A run that is killed leaves `output` as it was; the next
-    run clears up. Raises InputError when `output` is something else than a dataset of this script, or is being written.
-    """
-    work = output.parent / f"{output.name}.partial"
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.fstat(lock.fileno()).st_nlink > 0  # 0: the run that held it has just removed it
-        except BlockingIOError:
-            held = False
-        if not held:
-            raise InputError(f"another run is writing {output}; wait for its end, or choose another --output_dir")
-        clear(work, output)
-        try:
-            if output.exists() and not is_replaceable(output):
-                raise InputError(f"{output} is there and is no dataset of this script; choose another --output_dir")
-            new = work / "new"
-            new.mkdir()
-            yield new
-            if not output.exists():
-                new.rename(output)
-            elif not exchange(new, output):
-                output.rename(work / "old")
-                new.rename(output)
-        finally:
-            clear(work, output)
-            (work / "lock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another run may have begun
-                work.rmdir()
-
-
-def clear(work: Path, output: Path) -> None:
-    """Remove what a run leaves in its work folder. The old dataset goes back if nothing has taken its place."""
-    if (work / "old").exists() and not output.exists():
-        (work / "old").rename(output)
-    for name in ("new", "old"):
-        shutil.rmtree(work / name, ignore_errors=True)
-
-
-def is_replaceable(output: Path) -> bool:
-    """Whether `output` is an empty folder, or holds what this script writes and nothing else."""
-    return output.is_dir() and {path.name for path in output.iterdir()} in (set(), OUTPUT_NAMES)
-
-
-def exchange(first: Path, second: Path) -> bool:
-    """Let two folders swap their names in one step (Linux's renameat2). False where system or file system cannot."""
-    at_fdcwd, rename_exchange = -100, 2  # from linux/fcntl.h and linux/fs.h
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    return renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0
+# --- output --------------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None:
@@ -369,7 +184,7 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
     shares = {"validation": options.validation_fraction, "test": options.test_fraction}
     if not (min(shares.values()) > 0 and sum(shares.values()) < 1):
         raise InputError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
-    with replacing(Path(os.path.realpath(options.output_dir))) as folder:
+    with replacing(Path(os.path.realpath(options.output_dir)), OUTPUT_NAMES) as folder:
         try:
             records = read_source(options.dataset)
         except OSError as error:
@@ -380,7 +195,7 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
         rows, rejects = select(records, options.dialogue_column, options.note_column)
         for split in rows:
             if not rows[split]:
-                raise nothing_left(options.dataset, split, rejects)
+                raise nothing_left(options.dataset, split, records[split], rejects)
         rows |= cut(rows["train"], {split: share for split, share in shares.items() if split not in rows})
         if not rows["train"]:
             raise InputError(f"{options.dataset} has too few dialogues to cut three splits; give it more rows")
@@ -388,16 +203,23 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
     return rows, rejects
 
 
-def nothing_left(dataset: str, split: str, rejects: list[dict]) -> InputError:
-    """The error for a split without a row to keep: the commonest reason, and where it is first met."""
+def nothing_left(dataset: str, split: str, records: list[Record], rejects: list[dict]) -> InputError:
+    """The error for a split without a row to keep: the commonest reason, where it is first met, and what to do."""
     rejects = [reject for reject in rejects if reject["split"] == split]
     if not rejects:
         return InputError(f"{dataset} has no rows for {split}; give a source that has some")
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
     first = next(reject for reject in rejects if reject["reason"] == reason)
+    mend = "mend them"
+    if reason.startswith("no column"):
+        names = dict.fromkeys(name for record in records if isinstance(record.columns, dict) for name in record.columns)
+        mend = (
+            f"the columns are {', '.join(list(names)[:20]) or 'none'}: say with --dialogue_column and --note_column "
+            "which to read, or name four of them S, O, A and P"
+        )
     return InputError(
         f"{dataset} has no row to keep for {split}: {reason} in {count} of {len(rejects)} rows, first in "
-        f"{first['file']}:{first['row']}; mend them, or name the columns with --dialogue_column and --note_column"
+        f"{first['file']}:{first['row']}; {mend}"
     )
 
 
@@ -441,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     os.umask(0o077)  # dialogues are patients' words: the output and the hub's cache are for the owner alone
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain try to reach the hub is a line
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold any byte
     print(*(f"{name}={value}" for name, value in vars(options).items()), flush=True)
     try:
@@ -454,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail("interrupted; run the same command again", status=130)
     print(f"wrote {options.output_dir}; rows left out: {Path(options.output_dir) / REJECTS}")
     print(summary(rows, rejects))
+    if len(rejects) > MANY_REJECTS * (len(rejects) + sum(map(len, rows.values()))):
+        print("warning: many rows were left out; are the reasons above what you expect?", file=sys.stderr)
     return 0
 
 

@@ -156,17 +156,18 @@ def _section_text(value: dict[str, object], section: str) -> str:
 
 # --- a note under headings -------------------------------------------------------------------------------------------
 
-# "S:", "Subjective:", "**Subjective:**", "## Subjective", "(S) -", "S (Subjective):", "Subjective (S):". Without a
-# colon or dash a heading needs its own line. The look-behind keeps "BP:" and "CTA:" out. \s is not used: each
-# quantifier stays within a line.
+# "S:", "Subjective:", "**Subjective:**", "## Subjective", "(S) -", "S (Subjective):", "Subjective (S):", "1. S:",
+# "- S:". Without a colon or dash a heading needs its own line. The look-behind keeps "BP:" and "CTA:" out. \s is not
+# used: each quantifier stays within a line.
 _HEADING = re.compile(
-    r"(?<![^\s*#_(\[])[*#_(\[ \t]{0,8}(?<![^\W_])"
+    r"(?:(?:\A|(?<=[\r\n]))[*# \t]{0,8}(?:\d[.)]|[\-\u2022])[ \t]{1,4}|(?<![^\s*#_(\[]))[*#_(\[ \t]{0,8}(?<![^\W_])"
     r"(?:(?P<letter>[SOAP])(?:[ \t]?\((?:subjective|objective|assessment|plan)\))?"
     r"|(?P<word>subjective|objective|assessment|plan)(?:[ \t]?\([SOAP]\))?)"
     r"(?:(?P<mark>[*_)\] \t]{0,6}(?:[:\uff1a]|[\-\u2013\u2014](?=[ \t]))[*_]{0,4})"
     r"|(?P<alone>[*_)\] \t]{0,8}(?=\r?\n|$)))",
     re.IGNORECASE,
 )
+_COMBINED = re.compile(r"\b(?:assessment ?(?:and|&|/) ?plan|A ?[&/] ?P)\b", re.IGNORECASE)
 _TITLE = re.compile(r"(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) ?)?(?:note|summary)?", re.IGNORECASE)
 
 
@@ -175,25 +176,33 @@ def read_soap(text: str) -> Note:
 
     Headings are letters or whole words, bold or not. Of several candidates the chain is taken whose headings look
     most like headings: at the start of a line before one after a sentence's end, before any other. Raises NoteError
-    when a heading or a section's text is missing, or when prose stands before S. Time is linear in the length.
+    when a heading or a section's text is missing, when a line below the plan begins with one more heading, or when
+    prose stands before S. Time is linear in the length.
     """
     # best[k]: (weight, chain) of the heaviest chain of headings for the first k+1 sections, in the text so far
     best: list[tuple[int, tuple[re.Match, ...]] | None] = [None] * len(SECTIONS)
+    plain = []  # that are headings beyond doubt
     for match in _HEADING.finditer(text):
         section, weight = _heading(text, match)
         if section is None:
             continue
+        if weight == 4 and match["mark"]:
+            plain.append(match)
         k = SECTIONS.index(section)
         before = best[k - 1] if k else (0, ())
         if before is not None and (best[k] is None or before[0] + weight > best[k][0]):
             best[k] = (before[0] + weight, (*before[1], match))
     if best[-1] is None:
+        if _COMBINED.search(text):
+            raise NoteError("Assessment and Plan stand under one heading")
         missing = next(section for section, chain in zip(SECTIONS, best, strict=True) if chain is None)
         raise NoteError(f"no heading for {SECTION_NAMES[missing]} ({missing}) in the order S, O, A, P")
     chain = best[-1][1]
     title = " ".join(text[: chain[0].start()].split()).strip(" *#_:")
     if not _TITLE.fullmatch(title):
         raise NoteError("text stands before the Subjective heading")
+    if plain and plain[-1].start() > chain[-1].start():  # one note for each problem, or two visits
+        raise NoteError("more headings follow the Plan")
     ends = [match.start() for match in chain[1:]] + [len(text)]
     note = {}
     for section, match, end in zip(SECTIONS, chain, ends, strict=True):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import preprocess_data
 from preprocess_data import SPLITS, cut, digest, main
-from prompts import SECTIONS, NoteError
+from preprocessing import replacing
+from prompts import SECTION_NAMES, SECTIONS, NoteError
 
 Row = dict[str, str]
 Rows = list[Row]
@@ -47,9 +48,9 @@ def write_jsonl(path: str, records: Rows) -> str:
     return path
 
 
-def write_csv(path: str, records: Rows, encoding: str = "utf-8") -> str:
+def write_csv(path: str, records: Rows, encoding: str = "utf-8", delimiter: str = ",") -> str:
     with Path(path).open("w", encoding=encoding, newline="") as file:
-        writer = csv.DictWriter(file, records[0].keys())
+        writer = csv.DictWriter(file, records[0].keys(), delimiter=delimiter)
         writer.writeheader()
         writer.writerows(records)
     return path
@@ -93,7 +94,8 @@ def sort(records: Rows) -> Rows:
 
 def run_script(*arguments: str, patch: str = "", **options) -> subprocess.CompletedProcess[str]:
     """The script in a process of its own, `patch` having run before it."""
-    code = f"import os, sys, preprocess_data as script\n{patch}\nsys.exit(script.main({list(arguments)!r}))"
+    imports = "import os, sys, preprocess_data as script\nfrom preprocessing import replacing"
+    code = f"{imports}\n{patch}\nsys.exit(script.main({list(arguments)!r}))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, **options)
 
@@ -109,6 +111,41 @@ def as_folder() -> str:
     Path("folder/test.json").write_text(json.dumps(part[25:]))
     Path("folder/README.md").write_text("not data")
     return "folder"
+
+
+def as_clone_of_the_hub() -> str:
+    part = source_rows(30)
+    for split, rows_of_split in {"train": part[:20], "validation": part[20:25], "test": part[25:]}.items():
+        Path("clone/data").mkdir(parents=True, exist_ok=True)
+        write_parquet(f"clone/data/{split}-00000-of-00001.parquet", rows_of_split)
+    write_jsonl("clone/.cache/other.jsonl", source_rows(1))
+    return "clone"
+
+
+def as_folders_named_by_split() -> str:
+    write_jsonl("folders/train/part0.jsonl", source_rows(10))
+    write_jsonl("folders/train/part1.jsonl", source_rows(20)[10:])
+    write_jsonl("folders/test/part0.jsonl", source_rows(30)[20:])
+    return "folders"
+
+
+def as_list_in_an_object() -> str:
+    Path("notes.json").write_text(json.dumps({"version": 1, "data": source_rows(30)}, indent=1))
+    return "notes.json"
+
+
+def as_text_of_excel() -> str:
+    write_csv("notes.csv", source_rows(30), delimiter=";", encoding="utf-8-sig")
+    return "notes.csv"
+
+
+def named(names: Callable[[str], str]) -> Rows:
+    """Four columns of sections under other names."""
+    return [{names(column): text for column, text in row.items()} for row in rows(30)]
+
+
+def with_notes(write: Callable[[Row], object]) -> list[dict]:
+    return [{"dialogue": row["dialogue"], "soap": write({key: row[key] for key in SECTIONS})} for row in rows(30)]
 
 
 def as_one_saved_dataset() -> str:
@@ -145,11 +182,20 @@ def as_json() -> str:
         lambda: write_csv("notes.csv", source_rows(30)),
         lambda: write_csv("NOTES.CSV", source_rows(30), encoding="utf-8-sig"),
         lambda: write_csv("sections.csv", rows(30)),
+        lambda: write_csv("words.csv", named(lambda column: SECTION_NAMES.get(column, column))),
+        lambda: write_csv("small.csv", named(str.lower)),
+        lambda: write_csv("notes.csv", source_rows(30), delimiter="\t"),
+        lambda: write_jsonl("objects.jsonl", with_notes(dict)),
+        lambda: write_jsonl("texts.jsonl", with_notes(json.dumps)),
         lambda: write_parquet("notes.parquet", source_rows(30)),
         lambda: save("saved", {"train": source_rows(30)[:20], "test": source_rows(30)[20:]}),
         lambda: save("saved", {"all": source_rows(30)}),
         as_json,
+        as_list_in_an_object,
+        as_text_of_excel,
         as_folder,
+        as_clone_of_the_hub,
+        as_folders_named_by_split,
         as_one_saved_dataset,
         as_saved_with_a_format,
         as_jsonl_with_a_mark,
@@ -284,6 +330,9 @@ BAD_LINES = {
     b'{"dialogue": "Hi.", "soap": "S: a O: b A: c"}': "no heading for Plan (P) in the order S, O, A, P",
     b'{"dialogue": "Hi.", "S": "a", "O": "", "A": "b", "P": "c"}': "O is empty",
     b'{"dialogue": "Hi.", "S": "a", "O": 7, "A": "b", "P": "c"}': "O is int, not text",
+    b'{"dialogue": "Hi.", "soap": {"S": "a", "O": "b"}}': "soap is dict, not text",
+    b'{"dialogue": "Hi.", "soap": {"S": "a", "O": " ", "A": "b", "P": "c"}}': "O is empty",
+    b'{"dialogue": "Hi.", "soap": "{\\"S\\": \\"a\\"}"}': "section O is missing",
 }
 
 
@@ -292,9 +341,32 @@ def test_a_row_that_cannot_be_read_is_rejected_with_file_row_and_reason(capsys: 
     Path("notes.jsonl").write_bytes(b"\n".join([*BAD_LINES, b"", *good]) + b"\n")
     assert main(["--dataset", "notes.jsonl"]) == 0
     assert rejects() == [("notes.jsonl", row, reason) for row, reason in enumerate(BAD_LINES.values(), 1)]
-    assert len(rejects()) == 19
+    assert len(rejects()) == 22
     assert sort([row for part in load().values() for row in part]) == sort(rows(10))
-    assert "     29 rows in\n     19 dropped\n" in capsys.readouterr().out
+    assert "     32 rows in\n     22 dropped\n" in capsys.readouterr().out
+
+
+def test_a_source_with_other_columns_is_told_which_it_has(capsys: pytest.CaptureFixture[str]):
+    write_csv("notes.csv", [{"transcript": row["dialogue"], "note": row["soap"]} for row in source_rows(10)])
+    assert main(["--dataset", "notes.csv"]) == 2
+    words = "the columns are transcript, note: say with --dialogue_column and --note_column"
+    assert_one_line(capsys.readouterr().err, words)
+
+
+def test_many_rows_left_out_are_a_warning(capsys: pytest.CaptureFixture[str]):
+    for bad, warned in ((1, False), (5, True)):
+        write_jsonl("notes.jsonl", [*source_rows(10), *[{"dialogue": "Doctor: Hi."}] * bad])
+        assert main(["--dataset", "notes.jsonl"]) == 0
+        assert ("warning: many rows were left out" in capsys.readouterr().err) == warned
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_one_line():
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(Path.cwd())}
+    command = [sys.executable, ROOT / "preprocess_data.py", "--dataset", "nobody/nothing"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert_one_line(result.stderr, "check the name and the network")
 
 
 ANY_JSON = st.recursive(
@@ -417,7 +489,7 @@ def test_the_output_is_a_source_and_may_be_its_own():
 
 def test_a_second_run_into_the_same_folder_gives_one_line(capsys: pytest.CaptureFixture[str]):
     write_jsonl("notes.jsonl", source_rows(10))
-    with preprocess_data.replacing(Path("soap_dataset").absolute()) as new:
+    with replacing.replacing(Path("soap_dataset").absolute(), preprocess_data.OUTPUT_NAMES) as new:
         assert main(["--dataset", "notes.jsonl"]) == 2
         assert_one_line(capsys.readouterr().err, "another run is writing")
         assert new.is_dir()
@@ -427,7 +499,7 @@ def test_a_second_run_into_the_same_folder_gives_one_line(capsys: pytest.Capture
 
 KILL = "os.kill(os.getpid(), 9)"
 TWO_RENAMES = f"""
-script.exchange, rename = lambda *_: False, script.Path.rename
+replacing.exchange, rename = lambda *_: False, script.Path.rename
 script.Path.rename = lambda path, to: {KILL} if path.name == "new" else rename(path, to)
 """
 TWO_SPLITS = f"""
@@ -435,12 +507,12 @@ import datasets
 save = datasets.Dataset.save_to_disk
 datasets.Dataset.save_to_disk = lambda part, *to, **how: save(part, *to, **how) if len(part) > 9 else {KILL}
 """
-REMOVAL = f"script.shutil.rmtree = lambda path, **_: {KILL} if os.path.exists(path) else None"
+REMOVAL = f"replacing.shutil.rmtree = lambda path, **_: {KILL} if os.path.exists(path) else None"
 # What kills a run, and whether the new dataset is in place by then.
 KILLED = {
     "before writing": (f"script.cut = lambda *_: {KILL}", False),
     "between two splits": (TWO_SPLITS, False),
-    "before the exchange": (f"script.exchange = lambda *_: {KILL}", False),
+    "before the exchange": (f"replacing.exchange = lambda *_: {KILL}", False),
     "between two renames": (TWO_RENAMES, False),
     "before the old one is removed": (REMOVAL, True),
 }
@@ -469,7 +541,7 @@ def test_a_killed_run_leaves_a_whole_dataset_and_the_next_run_clears_up(
 
 
 def test_without_an_exchange_the_folder_is_replaced_by_two_renames(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(preprocess_data, "exchange", lambda *_: False)
+    monkeypatch.setattr(replacing, "exchange", lambda *_: False)
     for n in (10, 20):
         write_jsonl("notes.jsonl", source_rows(n))
         assert main(["--dataset", "notes.jsonl"]) == 0
