@@ -46,7 +46,7 @@ from transformers import AutoConfig
 
 from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, lora, tokens
-from training.checkpoints import ExportEngine, ResumeEngine
+from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
 from training.errors import fail, tell_in_one_line
 from training.loss import chunked_cross_entropy
 from training.operators import compile_operators
@@ -376,16 +376,16 @@ class SOAPTrainer(SFTTrainer):
     def identity(self) -> dict[str, str]:
         """What a run must share with a saved state to go on from it; see ResumeEngine."""
         config = self.config
-        parts = {part: getattr(config, part).model_dump() for part in ("model", "optimizer", "scheduler")}
+        parts = ("model", "tokenizer", "data", "optimizer", "scheduler")
+        numbers = ("epochs", "train_iters", "min_iterations", "gradient_accumulation_steps", "seed", "world_size")
         sources = (SOAPDataSource(self, source) for source in config.data.sources)
         return {
-            **{f"{part}.{key}": str(value) for part, values in parts.items() for key, value in values.items()},
-            **{key: str(getattr(config, key)) for key in ("epochs", "train_iters", "micro_batch_size", "seed")},
-            "gradient_accumulation_steps": str(config.gradient_accumulation_steps),
-            "max_length": str(config.data.max_length),
-            "world_size": str(self.world_size),
+            **named_leaves({part: getattr(config, part).model_dump(exclude=WITHOUT_EFFECT) for part in parts}),
+            **{number: str(getattr(config, number)) for number in numbers},
+            "ZeRO stage": str(config.deepspeed["zero_optimization"].get("stage", 0)),
+            "gradient_clipping": str(config.deepspeed["gradient_clipping"]),
             "prompts": prompts_hash(),
-            "data": ",".join(tokens.file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
+            "rows": ",".join(tokens.file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
         }
 
     def restore(self, client_state: dict[str, Any]) -> None:
