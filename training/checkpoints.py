@@ -137,4 +137,4 @@ class ResumeEngine(DSCheckpointEngine):
             )
 
     def _fail_damaged(self, state: Path, error: Exception) -> NoReturn:
-        self.trainer.fail(f"{state} is damaged ({error})", f"remove {state.parent} to start anew")
+        self.trainer.fail(f"{state} is damaged ({error})", f"remove {state.parent} to start anew", alone=True)
