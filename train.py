@@ -45,6 +45,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from prompts import SECTIONS, prompts_hash, training_messages
+import prompts
 from training import attention, lora, tokens
 from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
 from training.errors import fail, tell_in_one_line
@@ -98,7 +99,7 @@ class SOAPDataSource(DataSource):
             "prompts": prompts_hash(),
             "template": template,
             "vocabulary": len(self.trainer.tokenizer),
-            "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__)],
+            "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__, prompts.__file__)],
         }
         return (*super().cache_path_args, content)
 
