@@ -130,19 +130,6 @@ class SOAPDataFactory(SFTDataFactory):
             fcntl.flock(lock, fcntl.LOCK_EX)
             return super().__call__()
 
-    def create_dataloader(self, dataset: DatasetType) -> DataLoader:
-        """The parent's, but for its workers, which live as long as the run: no epoch forks this process anew."""
-        loader = super().create_dataloader(dataset)
-        return DataLoader(
-            dataset,
-            batch_size=loader.batch_size,
-            sampler=loader.sampler,
-            collate_fn=loader.collate_fn,
-            drop_last=loader.drop_last,
-            num_workers=loader.num_workers,
-            persistent_workers=loader.num_workers > 0,
-        )
-
     def process(self, dataset: DatasetType) -> DatasetType:
         try:
             return dataset.map(
