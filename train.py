@@ -218,7 +218,7 @@ class SOAPTrainer(SFTTrainer):
         if checker := getattr(self.model.optimizer, "overflow_checker", None):
             # It reads every gradient and waits for the GPU each time, 310 times a step. DeepSpeed leaves a step out
             # because of the gradients' norm, too, which an infinity anywhere makes infinite.
-            checker.has_overflow = lambda parameters: False
+            checker.has_overflow = lambda *_, **__: False
         if self.world_size == 1 and not self.model.zero_optimization():
             self.model.enable_backward_allreduce = False  # with itself: it would copy all gradients for nothing
         if config.global_rank == 0:
