@@ -40,7 +40,7 @@ from arctic_training.data.source import DataSource
 from arctic_training.data.utils import DatasetType
 from arctic_training.trainer.sft_trainer import SFTTrainer
 from datasets import Dataset
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
@@ -166,10 +166,25 @@ def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
 
 
 class SOAPTrainerConfig(TrainerConfig):
+# Settings of arctic_training that SOAPTrainer leaves at their defaults, and what to do in their place.
+ONE_VALUE = {
+    "micro_batch_size": "a batch is one pack, so raise `gradient_accumulation_steps` or `data.max_length` instead",
+    "sequence_parallel_size": "to save memory, lower `data.max_length` instead",
+    "overfit_first_batch": "set `sample_count` of the data's source to a few rows instead",
+}
+
+
     fused_lora: bool = True
     """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
 
     @field_validator("model", mode="after")
+    @field_validator(*ONE_VALUE, mode="after")
+    @classmethod
+    def validate_left_out(cls, value: int, info: ValidationInfo) -> int:
+        if value != (only := cls.model_fields[info.field_name].default):
+            raise ValueError(f"only {only} is possible here; {ONE_VALUE[info.field_name]}")
+        return value
+
     @classmethod
     def validate_model(cls, model: ModelConfig) -> ModelConfig:
         try:
@@ -249,8 +264,6 @@ class SOAPTrainer(SFTTrainer):
         token is labelled, about a quarter of them, and attention on each sample alone.
         """
         batch.pop("packed_sample_seqlens", None)
-        if batch["input_ids"].shape[0] > 1 or self.config.sequence_parallel_size > 1:
-            return super().loss(batch)
         labels = batch.pop("labels")[0, 1:]
         positions = (labels != tokens.IGNORE_INDEX).nonzero().flatten()  # on the CPU: the GPU need not wait
         batch |= {"logits_to_keep": positions, "targets": labels[positions]}
