@@ -30,6 +30,7 @@ import deepspeed
 import numpy as np
 import torch
 from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
+from arctic_training.checkpoint.engine import CheckpointEngine
 from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
 from arctic_training.config.data import DataSourceConfig
 from arctic_training.config.model import ModelConfig
@@ -44,8 +45,8 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
-from prompts import SECTIONS, prompts_hash, training_messages
 import prompts
+from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, lora, tokens
 from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
 from training.errors import fail, tell_in_one_line
@@ -165,7 +166,6 @@ def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
     return {**joined, "position_ids": positions, "packed_sample_seqlens": lengths}
 
 
-class SOAPTrainerConfig(TrainerConfig):
 # Settings of arctic_training that SOAPTrainer leaves at their defaults, and what to do in their place.
 ONE_VALUE = {
     "micro_batch_size": "a batch is one pack, so raise `gradient_accumulation_steps` or `data.max_length` instead",
@@ -174,10 +174,10 @@ ONE_VALUE = {
 }
 
 
+class SOAPTrainerConfig(TrainerConfig):
     fused_lora: bool = True
     """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
 
-    @field_validator("model", mode="after")
     @field_validator(*ONE_VALUE, mode="after")
     @classmethod
     def validate_left_out(cls, value: int, info: ValidationInfo) -> int:
@@ -185,6 +185,7 @@ ONE_VALUE = {
             raise ValueError(f"only {only} is possible here; {ONE_VALUE[info.field_name]}")
         return value
 
+    @field_validator("model", mode="after")
     @classmethod
     def validate_model(cls, model: ModelConfig) -> ModelConfig:
         try:
@@ -298,7 +299,7 @@ class SOAPTrainer(SFTTrainer):
         self.epoch_idx, self.behind = divmod(self.batches_done, len(self.train_dataloader))
         self.step_losses: list[float] = []  # of the optimizer step under way, which may begin in the epoch before
         self.step_tokens = 0
-        self.saved_at: dict[str, int] = {}
+        self.saved_at: dict[CheckpointEngine, int] = {}
         self.progress = None
         if self.global_rank == 0:
             log = self.config.train_log_metrics_path
@@ -402,11 +403,11 @@ class SOAPTrainer(SFTTrainer):
 
     def checkpoint(self) -> None:
         for engine in self.checkpoint_engines:
-            if self._due(engine) and self.saved_at.get(engine.name) != self.global_step:
+            if self._due(engine) and self.saved_at.get(engine) != self.global_step:
                 engine.save(self.model)
-                self.saved_at[engine.name] = self.global_step
+                self.saved_at[engine] = self.global_step
 
-    def _due(self, engine: HFCheckpointEngine | DSCheckpointEngine) -> bool:
+    def _due(self, engine: CheckpointEngine) -> bool:
         """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""
         config, steps = engine.config, self.global_step
         in_epoch = not self.epoch_finished
