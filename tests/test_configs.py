@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,11 @@ def test_the_adapter_is_one_that_vllm_loads():
     assert adapter["peft_type"] == "Lora"
     assert not {"modules_to_save", "use_dora"} & adapter.keys()
     assert adapter["r"] <= 64
+
+
+@pytest.mark.parametrize(("checkpoint", "status"), [("global_step_48", 0), ("global_step_48.incomplete", 1)])
+def test_the_demo_trains_again_where_a_kill_left_half_a_checkpoint(tmp_path, checkpoint, status):
+    (tmp_path / checkpoint).mkdir()
+    (tmp_path / checkpoint / "model.safetensors").touch()
+    (function,) = re.findall(r"^trained\(\) .*", (ROOT / "demo/run.sh").read_text(), re.MULTILINE)
+    assert subprocess.run(["bash", "-c", f'{function}\ntrained "$0"', tmp_path], timeout=60).returncode == status
