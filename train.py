@@ -36,6 +36,7 @@ from arctic_training.config.data import DataSourceConfig
 from arctic_training.config.model import ModelConfig
 from arctic_training.config.optimizer import OptimizerConfig
 from arctic_training.config.trainer import TrainerConfig
+from arctic_training.config.wandb import WandBConfig
 from arctic_training.data.sft_factory import SFTDataConfig, SFTDataFactory
 from arctic_training.data.source import DataSource
 from arctic_training.data.utils import DatasetType
@@ -184,6 +185,13 @@ class SOAPTrainerConfig(TrainerConfig):
         if value != (only := cls.model_fields[info.field_name].default):
             raise ValueError(f"only {only} is possible here; {ONE_VALUE[info.field_name]}")
         return value
+
+    @field_validator("wandb", mode="after")
+    @classmethod
+    def validate_wandb(cls, wandb: WandBConfig) -> WandBConfig:
+        if wandb.enable:
+            raise ValueError("`enable` is not possible here; `train_log_metrics_path` gets a line of JSON each step")
+        return wandb
 
     @field_validator("model", mode="after")
     @classmethod

@@ -535,6 +535,7 @@ def test_an_error_that_all_processes_of_a_machine_meet_is_told_once(monkeypatch,
         ("micro_batch_size", 2, "raise `gradient_accumulation_steps`"),
         ("sequence_parallel_size", 2, "lower `data.max_length`"),
         ("overfit_first_batch", True, "set `sample_count`"),
+        ("wandb", {"enable": True}, "`train_log_metrics_path` gets"),
     ],
 )
 def test_a_setting_that_this_trainer_leaves_out_is_refused_with_what_to_do_instead(
