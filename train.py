@@ -197,7 +197,7 @@ class SOAPTrainerConfig(TrainerConfig):
     @classmethod
     def validate_model(cls, model: ModelConfig) -> ModelConfig:
         try:
-            AutoConfig.from_pretrained(model.name_or_path)
+            AutoConfig.from_pretrained(tokens.model_files(model.name_or_path))
         except Exception as error:  # a wrong name, no network, a damaged file
             fail(f"{model.name_or_path} is no model that can be loaded ({error})", WHOLE_MODEL)
         return model
