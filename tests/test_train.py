@@ -43,11 +43,11 @@ def model_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def load_model(path: Path, attention: str = "sdpa"):
+def load_model(path: Path, attention: str = "sdpa", **config):
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention, **config)
 
 
 def make_pack(train, model_path: Path, n: int = 3):
@@ -93,13 +93,16 @@ def per_sample_attention(query, key, value, cu_q, cu_k, max_q, max_k, *, scale=N
     """What varlen_attn computes, one sample after the other, on the CPU."""
     import torch
 
-    assert window_size == (-1, 0), "not causal"
+    before, after = window_size
+    assert after == 0, "not causal"
     assert isinstance(max_q, int) and max_q == max_k == int(cu_q.diff().max())
     assert cu_q.dtype == torch.int32 and cu_q.equal(cu_k)
     outputs = []
     for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
         q, k, v = (states[start:end].transpose(0, 1)[None] for states in (query, key, value))
-        output = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        seen = seen if before < 0 else seen.triu(-before)
+        output = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -141,18 +144,33 @@ def test_a_pack_has_the_loss_and_gradients_of_its_samples_apart(train_module, mo
     assert_same_gradients(gradients(model, packed), apart_gradients)
 
 
-def test_variable_length_attention_gives_the_stock_loss_and_gradients(train_module, model_path, monkeypatch):
+SLIDING = {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize("config", [{}, SLIDING], ids=["full", "sliding"])
+def test_variable_length_attention_gives_the_stock_loss_and_gradients(train_module, model_path, monkeypatch, config):
     import torch.nn.attention.varlen
 
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", per_sample_attention)
     train_module.attention.register_varlen()
     _, batch = make_pack(train_module, model_path)
-    model = load_model(model_path)
+    model = load_model(model_path, **config)
     stock_gradients = gradients(model, stock := soap_loss(train_module, model, batch))
-    model = load_model(model_path, train_module.attention.VARLEN)
+    model = load_model(model_path, train_module.attention.VARLEN, **config)
     ours = soap_loss(train_module, model, batch, train_module.attention.VARLEN)
     assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
     assert_same_gradients(gradients(model, ours), stock_gradients)
+
+
+def test_a_model_that_caps_attention_is_told_which_attention_can(train_module):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    train_module.attention.register_varlen()
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 50}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, attn_implementation=train_module.attention.VARLEN))
+    with pytest.raises(ValueError, match="attn_implementation: eager"):
+        model(input_ids=train_module.torch.ones(1, 4, dtype=int))
 
 
 def test_sample_bounds_are_the_starts_and_the_end(train_module):
