@@ -255,14 +255,14 @@ class SOAPTrainer(SFTTrainer):
             count = len(SOAPDataSource(self.train_dataloader, source).rows)
             wanted = int(count * source.sample_ratio) if source.sample_ratio else source.sample_count or count
             rows += min(count, wanted)
-        lengths = (
-            packs["packed_sample_seqlens"] if "packed_sample_seqlens" in packs.column_names else [[1]] * len(packs)
-        )
-        kept = sum(map(len, lengths))
-        print(
-            f"data: {rows:,} rows, {rows - kept:,} longer than max_length {self.config.data.max_length:,} and left out,"
-            f" {len(packs):,} packs; {self.training_horizon:,} steps in {self.config.epochs} epochs"
-        )
+        packed = "packed_sample_seqlens" in packs.column_names
+        kept = sum(map(len, packs["packed_sample_seqlens"])) if packed else len(packs)
+        config, data = self.config, self.config.data
+        # With these, rows are missing from the packs, or in them twice, for another reason than their length.
+        moved = config.min_iterations or data.train_eval_split[1] or data.drop_last or data.repeat_to_pack_max_length
+        dropped = "" if moved else f" {rows - kept:,} longer than max_length {data.max_length:,} and left out,"
+        steps = f"{self.training_horizon:,} steps in {config.epochs} epochs"
+        print(f"data: {rows:,} rows,{dropped} {len(packs):,} packs; {steps}")
 
     # --- loss ------------------------------------------------------------------------------------------------------
 

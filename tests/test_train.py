@@ -298,6 +298,27 @@ def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(tr
     assert "3 packs in 1 epochs are too few for one step of 4: lower" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "data: 4 rows, 1 longer than max_length 1,024 and left out, 2 packs; 2 steps in 1 epochs"),
+        ({"min_iterations": 9}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
+        ({"train_eval_split": (0.5, 0.5)}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
+    ],
+)
+def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_module, tmp_path, capsys, changes, line):
+    from datasets import Dataset
+
+    source = {"name_or_path": save_dataset(tmp_path / "soap_dataset", {"train": rows(4)}), "split": "train"}
+    split = {"train_eval_split": changes.get("train_eval_split", (1.0, 0.0))}
+    data = train_module.SOAPDataConfig(type="soap", sources=[source], max_length=1024, cache_dir=tmp_path, **split)
+    config = SimpleNamespace(data=data, epochs=1, min_iterations=changes.get("min_iterations", 0))
+    packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5, 5], [5]]}))
+    trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
+    train_module.SOAPTrainer._print_data(trainer)
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
 # --- what a resumed run must share -----------------------------------------------------------------------------------
 
 
