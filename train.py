@@ -30,23 +30,26 @@ import deepspeed
 import numpy as np
 import torch
 from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
+from arctic_training.checkpoint.engine import CheckpointEngine
 from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
 from arctic_training.config.data import DataSourceConfig
 from arctic_training.config.model import ModelConfig
 from arctic_training.config.optimizer import OptimizerConfig
 from arctic_training.config.trainer import TrainerConfig
+from arctic_training.config.wandb import WandBConfig
 from arctic_training.data.sft_factory import SFTDataConfig, SFTDataFactory
 from arctic_training.data.source import DataSource
 from arctic_training.data.utils import DatasetType
 from arctic_training.trainer.sft_trainer import SFTTrainer
 from datasets import Dataset
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
+import prompts
 from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, lora, tokens
-from training.checkpoints import ExportEngine, ResumeEngine
+from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
 from training.errors import fail, tell_in_one_line
 from training.loss import chunked_cross_entropy
 from training.operators import compile_operators
@@ -98,7 +101,7 @@ class SOAPDataSource(DataSource):
             "prompts": prompts_hash(),
             "template": template,
             "vocabulary": len(self.trainer.tokenizer),
-            "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__)],
+            "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__, prompts.__file__)],
         }
         return (*super().cache_path_args, content)
 
@@ -128,19 +131,6 @@ class SOAPDataFactory(SFTDataFactory):
         with (self.config.cache_dir / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return super().__call__()
-
-    def create_dataloader(self, dataset: DatasetType) -> DataLoader:
-        """The parent's, but for its workers, which live as long as the run: no epoch forks this process anew."""
-        loader = super().create_dataloader(dataset)
-        return DataLoader(
-            dataset,
-            batch_size=loader.batch_size,
-            sampler=loader.sampler,
-            collate_fn=loader.collate_fn,
-            drop_last=loader.drop_last,
-            num_workers=loader.num_workers,
-            persistent_workers=loader.num_workers > 0,
-        )
 
     def process(self, dataset: DatasetType) -> DatasetType:
         try:
@@ -177,15 +167,37 @@ def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
     return {**joined, "position_ids": positions, "packed_sample_seqlens": lengths}
 
 
+# Settings of arctic_training that SOAPTrainer leaves at their defaults, and what to do in their place.
+ONE_VALUE = {
+    "micro_batch_size": "a batch is one pack, so raise `gradient_accumulation_steps` or `data.max_length` instead",
+    "sequence_parallel_size": "to save memory, lower `data.max_length` instead",
+    "overfit_first_batch": "set `sample_count` of the data's source to a few rows instead",
+}
+
+
 class SOAPTrainerConfig(TrainerConfig):
     fused_lora: bool = True
     """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
+
+    @field_validator(*ONE_VALUE, mode="after")
+    @classmethod
+    def validate_left_out(cls, value: int, info: ValidationInfo) -> int:
+        if value != (only := cls.model_fields[info.field_name].default):
+            raise ValueError(f"only {only} is possible here; {ONE_VALUE[info.field_name]}")
+        return value
+
+    @field_validator("wandb", mode="after")
+    @classmethod
+    def validate_wandb(cls, wandb: WandBConfig) -> WandBConfig:
+        if wandb.enable:
+            raise ValueError("`enable` is not possible here; `train_log_metrics_path` gets a line of JSON each step")
+        return wandb
 
     @field_validator("model", mode="after")
     @classmethod
     def validate_model(cls, model: ModelConfig) -> ModelConfig:
         try:
-            AutoConfig.from_pretrained(model.name_or_path)
+            AutoConfig.from_pretrained(tokens.model_files(model.name_or_path))
         except Exception as error:  # a wrong name, no network, a damaged file
             fail(f"{model.name_or_path} is no model that can be loaded ({error})", WHOLE_MODEL)
         return model
@@ -230,7 +242,7 @@ class SOAPTrainer(SFTTrainer):
         if checker := getattr(self.model.optimizer, "overflow_checker", None):
             # It reads every gradient and waits for the GPU each time, 310 times a step. DeepSpeed leaves a step out
             # because of the gradients' norm, too, which an infinity anywhere makes infinite.
-            checker.has_overflow = lambda parameters: False
+            checker.has_overflow = lambda *_, **__: False
         if self.world_size == 1 and not self.model.zero_optimization():
             self.model.enable_backward_allreduce = False  # with itself: it would copy all gradients for nothing
         if config.global_rank == 0:
@@ -243,14 +255,14 @@ class SOAPTrainer(SFTTrainer):
             count = len(SOAPDataSource(self.train_dataloader, source).rows)
             wanted = int(count * source.sample_ratio) if source.sample_ratio else source.sample_count or count
             rows += min(count, wanted)
-        lengths = (
-            packs["packed_sample_seqlens"] if "packed_sample_seqlens" in packs.column_names else [[1]] * len(packs)
-        )
-        kept = sum(map(len, lengths))
-        print(
-            f"data: {rows:,} rows, {rows - kept:,} longer than max_length {self.config.data.max_length:,} and left out,"
-            f" {len(packs):,} packs; {self.training_horizon:,} steps in {self.config.epochs} epochs"
-        )
+        packed = "packed_sample_seqlens" in packs.column_names
+        kept = sum(map(len, packs["packed_sample_seqlens"])) if packed else len(packs)
+        config, data = self.config, self.config.data
+        # With these, rows are missing from the packs, or in them twice, for another reason than their length.
+        moved = config.min_iterations or data.train_eval_split[1] or data.drop_last or data.repeat_to_pack_max_length
+        dropped = "" if moved else f" {rows - kept:,} longer than max_length {data.max_length:,} and left out,"
+        steps = f"{self.training_horizon:,} steps in {config.epochs} epochs"
+        print(f"data: {rows:,} rows,{dropped} {len(packs):,} packs; {steps}")
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -261,8 +273,6 @@ class SOAPTrainer(SFTTrainer):
         token is labelled, about a quarter of them, and attention on each sample alone.
         """
         batch.pop("packed_sample_seqlens", None)
-        if batch["input_ids"].shape[0] > 1 or self.config.sequence_parallel_size > 1:
-            return super().loss(batch)
         labels = batch.pop("labels")[0, 1:]
         positions = (labels != tokens.IGNORE_INDEX).nonzero().flatten()  # on the CPU: the GPU need not wait
         batch |= {"logits_to_keep": positions, "targets": labels[positions]}
@@ -297,7 +307,7 @@ class SOAPTrainer(SFTTrainer):
         self.epoch_idx, self.behind = divmod(self.batches_done, len(self.train_dataloader))
         self.step_losses: list[float] = []  # of the optimizer step under way, which may begin in the epoch before
         self.step_tokens = 0
-        self.saved_at: dict[str, int] = {}
+        self.saved_at: dict[CheckpointEngine, int] = {}
         self.progress = None
         if self.global_rank == 0:
             log = self.config.train_log_metrics_path
@@ -376,16 +386,16 @@ class SOAPTrainer(SFTTrainer):
     def identity(self) -> dict[str, str]:
         """What a run must share with a saved state to go on from it; see ResumeEngine."""
         config = self.config
-        parts = {part: getattr(config, part).model_dump() for part in ("model", "optimizer", "scheduler")}
+        parts = ("model", "tokenizer", "data", "optimizer", "scheduler")
+        numbers = ("epochs", "train_iters", "min_iterations", "gradient_accumulation_steps", "seed", "world_size")
         sources = (SOAPDataSource(self, source) for source in config.data.sources)
         return {
-            **{f"{part}.{key}": str(value) for part, values in parts.items() for key, value in values.items()},
-            **{key: str(getattr(config, key)) for key in ("epochs", "train_iters", "micro_batch_size", "seed")},
-            "gradient_accumulation_steps": str(config.gradient_accumulation_steps),
-            "max_length": str(config.data.max_length),
-            "world_size": str(self.world_size),
+            **named_leaves({part: getattr(config, part).model_dump(exclude=WITHOUT_EFFECT) for part in parts}),
+            **{number: str(getattr(config, number)) for number in numbers},
+            "ZeRO stage": str(config.deepspeed["zero_optimization"].get("stage", 0)),
+            "gradient_clipping": str(config.deepspeed["gradient_clipping"]),
             "prompts": prompts_hash(),
-            "data": ",".join(tokens.file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
+            "rows": ",".join(tokens.file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
         }
 
     def restore(self, client_state: dict[str, Any]) -> None:
@@ -401,11 +411,11 @@ class SOAPTrainer(SFTTrainer):
 
     def checkpoint(self) -> None:
         for engine in self.checkpoint_engines:
-            if self._due(engine) and self.saved_at.get(engine.name) != self.global_step:
+            if self._due(engine) and self.saved_at.get(engine) != self.global_step:
                 engine.save(self.model)
-                self.saved_at[engine.name] = self.global_step
+                self.saved_at[engine] = self.global_step
 
-    def _due(self, engine: HFCheckpointEngine | DSCheckpointEngine) -> bool:
+    def _due(self, engine: CheckpointEngine) -> bool:
         """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""
         config, steps = engine.config, self.global_step
         in_epoch = not self.epoch_finished

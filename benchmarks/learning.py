@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
     parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="for vLLM (default: %(default)s)")
     parser.add_argument(
-        "--work_dir", type=Path, default=ROOT / "benchmarks/build/learning", help="default: %(default)s"
+        "--work_dir", type=Path, default=ROOT / "benchmarks/build/learning", help="new folder (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, help="append the results to this JSONL file")
     return parser
@@ -108,6 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.model, args.work_dir = args.model.resolve(), args.work_dir.resolve()
+    if args.work_dir.exists() and any(args.work_dir.iterdir()):  # an older run's checkpoints could be taken for new
+        sys.exit(f"error: {args.work_dir} is not empty: remove it, or give another --work_dir")
     dataset = split(args.data, args.train_rows, args.test_rows, args.work_dir)
     rows = list(inputs.load_rows(str(dataset), "test", None)[0])
     results = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,17 @@ def test_the_adapter_is_one_that_vllm_loads():
     assert adapter["peft_type"] == "Lora"
     assert not {"modules_to_save", "use_dora"} & adapter.keys()
     assert adapter["r"] <= 64
+
+
+@pytest.mark.parametrize(("checkpoint", "status"), [("global_step_48", 0), ("global_step_48.incomplete", 1)])
+def test_the_demo_trains_again_where_a_kill_left_half_a_checkpoint(tmp_path, checkpoint, status):
+    (tmp_path / checkpoint).mkdir()
+    (tmp_path / checkpoint / "model.safetensors").touch()
+    (function,) = re.findall(r"^trained\(\) .*", (ROOT / "demo/run.sh").read_text(), re.MULTILINE)
+    assert subprocess.run(["bash", "-c", f'{function}\ntrained "$0"', tmp_path], timeout=60).returncode == status
+
+
+def test_a_yaml_that_is_given_to_the_preview_is_answered_with_the_command_that_trains():
+    done = subprocess.run([sys.executable, "train.py", FULL.name], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"training itself is: arctic_training {FULL.name}\n")

@@ -174,7 +174,7 @@ def test_a_kill_switch_that_one_process_sees_stops_all(workplace):
     assert done.stdout.splitlines() == ["[False, True] True"] * 2, done.stderr[-3000:]
 
 
-# --- the commented block of the YAMLs --------------------------------------------------------------------------------
+# --- the commented blocks of the YAMLs -------------------------------------------------------------------------------
 
 
 def sharded_block(name: str, offload: bool = False) -> dict:
@@ -225,3 +225,15 @@ def test_an_adapter_of_a_model_spread_over_two_processes_goes_on_after_a_kill(wo
     adapted = PeftModel.from_pretrained(load_model(model_path), workplace / "sharded-adapter" / "global_step_12")
     moved = [parameter.abs().max().item() for name, parameter in adapted.named_parameters() if "lora_B" in name]
     assert len(moved) == 6 and min(moved) > 0
+
+
+@pytest.mark.slow
+def test_the_variant_for_24_gb_learns_as_the_plain_run_within_the_rounding_of_bfloat16(workplace, model_path, single):
+    block = commented_block((ROOT / YAMLS[0]).read_text(), "24 GB")
+    assert block["model"].pop("type") == "liger", "kernels for GPUs"
+    block["model"]["name_or_path"] = str(model_path)
+    block["optimizer"]["learning_rate"] = 1e-3  # as in the plain run
+    variant = finished(write_config(workplace, model_path, "variant", **block, **SINGLE_STEP))
+    assert losses(variant.log) == pytest.approx(losses(single.log), rel=0.01)
+    assert validation_losses(variant.log) == pytest.approx(validation_losses(single.log), rel=0.01)
+    assert sorted(path.name for path in variant.folder.iterdir()) == RUN_FILES

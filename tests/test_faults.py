@@ -252,7 +252,7 @@ FAULTS = {
     "row with a hole": Fault(
         f"{PREVIEW} --dataset_path other --split test", lambda: dataset(*rows(2), rows(1)[0] | {"P": None}), "without P"
     ),
-    "preview of no model": Fault(f"{PREVIEW} --model nobody/nothing", nothing, "nobody/nothing has no tokenizer"),
+    "preview of no model": Fault(f"{PREVIEW} --model nobody/nothing", nothing, "nobody/nothing: no such folder, and"),
     "preview, no template": Fault(f"{PREVIEW} --model model", lambda: remove("model/chat_template.jinja"), "template"),
     "preview, cut-off tokenizer": Fault(
         f"{PREVIEW} --model model", lambda: cut("model/tokenizer.json", 999), "model has no tokenizer"

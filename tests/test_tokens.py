@@ -1,9 +1,13 @@
 """The tokens that training sees: prompts as evaluation sends them, labels on the note alone, and packs."""
 
+import os
 import random
+import subprocess
+import sys
+import time
 
 import pytest
-from conftest import build_tokenizer, rows
+from conftest import ROOT, build_tokenizer, rows, save_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,6 +128,19 @@ def test_a_tokenizer_that_also_returns_token_types_gives_only_what_a_pack_can_ho
     monkeypatch.setattr(base_tokenizer, "model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
     assert "token_type_ids" in base_tokenizer("text")
     assert set(encode_example(base_tokenizer, chat("{}"))) == {"input_ids", "labels"}
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once_and_in_one_line(tmp_path):
+    save_dataset(tmp_path / "soap_dataset", {"train": rows(1)})
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, ROOT / "train.py", "--model", "Qwen/Qwen3-1.7B"]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert time.monotonic() - began < 20, "it tried again"
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Qwen/Qwen3-1.7B: no such folder, and the model hub cannot be reached")
+    assert "tokenizer" not in line and "give --model the folder" in line
 
 
 # --- packs -----------------------------------------------------------------------------------------------------------

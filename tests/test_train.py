@@ -17,6 +17,8 @@ import yaml
 from conftest import ROOT, rows, save_dataset
 from test_tokens import QWEN3_LIKE
 
+import prompts
+
 BIN = Path(sys.executable).parent
 MAX_LENGTH = 1024
 RUN_FILES = ["global_step_13", "loss.png", "train-log.jsonl"]  # what a finished run leaves
@@ -41,19 +43,17 @@ def model_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def load_model(path: Path, attention: str = "sdpa"):
+def load_model(path: Path, attention: str = "sdpa", **config):
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention, **config)
 
 
 def make_pack(train, model_path: Path, n: int = 3):
     """The examples of n rows, and the batch that packing and arctic_training's collator make of them (with padding)."""
     from arctic_training.data.sft_factory import DataCollatorForCausalLM
     from transformers import AutoTokenizer
-
-    import prompts
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     examples = [
@@ -93,13 +93,16 @@ def per_sample_attention(query, key, value, cu_q, cu_k, max_q, max_k, *, scale=N
     """What varlen_attn computes, one sample after the other, on the CPU."""
     import torch
 
-    assert window_size == (-1, 0), "not causal"
+    before, after = window_size
+    assert after == 0, "not causal"
     assert isinstance(max_q, int) and max_q == max_k == int(cu_q.diff().max())
     assert cu_q.dtype == torch.int32 and cu_q.equal(cu_k)
     outputs = []
     for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
         q, k, v = (states[start:end].transpose(0, 1)[None] for states in (query, key, value))
-        output = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        seen = seen if before < 0 else seen.triu(-before)
+        output = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -141,18 +144,33 @@ def test_a_pack_has_the_loss_and_gradients_of_its_samples_apart(train_module, mo
     assert_same_gradients(gradients(model, packed), apart_gradients)
 
 
-def test_variable_length_attention_gives_the_stock_loss_and_gradients(train_module, model_path, monkeypatch):
+SLIDING = {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize("config", [{}, SLIDING], ids=["full", "sliding"])
+def test_variable_length_attention_gives_the_stock_loss_and_gradients(train_module, model_path, monkeypatch, config):
     import torch.nn.attention.varlen
 
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", per_sample_attention)
     train_module.attention.register_varlen()
     _, batch = make_pack(train_module, model_path)
-    model = load_model(model_path)
+    model = load_model(model_path, **config)
     stock_gradients = gradients(model, stock := soap_loss(train_module, model, batch))
-    model = load_model(model_path, train_module.attention.VARLEN)
+    model = load_model(model_path, train_module.attention.VARLEN, **config)
     ours = soap_loss(train_module, model, batch, train_module.attention.VARLEN)
     assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
     assert_same_gradients(gradients(model, ours), stock_gradients)
+
+
+def test_a_model_that_caps_attention_is_told_which_attention_can(train_module):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    train_module.attention.register_varlen()
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 50}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, attn_implementation=train_module.attention.VARLEN))
+    with pytest.raises(ValueError, match="attn_implementation: eager"):
+        model(input_ids=train_module.torch.ones(1, 4, dtype=int))
 
 
 def test_sample_bounds_are_the_starts_and_the_end(train_module):
@@ -250,10 +268,13 @@ def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_m
     assert cache_key() != before
 
 
-def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["train.py", "training/tokens.py", "prompts.py"])
+def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeypatch, tmp_path, name):
     before = cache_key()
-    (tmp_path / "train.py").write_text((ROOT / "train.py").read_text() + "\n")
-    monkeypatch.setattr(train_module, "__file__", str(tmp_path / "train.py"))
+    modules = {"train.py": train_module, "training/tokens.py": train_module.tokens, "prompts.py": prompts}
+    changed = tmp_path / Path(name).name
+    changed.write_text((ROOT / name).read_text() + "\n")
+    monkeypatch.setattr(modules[name], "__file__", str(changed))
     assert cache_key() != before
 
 
@@ -277,38 +298,111 @@ def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(tr
     assert "3 packs in 1 epochs are too few for one step of 4: lower" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "data: 4 rows, 1 longer than max_length 1,024 and left out, 2 packs; 2 steps in 1 epochs"),
+        ({"min_iterations": 9}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
+        ({"train_eval_split": (0.5, 0.5)}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
+    ],
+)
+def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_module, tmp_path, capsys, changes, line):
+    from datasets import Dataset
+
+    source = {"name_or_path": save_dataset(tmp_path / "soap_dataset", {"train": rows(4)}), "split": "train"}
+    split = {"train_eval_split": changes.get("train_eval_split", (1.0, 0.0))}
+    data = train_module.SOAPDataConfig(type="soap", sources=[source], max_length=1024, cache_dir=tmp_path, **split)
+    config = SimpleNamespace(data=data, epochs=1, min_iterations=changes.get("min_iterations", 0))
+    packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5, 5], [5]]}))
+    trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
+    train_module.SOAPTrainer._print_data(trainer)
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
 # --- what a resumed run must share -----------------------------------------------------------------------------------
 
 
-def identity(train, **changes) -> dict[str, str]:
+@pytest.fixture
+def identity(train_module, tmp_path):
+    """A function that gives the identity of a run, with changed settings by their dotted names."""
     from arctic_training.config.model import ModelConfig
     from arctic_training.config.optimizer import OptimizerConfig
+    from arctic_training.config.tokenizer import TokenizerConfig
     from arctic_training.scheduler.hf_factory import HFSchedulerConfig
 
-    config = SimpleNamespace(
-        model=ModelConfig(name_or_path="model"),
-        optimizer=OptimizerConfig(learning_rate=changes.get("learning_rate", 1e-3)),
-        scheduler=HFSchedulerConfig(name="cosine", warmup_ratio=changes.get("warmup_ratio", 0.1)),
-        data=SimpleNamespace(max_length=1024, sources=[]),
-        **{"epochs": 1, "train_iters": 0, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "seed": 1},
-    )
-    return train.SOAPTrainer.identity.fget(SimpleNamespace(config=config, world_size=2))
+    save_dataset(tmp_path / "soap_dataset", {"train": rows(3), "validation": rows(4)[3:]})
+
+    def identity(**changes) -> dict[str, str]:
+        source = {"name_or_path": tmp_path / "soap_dataset", "split": "train"}
+        settings = {
+            "model": {"name_or_path": "model", "peft_config": {"peft_type": "Lora", "r": 8}},
+            "tokenizer": {"name_or_path": "model"},
+            "data": {"type": "soap", "sources": [source], "cache_dir": tmp_path},
+            "optimizer": {"learning_rate": 1e-3},
+            "scheduler": {"name": "cosine", "warmup_ratio": 0.1},
+            "deepspeed": {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0},
+            **{"epochs": 1, "train_iters": 0, "min_iterations": 0, "gradient_accumulation_steps": 1, "seed": 1},
+            "world_size": 2,
+        }
+        for name, value in changes.items():
+            place = settings
+            *parents, last = (int(part) if part.isdigit() else part for part in name.split("__"))
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        kinds = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": train_module.SOAPDataConfig}
+        kinds |= {"optimizer": OptimizerConfig, "scheduler": HFSchedulerConfig}
+        config = SimpleNamespace(**settings | {part: kind(**settings[part]) for part, kind in kinds.items()})
+        return train_module.SOAPTrainer.identity.fget(SimpleNamespace(config=config))
+
+    return identity
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
-    [({"learning_rate": 2e-3}, "optimizer.learning_rate"), ({"warmup_ratio": 0.2}, "scheduler.warmup_ratio")],
+    ("setting", "value", "key"),
+    [
+        ("optimizer__learning_rate", 2e-3, "optimizer.learning_rate"),
+        ("scheduler__warmup_ratio", 0.2, "scheduler.warmup_ratio"),
+        ("model__peft_config__r", 16, "model.peft_config.r"),
+        ("tokenizer__name_or_path", "another", "tokenizer.name_or_path"),
+        ("data__sources__0__sample_count", 2, "data.sources.0.sample_count"),
+        ("data__sources__0__sample_ratio", 0.5, "data.sources.0.sample_ratio"),
+        ("data__sources__0__sample_seed", 7, "data.sources.0.sample_seed"),
+        ("data__best_fit_packing", True, "data.best_fit_packing"),
+        ("data__pack_samples", True, "data.pack_samples"),
+        ("data__max_length", 512, "data.max_length"),
+        ("data__seed", 7, "data.seed"),
+        ("deepspeed__zero_optimization", {"stage": 3}, "ZeRO stage"),
+        ("deepspeed__gradient_clipping", 0.5, "gradient_clipping"),
+        ("gradient_accumulation_steps", 2, "gradient_accumulation_steps"),
+        ("world_size", 1, "world_size"),
+    ],
 )
-def test_a_changed_setting_is_named(train_module, change, key):
-    before, after = identity(train_module), identity(train_module, **change)
-    assert {name for name in before if before[name] != after[name]} == {key}
+def test_a_setting_that_a_run_cannot_change_on_its_way_is_named(identity, setting, value, key):
+    before, after = identity(), identity(**{setting: value})
+    assert [name for name in before | after if before.get(name) != after.get(name)] == [key]
 
 
-def test_all_processes_of_a_run_agree_on_what_it_is(train_module, monkeypatch):
-    first = identity(train_module)
+def test_other_rows_are_another_run(identity, tmp_path):
+    before = identity()
+    shutil.rmtree(tmp_path / "soap_dataset")
+    save_dataset(tmp_path / "soap_dataset", {"train": rows(4)[1:]})
+    after = identity()
+    assert [name for name in before if before[name] != after[name]] == ["rows"]
+
+
+def test_a_run_may_go_on_with_settings_of_speed_memory_and_places(identity, tmp_path):
+    changes = {"model__disable_activation_checkpoint": True, "model__attn_implementation": "eager"}
+    changes |= {"data__num_proc": 2, "data__dl_num_workers": 0, "data__cache_dir": tmp_path / "elsewhere"}
+    changes |= {"data__eval_sources": [{"name_or_path": tmp_path / "soap_dataset", "split": "validation"}]}
+    assert identity(**changes) == identity()
+
+
+def test_all_processes_of_a_run_agree_on_what_it_is(identity, monkeypatch):
+    first = identity()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert identity(train_module) == first
+    assert identity() == first
 
 
 # --- runs of arctic_training -----------------------------------------------------------------------------------------
@@ -445,18 +539,95 @@ def test_a_taken_port_is_told_with_the_option_that_names_another(train_module):
     assert "--master_port" in remedy
 
 
-def test_the_workers_that_load_packs_live_as_long_as_the_run(train_module):
-    from datasets import Dataset
+OUT_OF_MEMORY = """
+import torch
+from training.errors import tell_in_one_line
+tell_in_one_line()
+raise torch.OutOfMemoryError("no room")
+"""
 
-    data = SimpleNamespace(dl_num_workers=1, pad_to="div_length", div_length=1, world_size=1, global_rank=0)
-    trainer = SimpleNamespace(config=SimpleNamespace(micro_batch_size=1), tokenizer=SimpleNamespace(pad_token_id=0))
-    factory = train_module.SOAPDataFactory(trainer, data)
-    loader = factory.create_dataloader(Dataset.from_list([{"input_ids": [7], "labels": [7]}] * 3))
-    workers = []
+
+@pytest.mark.parametrize(("rank", "who"), [("0", ""), ("1", " (process 1)")])
+def test_an_error_that_one_process_meets_alone_is_told(rank, who):
+    environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank}
+    command = [sys.executable, "-c", OUT_OF_MEMORY]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    line = f"error: out of memory (no room){who}: lower `data.max_length` in the YAML"
+    assert done.stderr.splitlines() == ["", line]
+
+
+@pytest.mark.parametrize(("local_rank", "told"), [("0", 1), ("1", 0)])
+def test_an_error_that_all_processes_of_a_machine_meet_is_told_once(monkeypatch, capsys, local_rank, told):
+    from training.errors import fail
+
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(SystemExit):
+        fail("no dataset", "make one")
+    assert capsys.readouterr().err.count("error: no dataset (process 2): make one") == told
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "remedy"),
+    [
+        ("micro_batch_size", 2, "raise `gradient_accumulation_steps`"),
+        ("sequence_parallel_size", 2, "lower `data.max_length`"),
+        ("overfit_first_batch", True, "set `sample_count`"),
+        ("wandb", {"enable": True}, "`train_log_metrics_path` gets"),
+    ],
+)
+def test_a_setting_that_this_trainer_leaves_out_is_refused_with_what_to_do_instead(
+    train_module, model_path, tmp_path, setting, value, remedy
+):
+    from pydantic import ValidationError
+
+    from training.errors import explain
+
+    data = {"type": "soap", "sources": [], "cache_dir": tmp_path, "best_fit_packing": True}
+    with pytest.raises(ValidationError) as caught:
+        train_module.SOAPTrainerConfig(type="soap", model={"name_or_path": model_path}, data=data, **{setting: value})
+    problem, _ = explain(caught.value)
+    assert problem.startswith(f"{setting}: ") and remedy in problem
+
+
+@pytest.fixture
+def resume_engine(train_module, monkeypatch, tmp_path):
+    """A resume engine of a run at its second step, whose model saves nothing."""
+    from training import checkpoints
+
+    monkeypatch.setattr(checkpoints.dist, "barrier", lambda: None)
+    config = SimpleNamespace(model=SimpleNamespace(peft_config=None))
+    trainer = SimpleNamespace(config=config, global_rank=0, epoch_idx=0, global_step=2, wandb_run_id=None)
+    trainer.identity, trainer.device = {"seed": "1"}, train_module.torch.device("cpu")
+    engine = checkpoints.ResumeEngine(trainer, SimpleNamespace(output_dir=tmp_path))
+    model = SimpleNamespace(save_checkpoint=lambda folder, tag, **_: (folder / tag).mkdir(exist_ok=True))
+    return SimpleNamespace(engine=engine, save=lambda: engine.save(model), folder=tmp_path)
+
+
+def test_a_resume_state_is_complete_in_one_step(resume_engine, monkeypatch):
+    def write_half(path: Path, text: str) -> None:
+        path.write_bytes(text.encode()[:5])
+        raise OSError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_half)
+        with pytest.raises(OSError, match="killed here"):
+            resume_engine.save()
+    assert resume_engine.engine.newest is None
+    resume_engine.save()
+    assert resume_engine.engine.newest == resume_engine.folder / "epoch_0_global_step_2"
+    assert [path.name for path in resume_engine.engine.newest.iterdir()] == ["complete.json"]
+
+
+def test_each_of_two_exports_that_are_due_at_one_step_is_written(train_module, monkeypatch):
+    saved = []
+    monkeypatch.setattr(train_module.ExportEngine, "save", lambda self, _: saved.append(self.config))
+    engines = [train_module.ExportEngine(None, number) for number in range(2)]
+    trainer = SimpleNamespace(checkpoint_engines=engines, saved_at={}, global_step=4, model=None, _due=lambda _: True)
     for _ in range(2):
-        assert [batch["input_ids"].tolist() for batch in loader] == [[[7]]] * 3
-        workers.append([worker.pid for worker in loader._iterator._workers])
-    assert workers[0] == workers[1]
+        train_module.SOAPTrainer.checkpoint.__wrapped__(trainer)
+    assert saved == [0, 1]
 
 
 @pytest.mark.slow
@@ -546,6 +717,15 @@ def test_an_adapter_run_goes_on_after_a_kill_and_leaves_an_adapter_that_peft_loa
     adapted = PeftModel.from_pretrained(load_model(model_path), workplace / "adapter" / "global_step_13")
     moved = [parameter.abs().max().item() for name, parameter in adapted.named_parameters() if "lora_B" in name]
     assert len(moved) == 6 and min(moved) > 0
+
+
+@pytest.mark.slow
+def test_a_model_in_bfloat16_learns_without_zero_with_the_optimizer_on_the_cpu(workplace, model_path):
+    model = {"name_or_path": str(model_path), "dtype": "bf16", "attn_implementation": "sdpa"}
+    status, output = run(write_config(workplace, model_path, "half-precision", model=model))
+    assert status == 0, output[-3000:]
+    steps = losses(read_log(workplace / "half-precision"))
+    assert steps[13] < 0.7 * steps[1]
 
 
 @pytest.mark.slow

@@ -59,16 +59,21 @@ def _varlen_attention(
     scaling: float | None = None,
     cu_seq_lens_q: "torch.Tensor | None" = None,
     max_length_q: int | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs: object,
 ) -> tuple["torch.Tensor", None]:
     """transformers' attention interface: query (1, heads, tokens, head_dim), key and value with fewer heads (GQA).
 
     Returns (1, tokens, heads, head_dim). Bounds come from `sample_bounds`, by the names FlashAttention kwargs have.
+    `sliding_window` is how many tokens one attends to, itself among them. Raises ValueError for a soft cap.
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    if softcap is not None:
+        raise ValueError("varlen cannot cap attention as this model does; set `model.attn_implementation: eager`")
     query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     bounds, longest = cu_seq_lens_q, max_length_q
-    causal = (-1, 0)
-    output = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=causal)
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)  # tokens before and after
+    output = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window)
     return output.unsqueeze(0), None

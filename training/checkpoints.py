@@ -14,6 +14,19 @@ from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
 from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
 
 COMPLETE = "complete.json"  # written last into a resume state; holds what the state may be resumed with
+# Settings that may change when a run goes on: of speed, memory, places, and of validation.
+WITHOUT_EFFECT = {
+    *("attn_implementation", "disable_activation_checkpoint", "eval_sources", "num_proc", "dl_num_workers"),
+    *("cache_dir", "cache_fs_type", "use_data_cache", "cache_processed_data", "fail_on_missing_cache"),
+}
+
+
+def named_leaves(value: object, name: str = "") -> dict[str, str]:
+    """What nested dicts and lists hold, as text, by dotted names as in `sources.0.split`."""
+    if not isinstance(value, dict | list):
+        return {name: str(value)}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {leaf: text for key, part in pairs for leaf, text in named_leaves(part, f"{name}.{key}".strip(".")).items()}
 
 
 class ExportEngine(HFCheckpointEngine):
@@ -73,7 +86,9 @@ class ResumeEngine(DSCheckpointEngine):
         dist.barrier()
         if self.global_rank == 0:
             state = self.checkpoint_dir / self.checkpoint_tag
-            (state / COMPLETE).write_text(json.dumps(self.trainer.identity, indent=2, default=str))
+            draft = state / f"{COMPLETE}.new"
+            draft.write_text(json.dumps(self.trainer.identity, indent=2))
+            draft.rename(state / COMPLETE)
             if previous not in (None, state):
                 shutil.rmtree(previous)
         dist.barrier()
@@ -112,14 +127,14 @@ class ResumeEngine(DSCheckpointEngine):
             saved = json.loads((state / COMPLETE).read_text())
         except ValueError as error:
             self._fail_damaged(state, error)
-        now = json.loads(json.dumps(self.trainer.identity, default=str))
-        changed = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+        now = self.trainer.identity
+        changed = [key for key in [*now, *saved] if saved.get(key) != now.get(key)]
         if changed:
-            key = changed[0]
+            was, is_now = (settings.get(changed[0], "not set") for settings in (saved, now))
             self.trainer.fail(
-                f"{state.parent} holds an unfinished run with another {key} ({saved.get(key)}, now {now.get(key)})",
+                f"{state.parent} holds an unfinished run with another {changed[0]} ({was}, now {is_now})",
                 "remove that folder to start anew, or undo the change to go on",
             )
 
     def _fail_damaged(self, state: Path, error: Exception) -> NoReturn:
-        self.trainer.fail(f"{state} is damaged ({error})", f"remove {state.parent} to start anew")
+        self.trainer.fail(f"{state} is damaged ({error})", f"remove {state.parent} to start anew", alone=True)

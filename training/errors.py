@@ -17,10 +17,15 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 
-def fail(problem: str, remedy: str) -> NoReturn:
-    """End the run with one line for the user. Every process of a run meets the same problem; the first one tells it."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print("error:", *f"{problem.rstrip('.')}: {remedy}".split(), file=sys.stderr, flush=True)
+def fail(problem: str, remedy: str, alone: bool = False) -> NoReturn:
+    """End the run with one line for the user.
+
+    A machine's first process tells it for all of them, but for what a process may have met `alone`.
+    """
+    if alone or os.environ.get("LOCAL_RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f" (process {rank})"
+        print("error:", *f"{problem.rstrip('.')}{where}: {remedy}".split(), file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
@@ -62,7 +67,7 @@ def tell_in_one_line() -> None:
         if explanation:
             sys.stderr = sys.__stderr__  # torch.distributed collects what a hook prints, and SystemExit would lose it
             print(file=sys.stderr)  # below a progress bar
-            fail(*explanation)
+            fail(*explanation, alone=True)
         show(kind, error, traceback)
 
     sys.excepthook = hook

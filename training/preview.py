@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from prompts import SECTIONS, training_messages
 
@@ -18,9 +18,12 @@ def show_example(row: dict[str, str]) -> None:
 
 def show_lengths(rows: list[dict[str, str]], model: str, max_length: int) -> None:
     """Token counts of all rows, and how many are longer than `max_length` and would be left out."""
-    from training.tokens import IGNORE_INDEX, encode_example, load_tokenizer
+    from training.tokens import IGNORE_INDEX, TemplateError, encode_example, load_tokenizer
 
-    tokenizer = load_tokenizer(model)
+    try:
+        tokenizer = load_tokenizer(model)
+    except TemplateError as error:
+        raise ValueError(f"{error}: give --model the folder or the hub's name of a model made for chats") from None
     examples = [
         encode_example(tokenizer, training_messages(row["dialogue"], {key: row[key] for key in SECTIONS}))
         for row in rows
@@ -40,12 +43,17 @@ def build_parser() -> argparse.ArgumentParser:
         prog="train.py",
         description="Show how a row of soap_dataset looks in training. Training itself: arctic_training <config>.yaml",
     )
+    parser.add_argument("config", nargs="?", type=refuse_config, help=argparse.SUPPRESS)
     parser.add_argument("--dataset_path", type=Path, default=Path("./soap_dataset"), help="default: %(default)s")
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--index", type=int, default=0, help="row to show (default: %(default)s)")
     parser.add_argument("--model", help="name or folder of a model, whose tokenizer counts the tokens")
     parser.add_argument("--max_length", type=int, default=8192, help="as in the YAML, tokens (default: %(default)s)")
     return parser
+
+
+def refuse_config(name: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(f"this shows an example; training itself is: arctic_training {name}")
 
 
 def load_split(path: Path, split: str) -> "Dataset":

@@ -15,17 +15,36 @@ IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default
 
 
 class TemplateError(ValueError):
-    """A tokenizer or chat template that cannot be trained on; the message says why."""
+    """A tokenizer or chat template that cannot be trained on, or not be had; the message says why."""
 
 
-def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+def model_files(model: str | Path) -> str:
+    """The folder of a model, or of what the hub has of it but for weights.
+
+    Raises ConnectionError at once where the hub cannot be reached: transformers tries for half a minute a file.
+    """
+    if Path(model).is_dir():
+        return str(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(str(model), allow_patterns=["*.json", "*.jinja", "*.txt", "*.model"])
+    except LocalEntryNotFoundError as error:
+        cause = type(error.__cause__ or error).__name__
+        raise ConnectionError(f"no such folder, and the model hub cannot be reached ({cause})") from None
+
+
+def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model, tried on a note. Raises TemplateError, which names the model."""
     from transformers import AutoTokenizer
 
     chat = training_messages("dialogue", dict.fromkeys(SECTIONS, "text"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model_files(model))
         encode_example(tokenizer, chat)
+    except ConnectionError as error:
+        raise TemplateError(f"{model}: {error}") from None
     except Exception as error:  # damaged or missing files make the libraries raise anything
         raise TemplateError(f"{model} has no tokenizer with a chat template to train on ({error})") from None
     return tokenizer
