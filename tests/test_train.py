@@ -44,10 +44,10 @@ def model_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def load_model(path: Path, attention: str = "sdpa", **config):
-    import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention, **config)
+    config = {"dtype": "float32"} | config
+    return AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, **config)
 
 
 def make_pack(train, model_path: Path, n: int = 3):
@@ -66,10 +66,8 @@ def make_pack(train, model_path: Path, n: int = 3):
 
 
 def soap_loss(train, model, batch: dict, attention: str = "sdpa"):
-    import torch
-
     config = SimpleNamespace(sequence_parallel_size=1, model=SimpleNamespace(attn_implementation=attention))
-    trainer = SimpleNamespace(config=config, device=torch.device("cpu"), model=model)
+    trainer = SimpleNamespace(config=config, device=model.device, model=model)
     return train.SOAPTrainer.loss.__wrapped__(trainer, dict(batch))
 
 
@@ -171,6 +169,27 @@ def test_a_model_that_caps_attention_is_told_which_attention_can(train_module):
     model = Gemma2ForCausalLM(Gemma2Config(**sizes, attn_implementation=train_module.attention.VARLEN))
     with pytest.raises(ValueError, match="attn_implementation: eager"):
         model(input_ids=train_module.torch.ones(1, 4, dtype=int))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_loss_and_gradients_are_as_near_to_float32_as_the_stock_ones_in_bfloat16(train_module, model_path):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    train_module.attention.register_varlen()
+    _, batch = make_pack(train_module, model_path)
+    stock_batch = {key: batch[key].cuda() for key in ("input_ids", "labels", "position_ids")}
+    model = load_model(model_path).cuda()
+    exact = gradients(model, exact_loss := model(**stock_batch, use_cache=False).loss)
+    model = load_model(model_path, dtype="bfloat16").cuda()
+    stock = gradients(model, stock_loss := model(**stock_batch, use_cache=False).loss)
+    model = load_model(model_path, train_module.attention.VARLEN, dtype="bfloat16").cuda()
+    ours = gradients(model, our_loss := soap_loss(train_module, model, batch, train_module.attention.VARLEN))
+    assert abs(our_loss - exact_loss) <= 2 * abs(stock_loss - exact_loss) + 1e-3 * exact_loss
+    for name, gradient in exact.items():
+        error, allowed = ((other[name].float() - gradient).norm() / gradient.norm() for other in (ours, stock))
+        assert error <= 2 * allowed + 0.01, name
 
 
 def test_sample_bounds_are_the_starts_and_the_end(train_module):
