@@ -558,22 +558,32 @@ def test_a_taken_port_is_told_with_the_option_that_names_another(train_module):
     assert "--master_port" in remedy
 
 
-OUT_OF_MEMORY = """
+MISTAKE = """
 import torch
+from arctic_training.exceptions import RegistryError
 from training.errors import tell_in_one_line
 tell_in_one_line()
-raise torch.OutOfMemoryError("no room")
+raise {}
 """
+NO_ROOM = 'torch.OutOfMemoryError("no room")'
+NO_TYPE = 'RegistryError("no type. Ensure that it is there: soap")'  # as each process reads in the YAML
 
 
-@pytest.mark.parametrize(("rank", "who"), [("0", ""), ("1", " (process 1)")])
-def test_an_error_that_one_process_meets_alone_is_told(rank, who):
+@pytest.mark.parametrize(
+    ("error", "rank", "lines"),
+    [
+        (NO_ROOM, "0", ["", "error: out of memory (no room): lower `data.max_length` in the YAML"]),
+        (NO_ROOM, "1", ["", "error: out of memory (no room) (process 1): lower `data.max_length` in the YAML"]),
+        (NO_TYPE, "0", ["", "error: no type (there are soap): correct the YAML"]),
+        (NO_TYPE, "1", [""]),
+    ],
+)
+def test_an_error_that_one_process_meets_alone_is_told_by_it_and_a_common_one_once(error, rank, lines):
     environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank}
-    command = [sys.executable, "-c", OUT_OF_MEMORY]
+    command = [sys.executable, "-c", MISTAKE.format(error)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    line = f"error: out of memory (no room){who}: lower `data.max_length` in the YAML"
-    assert done.stderr.splitlines() == ["", line]
+    assert done.stderr.splitlines() == lines
 
 
 @pytest.mark.parametrize(("local_rank", "told"), [("0", 1), ("1", 0)])

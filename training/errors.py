@@ -67,7 +67,7 @@ def tell_in_one_line() -> None:
         if explanation:
             sys.stderr = sys.__stderr__  # torch.distributed collects what a hook prints, and SystemExit would lose it
             print(file=sys.stderr)  # below a progress bar
-            fail(*explanation, alone=True)
+            fail(*explanation, alone=not isinstance(error, ValidationError | RegistryError))  # all read one YAML
         show(kind, error, traceback)
 
     sys.excepthook = hook
