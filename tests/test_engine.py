@@ -216,29 +216,37 @@ def test_when_the_parent_is_killed_the_engine_and_all_it_started_are_gone(spread
     assert not [path for path in shared if path.exists()]
 
 
-@pytest.mark.parametrize("patience", [30, 0.5])
-def test_what_tidies_up_after_the_killed_is_given_time_and_no_more(patience: float) -> None:
-    """A process tree as vLLM's, whose tracker is kept from its end: here by a writer beyond the group."""
+def test_the_end_of_a_group_takes_the_memory_that_it_shared_and_no_file_that_it_only_reads() -> None:
+    """A process tree as vLLM's: memory and a semaphore of Python's, memory of C++ code, and weights kept in memory."""
     code = """
-        import subprocess, sys
-        from multiprocessing import resource_tracker, shared_memory
+        import mmap, multiprocessing, os, subprocess, sys
+        from multiprocessing import shared_memory
         memory = shared_memory.SharedMemory(create=True, size=1000)
-        hold = [resource_tracker._resource_tracker._fd] if sys.argv[1] == "held" else []
-        subprocess.Popen(["sleep", "60"], pass_fds=hold, start_new_session=bool(hold))
-        print(memory.name, flush=True)
+        lock = multiprocessing.get_context("spawn").Lock()
+        name = f"/dev/shm/{os.getpid()}-cpp"
+        with open(name, "w+b") as file:
+            file.truncate(1000)
+            cpp = mmap.mmap(file.fileno(), 1000)
+        with open(sys.argv[1], "rb") as file:
+            weights = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        subprocess.Popen(["sleep", "60"])
+        print("/dev/shm/" + memory.name, "/dev/shm/sem." + lock._semlock.name[1:], name, flush=True)
         sys.stdin.read()
     """
-    held = patience < 1
-    command = [sys.executable, "-c", textwrap.dedent(code), "held" if held else "free"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as leader:
-        memory = Path("/dev/shm", leader.stdout.readline().strip())
-        assert memory.exists()
-        kill_group(leader.pid, patience)
-        assert not members(leader.pid)
-    assert memory.exists() == held
-    memory.unlink(missing_ok=True)
+    kept = Path(f"/dev/shm/{os.getpid()}-weights")
+    kept.write_bytes(b"weights")
+    try:
+        command = [sys.executable, "-c", textwrap.dedent(code), str(kept)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as leader:
+            shared = [Path(name) for name in leader.stdout.readline().split()]
+            assert [path.exists() for path in shared] == [True] * 3
+            kill_group(leader.pid)
+            assert not members(leader.pid)
+        assert [path.exists() for path in (*shared, kept)] == [False, False, False, True]
+    finally:
+        kept.unlink()
 
 
 def members(group: int) -> list[psutil.Process]:
