@@ -22,6 +22,7 @@ from evaluation.processes import kill_group
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # all files are local by now
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's own engine process would cost a second start
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads can hang
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # nvidia-smi's order
     "VLLM_HOST_IP": "127.0.0.1",  # vLLM would find out this machine's own address by way of 8.8.8.8, and listen there
 }

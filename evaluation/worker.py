@@ -28,9 +28,12 @@ def main() -> int:
     """Serve until stdin ends; 1 when the engine cannot start or breaks."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    spec = json.loads(sys.stdin.readline())
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
+    # A child made by fork closes sys.stdin, and would wait for ever for the lock that a thread reading from it holds.
+    sys.stdin = Path(os.devnull).open()  # noqa: SIM115
+    spec = json.loads(requests.readline())
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
+    threading.Thread(target=_read_lines, args=(requests, lines), daemon=True).start()
     try:
         _serve(spec, lines, replies)
     except Exception as error:
@@ -71,8 +74,8 @@ def merge(model: str, adapter: str, folder: str) -> str:
     return folder
 
 
-def _read_lines(lines: queue.SimpleQueue) -> None:
-    for line in sys.stdin:
+def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
+    for line in requests:
         lines.put(line)
     kill_group(os.getpgrp())
     os._exit(1)

@@ -117,6 +117,38 @@ def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_ada
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
 
 
+def test_an_engine_may_fork_while_requests_are_read() -> None:
+    code = """
+        import multiprocessing, time
+        from evaluation import worker
+
+        def serve(spec, lines, replies):
+            while lines.empty():  # the thread has read one request, and waits for the next
+                time.sleep(0.01)
+            time.sleep(0.1)
+            child = multiprocessing.get_context("fork").Process(target=print)
+            child.start()
+            child.join(timeout=5)
+            worker._send(replies, {"exitcode": child.exitcode})
+            child.kill()
+
+        worker._serve = serve
+        worker.main()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    ) as process:
+        process.stdin.write("{}\n{}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == '{"exitcode": 0}\n'
+
+
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Two replicas of the tiny model on vLLM."""
