@@ -17,7 +17,7 @@ from typing import Any
 
 import prompts
 from evaluation.errors import UserError
-from evaluation.processes import kill_group
+from evaluation.processes import kill_groups
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # all files are local by now
@@ -164,10 +164,12 @@ class Engine(LanguageModel):
             threading.Thread(target=_read_events, args=(process, log, self.report), daemon=True).start()
 
     def close(self) -> None:
-        """Kill the processes and all that they started; their memory is free afterwards."""
-        for process in self._processes:
-            kill_group(process.pid)
-            process.wait()
+        """Kill the processes and all that they started; their memory is free afterwards. A second call does nothing."""
+        ended, self._processes = self._processes, []  # later their numbers may be those of others
+        kill_groups(*(process.pid for process in ended))
+        for process in ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
 
     def _send(self, number: int, request: Request) -> None:
         line = {"id": number, "messages": request.messages, "sampling": request.sampling}
@@ -207,7 +209,10 @@ def _read_events(process: subprocess.Popen, log: Path, report: Callable[[dict[st
         if "failed" in event:
             event["failed"] += f" (log: {log})"
         report(event)
-    report({"failed": f"{_how_it_ended(process.wait())} (log: {log})"})
+    with contextlib.suppress(ChildProcessError):  # closed meanwhile
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # the number stays its own until `close`
+        status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        report({"failed": f"{_how_it_ended(status)} (log: {log})"})
 
 
 def _how_it_ended(status: int) -> str:

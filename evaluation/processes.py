@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -13,18 +14,20 @@ import psutil
 _SHARED = re.compile(r"^\S+ rw.s \S+ \S+ (\d+) +/dev/shm/[^/\n]+$", re.MULTILINE)
 
 
-def kill_group(group: int) -> None:
-    """SIGKILL every process of a group but the caller, wait until they are gone, and remove the memory they shared.
+def kill_groups(*groups: int, patience: float = 30.0) -> None:
+    """SIGKILL every process of the groups but the caller, wait until they are gone, and remove the memory they shared.
 
     Where vLLM spreads a model over GPUs that is hundreds of MB, and prompts among it. Its name outlives the killed:
-    Python's own resource tracker is killed with them, and does not know of what vLLM's C++ code shares.
+    Python's own resource tracker is killed with them, and does not know of what vLLM's C++ code shares. A process that
+    does not end, such as one that waits for a driver, is left behind after `patience` seconds.
     """
-    shared = _shared_memory(os.getpid()) if os.getpgrp() == group else set()
-    while rest := _others(group):
+    deadline = time.monotonic() + patience
+    shared = _shared_memory(os.getpid()) if os.getpgrp() in groups else set()
+    while (rest := _others(groups)) and time.monotonic() < deadline:
         for process in rest:
             shared |= _shared_memory(process.pid)
         for process in rest:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error, OSError):
                 process.kill()
         time.sleep(0.01)
     for path in Path("/dev/shm").iterdir() if shared else ():
@@ -33,12 +36,12 @@ def kill_group(group: int) -> None:
                 path.unlink()
 
 
-def _others(group: int) -> list[psutil.Process]:
-    """Processes of the group without the caller and without zombies, which hold nothing."""
+def _others(groups: Collection[int]) -> list[psutil.Process]:
+    """Processes of the groups without the caller and without zombies, which hold nothing."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            ours = os.getpgid(process.pid) == group and process.pid != os.getpid()
+        with contextlib.suppress(psutil.Error, OSError):
+            ours = os.getpgid(process.pid) in groups and process.pid != os.getpid()
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from evaluation.processes import kill_group
+from evaluation.processes import kill_groups
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -75,10 +75,12 @@ def merge(model: str, adapter: str, folder: str) -> str:
 
 
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
-    for line in requests:
-        lines.put(line)
-    kill_group(os.getpgrp())
-    os._exit(1)
+    try:
+        for line in requests:
+            lines.put(line)
+        kill_groups(os.getpgrp())
+    finally:
+        os._exit(1)
 
 
 def _send(replies: TextIO, message: dict[str, Any]) -> None:

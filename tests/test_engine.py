@@ -13,10 +13,11 @@ import pytest
 from conftest import LEARNED_NOTE, ROOT, rows
 
 import prompts
+from evaluation import engine as engine_module
 from evaluation import worker
 from evaluation.engine import Completion, Engine, EngineSpec, LanguageModel, Request
 from evaluation.errors import UserError
-from evaluation.processes import kill_group
+from evaluation.processes import kill_groups
 
 CPU_ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
 GREEDY = {"temperature": 0, "max_tokens": 200}
@@ -274,11 +275,55 @@ def test_the_end_of_a_group_takes_the_memory_that_it_shared_and_no_file_that_it_
         ) as leader:
             shared = [Path(name) for name in leader.stdout.readline().split()]
             assert [path.exists() for path in shared] == [True] * 3
-            kill_group(leader.pid)
+            kill_groups(leader.pid)
             assert not members(leader.pid)
         assert [path.exists() for path in (*shared, kept)] == [False, False, False, True]
     finally:
         kept.unlink()
+
+
+@pytest.mark.parametrize("error", [PermissionError(), psutil.AccessDenied()])
+def test_what_cannot_be_killed_is_left_after_a_while(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: psutil.Process) -> None:
+        raise error
+
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(psutil.Process, "kill", refuse)
+            kill_groups(process.pid, patience=0.2)
+        assert members(process.pid)
+        process.kill()
+
+
+def test_a_worker_ends_with_its_parent_even_where_the_rest_of_its_group_cannot_be_ended() -> None:
+    code = """
+        import os, time
+        from evaluation import worker
+
+        def refuse(*groups):
+            raise PermissionError
+
+        worker.kill_groups = refuse
+        worker._serve = lambda *_: time.sleep(60)
+        worker.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ended = subprocess.run(command, cwd=ROOT, input="{}\n", text=True, capture_output=True, timeout=20, check=False)
+    assert ended.returncode == 1
+
+
+def test_replicas_end_together_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sleeper").write_text("#!/bin/sh\nsleep 60\n")
+    (tmp_path / "sleeper").chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "sleeper"))
+    killed = []
+    monkeypatch.setattr(engine_module, "kill_groups", lambda *groups: (killed.append(groups), kill_groups(*groups)))
+    model = Engine("judge", EngineSpec(tmp_path, {}, {}), tmp_path / "log", devices=("", ""))
+    groups = tuple(process.pid for process in model._processes)
+    model.close()
+    model.close()
+    assert killed == [groups, ()]
+    assert not [pid for pid in groups if members(pid)]
 
 
 def members(group: int) -> list[psutil.Process]:

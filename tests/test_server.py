@@ -16,7 +16,7 @@ import eval
 import prompts
 from evaluation.engine import Request
 from evaluation.errors import UserError
-from evaluation.processes import kill_group
+from evaluation.processes import kill_groups
 from evaluation.server import Server, without_credentials
 from evaluation.worker import NO_FREE_WHITE_SPACE
 
@@ -215,7 +215,7 @@ class RealServer:
 
     def kill(self) -> None:
         if self.process:
-            kill_group(self.process.pid)
+            kill_groups(self.process.pid)
             self.process.wait()
             self.process = None
 
