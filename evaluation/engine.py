@@ -18,6 +18,7 @@ from typing import Any
 import prompts
 from evaluation.errors import UserError
 from evaluation.processes import kill_groups
+from evaluation.worker import explain_by_log
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # all files are local by now
@@ -159,9 +160,10 @@ class Engine(LanguageModel):
         devices = list(devices)
         settings = {"vllm_args": spec.vllm_args, "sampling": spec.sampling, "merged": bool(spec.merge_into)}
         super().__init__(name, window, settings | {"devices": devices})
+        begin = log.stat().st_size if log.exists() else 0
         self._processes = [_start(spec, device, log) for device in devices]
         for process in self._processes:
-            threading.Thread(target=_read_events, args=(process, log, self.report), daemon=True).start()
+            threading.Thread(target=_read_events, args=(process, log, begin, self.report), daemon=True).start()
 
     def close(self) -> None:
         """Kill the processes and all that they started; their memory is free afterwards. A second call does nothing."""
@@ -203,11 +205,12 @@ def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
     return process
 
 
-def _read_events(process: subprocess.Popen, log: Path, report: Callable[[dict[str, Any]], None]) -> None:
+def _read_events(process: subprocess.Popen, log: Path, begin: int, report: Callable[[dict[str, Any]], None]) -> None:
     for line in process.stdout:
         event = json.loads(line)
         if "failed" in event:
-            event["failed"] += f" (log: {log})"
+            written = log.read_bytes()[begin:].decode(errors="replace")
+            event["failed"] = f"{explain_by_log(event['failed'], written)} (log: {log})"
         report(event)
     with contextlib.suppress(ChildProcessError):  # closed meanwhile
         ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # the number stays its own until `close`

@@ -23,6 +23,11 @@ from evaluation.processes import kill_groups
 # Where the schema leaves white space free, a model can write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
 
+_NO_MEMORY = re.compile(
+    r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node"
+)
+_ADVICE = "free the GPU, or try a smaller --max_model_len, or change --gpu_memory_utilization"
+
 
 def main() -> int:
     """Serve until stdin ends; 1 when the engine cannot start or breaks."""
@@ -45,12 +50,15 @@ def main() -> int:
 def explain(error: BaseException) -> str:
     """One line for what stops an engine: the cause and what to try."""
     text = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError" or re.search(
-        r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node", text
-    ):
-        advice = "free the GPU, or try a smaller --max_model_len, or change --gpu_memory_utilization"
-        return f"not enough memory ({text[:160]}); {advice}"
+    if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
+        return f"not enough memory ({text[:160]}); {_ADVICE}"
     return f"{type(error).__name__}: {text[:300] or 'no message'}"
+
+
+def explain_by_log(failed: str, log: str) -> str:
+    """The same where the cause is a child's of vLLM's, which it leaves to the log: lines that this start wrote."""
+    cause = [line for line in log.splitlines() if _NO_MEMORY.search(line)] if "root cause" in failed else []
+    return f"not enough memory ({' '.join(cause[-1].split())[-160:]}); {_ADVICE}" if cause else failed
 
 
 def merge(model: str, adapter: str, folder: str) -> str:

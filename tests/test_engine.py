@@ -96,6 +96,16 @@ def test_what_stops_an_engine_is_explained_in_one_line(error: Exception, words: 
     assert "\n" not in line
 
 
+def test_memory_that_a_process_of_a_split_model_lacks_is_found_in_the_log() -> None:
+    failed = "Exception: WorkerProc initialization failed due to an exception in a background process. "
+    failed += "See stack trace for root cause."
+    log = "(Worker_TP1 pid=7) ERROR\n(Worker_TP1) torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2\n"
+    line = worker.explain_by_log(failed, log + "later lines\n")
+    assert "not enough memory" in line and "Tried to allocate 2)" in line and "--max_model_len" in line
+    assert worker.explain_by_log(failed, "nothing") == failed
+    assert worker.explain_by_log("KeyError: 'rope'", log) == "KeyError: 'rope'"
+
+
 def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_adapter: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
