@@ -23,7 +23,7 @@ import prompts
 from evaluation import inputs, models, placement
 from evaluation.errors import UserError
 from evaluation.pipeline import Pipeline
-from evaluation.runs import JUDGING, SCORING, Run, identify, open_run, run_path, targets, tell
+from evaluation.runs import SCORING, Run, open_runs, resolve, run_path, targets, tell
 from evaluation.server import without_credentials
 
 CONTROLS_HELP = (
@@ -92,17 +92,11 @@ def evaluate(args: argparse.Namespace) -> None:
     began = time.monotonic()
     rows, dataset_hash = inputs.load_rows(args.dataset_path, args.split, args.limit)
     labels = inputs.load_labels(args.human_labels) if args.human_labels else None
-    judge_model = None
-    if args.stage in JUDGING and not args.judge_api_base:
-        made_up = args.judge_engine_args.get("load_format") == "dummy"
-        judge_model = models.resolve_model(args.judge_model, not made_up, tell)
-    identity = identify(args, dataset_hash, len(rows), judge_model)
+    found, judge_model = resolve(args)
+    plan = make_plan(args, [model for model, _ in found if model], judge_model)
+    data = {"split": args.split, "n": len(rows), "dataset_hash": dataset_hash, "prompts_hash": prompts.prompts_hash()}
     with ExitStack() as stack:
-        runs = []
-        for name, lora_path in targets(args):
-            runs.append(open_run(args, name, lora_path, identity))
-            stack.enter_context(runs[-1].folder)
-        plan = make_plan(args, [run.model for run in runs if run.model], judge_model)
+        runs = open_runs(args, found, judge_model, data, stack)
         Pipeline(args, runs, rows, plan, judge_model, stack).run()
         for run in runs:
             if args.stage != "report":
@@ -221,6 +215,8 @@ def check(args: argparse.Namespace) -> None:
     folders = [run_path(args, *target) for target in targets(args)]
     if len(set(folders)) < len(folders):
         raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
+    if args.human_labels and len(folders) > 1:
+        raise UserError("--human_labels are verdicts on one run's notes; evaluate each model by itself")
     if args.lora_path and args.api_base:
         raise UserError(
             "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"

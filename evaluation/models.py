@@ -48,13 +48,7 @@ def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], No
 
     `need_weights` is False for engines that make their weights up; `tell` takes lines for the user. Raises UserError.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        path = _newest_step(path, "config.json", "model", need_weights, tell)
-    elif path.exists():
-        raise UserError(f"{name} is a file: give the folder of a model")
-    else:
-        path = _from_hub(name, need_weights)
+    path = find_model(name, need_weights, tell) or _from_hub(name, need_weights)
     config = _read_json(path / "config.json")
     _check_chat(path)
     weights = _weight_files(path, "model") if need_weights else []
@@ -62,15 +56,39 @@ def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], No
     return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", weights))
 
 
+def find_model(name: str, need_weights: bool, tell: Callable[[str], None]) -> Path | None:
+    """The complete checkpoint here behind `name`, or None for a name that only the hub can have. Raises UserError."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        path = _newest_step(path, "config.json", "model", need_weights, tell)
+        if need_weights:
+            _weight_files(path, "model")
+        return path
+    if path.exists():
+        raise UserError(f"{name} is a file: give the folder of a model")
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: no such folder; train first, or correct the path")
+    return None
+
+
+def find_adapter(name: str, tell: Callable[[str], None]) -> Path:
+    """The complete adapter behind `name`. Raises UserError."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"--lora_path {name}: no such folder; train first, or give the folder that holds adapter_config.json"
+        )
+    path = _newest_step(path, "adapter_config.json", "adapter_model", True, tell)
+    _weight_files(path, "adapter_model")
+    return path
+
+
 def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print) -> Adapter:
     """The LoRA adapter in folder `name` (or its newest complete global_step_N), checked against `model`.
 
     `tell` takes lines for the user. Raises UserError.
     """
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        raise UserError(f"--lora_path {name}: no such folder; give the folder that holds adapter_config.json")
-    path = _newest_step(path, "adapter_config.json", "adapter_model", True, tell)
+    path = find_adapter(name, tell)
     config = _read_json(path / "adapter_config.json")
     where = path / "adapter_config.json"
     if config.get("peft_type") != "LORA":

@@ -151,19 +151,14 @@ class RunFolder:
             raise UserError(f"{path} is of another version (format {found}, not {FORMAT}); choose another --output_dir")
         return manifest
 
-    def begin(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:
-        """Start or go on with the run that `identity` describes, and return its manifest.
+    def compare(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:
+        """The manifest of the run that `identity` describes, new or as it goes on; nothing is changed on the disk.
 
         `identity` holds the parts that this call knows of "data", "generate" and "judge": each a flat dict of what
         determines the records. `overwrite` names the stage that starts anew. Raises UserError with the first
         difference from what the folder was made with.
         """
-        if overwrite:
-            for name in _STAGE_FILES[overwrite]:
-                (self.path / name).unlink(missing_ok=True)
-            if overwrite == "generate":
-                (self.path / "manifest.json").unlink(missing_ok=True)
-        manifest = self.read_manifest() or {
+        manifest = (None if overwrite == "generate" else self.read_manifest()) or {
             "format": FORMAT,
             "identity": {},
             "timings_s": {},
@@ -182,6 +177,13 @@ class RunFolder:
                         "choose another --output_dir, or add --overwrite to replace it"
                     )
         known.update(identity)
+        return manifest
+
+    def begin(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:
+        """Start or go on with the run that `identity` describes: `compare`, delete what starts anew, write."""
+        manifest = self.compare(identity, overwrite)
+        for name in _STAGE_FILES[overwrite] if overwrite else ():
+            (self.path / name).unlink(missing_ok=True)
         self.write_manifest(manifest)
         return manifest
 

@@ -16,7 +16,8 @@ from conftest import AS_SAVED, LEARNED_NOTE, ROOT, FakeModel, rows
 
 import eval
 import prompts
-from evaluation import pipeline, store
+from evaluation import models, pipeline, store
+from evaluation.errors import UserError
 from evaluation.placement import Placement, Plan
 
 INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # dialogues whose notes and verdicts are special
@@ -244,6 +245,54 @@ def test_overwrite_replaces_the_run(harness: Harness) -> None:
     assert harness.run("--judge_controls", "0", "--overwrite") == 0
     assert len(harness.records("predictions")) == 6
     assert len(harness.records("judgements")) == 24
+
+
+def test_overwrite_deletes_nothing_where_another_run_of_the_call_is_refused(
+    harness: Harness, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    assert harness.run() == 0
+    (harness.folder / "two" / "manifest.json").write_text("{")
+    before = {path: path.read_bytes() for path in harness.folder.glob("*/*")}
+    assert harness.run("--overwrite", "--stage", "judge") == 2
+    assert eval.main(["nobody/nothing?", *harness.argv, "--overwrite"]) == 2
+
+    def refuse(*_: object) -> None:
+        raise UserError("does not fit")
+
+    monkeypatch.setattr(eval, "make_plan", refuse)
+    assert harness.run("--overwrite") == 2
+    assert {path: path.read_bytes() for path in harness.folder.glob("*/*")} == before
+
+
+def test_what_is_here_is_checked_before_anything_is_downloaded(
+    harness: Harness, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def from_hub(name: str, need_weights: bool) -> Path:
+        asked.append(name)
+        raise UserError("downloaded")
+
+    monkeypatch.setattr(models, "_from_hub", from_hub)
+    broken = Path(shutil.copytree(tiny_adapter, tmp_path / "broken"))
+    (broken / "adapter_model.safetensors").unlink()
+    data = harness.argv[3:]
+    for call in (["./nothing"], ["a/model", "../nothing"], ["a/model", "--lora_path", str(broken)]):
+        assert eval.main([*call, "--judge_model", "a/judge", *data]) == 2
+        assert "downloaded" not in capsys.readouterr().err
+    assert eval.main(["a/model", "--judge_model", "/nothing", *data]) == 2
+    assert asked == []
+    assert eval.main(["a/model", "--judge_model", "a/judge", *data]) == 2
+    assert asked == ["a/model"]
+
+
+def test_judging_without_all_notes_is_refused_before_an_engine_starts(
+    harness: Harness, capsys: pytest.CaptureFixture
+) -> None:
+    assert harness.run("--stage", "judge") == 2
+    assert "has 0 notes on 6 dialogues" in capsys.readouterr().err
+    assert harness.judges == []
 
 
 def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_overwrite_starts_a_stage_anew_and_all_that_follows_it(tmp_path: Path, s
         assert not folder.judgements.path.exists()
 
 
+def test_overwrite_deletes_nothing_where_the_call_is_refused(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.begin(DATA | {"judge": {"judge_model": "j"}}, overwrite=None)
+        folder.predictions.append(dict.fromkeys(folder.predictions._keys, 0))
+        folder.judgements.append(dict.fromkeys(folder.judgements._keys, 0))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = {"data": DATA["data"] | {"n": 2}, "judge": {"judge_model": "other"}}
+    with RunFolder(tmp_path) as folder, pytest.raises(UserError, match="n = 3, not 2"):
+        folder.begin(other, overwrite="judge")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_two_runs_at_once_into_one_folder_are_refused(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from evaluation.store import RunFolder; RunFolder(Path({str(tmp_path)!r}))"
     with RunFolder(tmp_path):
