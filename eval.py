@@ -118,7 +118,7 @@ def make_plan(
     needs = []
     for group in (generators, [judge_model] if judge_model else []):
         model = max(group, key=lambda model: model.weight_bytes, default=None)
-        length = min((models.context_length(args.max_model_len, model) for model in group), default=0)
+        length = max((models.context_length(args.max_model_len, model) for model in group), default=0)
         needs.append(model and placement.need(model.name, model.config, model.weight_bytes, length))
     plan = placement.place(placement.find_gpus(), *needs, args.gpu_memory_utilization, placement.free_ram())
     tell(plan.words)

@@ -107,7 +107,8 @@ def start_generator(args: argparse.Namespace, run: Run, place: placement.Placeme
     sampling = {"temperature": 0, "max_tokens": args.max_new_tokens, **args.sampling_args}
     if args.api_base:
         return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
-    vllm_args, merge_into = {**place.vllm_args, **args.engine_args}, None
+    length = run.manifest["identity"]["generate"]["max_model_len"]  # its own: `place` is for all models of the call
+    vllm_args, merge_into = {**place.vllm_args, "max_model_len": length, **args.engine_args}, None
     if run.adapter and vllm_args.get("enable_lora"):
         vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
     elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU

@@ -127,11 +127,13 @@ def identify(
         identity["generate"] = {
             "model": model.fingerprint if model else f"served as {name}",
             "adapter": adapter and adapter.fingerprint,
-            **settings(args, "max_new_tokens", "max_model_len", "engine_args", "sampling_args"),
+            "max_model_len": model and models.context_length(args.max_model_len, model),
+            **settings(args, "max_new_tokens", "engine_args", "sampling_args"),
         }
     if args.stage in JUDGING:
         identity["judge"] = {
             "judge_model": judge_model.fingerprint if judge_model else f"served as {args.judge_model}",
+            "max_model_len": judge_model and models.context_length(args.max_model_len, judge_model),
             **settings(args, "judge_controls", "attacks", "judge_engine_args", "judge_sampling_args"),
         }
     return identity

@@ -17,13 +17,19 @@ from typing import Any
 from evaluation.errors import UserError
 from evaluation.placement import find_gpus
 
-FORMAT = 1  # of the manifest and the records; a folder of another format is refused
+FORMAT = 2  # of the manifest and the records; a folder of another format is refused
 
 DAMAGED = "restore the file, or start anew with --overwrite"
 _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
     "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
     "judge": ("judgements.jsonl", "results.json", "report.html"),
     "report": ("results.json", "report.html"),
+}
+
+_WAYS_OUT = {  # of a run that differs in this part
+    "data": "--overwrite to replace it",
+    "generate": "--stage judge to judge the notes that are there, or --overwrite to replace them",
+    "judge": "--stage judge --overwrite to replace its verdicts",
 }
 
 
@@ -156,7 +162,7 @@ class RunFolder:
 
         `identity` holds the parts that this call knows of "data", "generate" and "judge": each a flat dict of what
         determines the records. `overwrite` names the stage that starts anew. Raises UserError with the first
-        difference from what the folder was made with.
+        difference from what the records in the folder were made with; where a part has none, nothing can differ.
         """
         manifest = (None if overwrite == "generate" else self.read_manifest()) or {
             "format": FORMAT,
@@ -168,13 +174,16 @@ class RunFolder:
         known = manifest["identity"]
         if overwrite:
             known.pop(overwrite, None)
+        notes = overwrite != "generate" and any(True for _ in self.predictions)
+        verdicts = overwrite not in ("generate", "judge") and any(True for _ in self.judgements)
+        recorded = {"data": notes or verdicts, "generate": notes, "judge": verdicts}
         for part, values in identity.items():
             for key, value in values.items():
                 old = known.get(part, values).get(key)
-                if old != value:
+                if old != value and recorded[part]:
                     raise UserError(
                         f"{self.path} holds a run with {key} = {_brief(old)}, not {_brief(value)}; "
-                        "choose another --output_dir, or add --overwrite to replace it"
+                        f"choose another --output_dir, or add {_WAYS_OUT[part]}"
                     )
         known.update(identity)
         return manifest

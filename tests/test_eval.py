@@ -51,6 +51,9 @@ def judge(messages: prompts.Messages, attempt: int) -> str:
     return json.dumps({"reason": f"{k} {case['section']}", "verdict": verdict})
 
 
+start_generator = pipeline.start_generator  # which the harness replaces
+
+
 class Harness:
     """eval.main with fake models in place of engines; `argv` is a run over the six dialogues of `tiny_dataset`."""
 
@@ -293,6 +296,37 @@ def test_judging_without_all_notes_is_refused_before_an_engine_starts(
     assert harness.run("--stage", "judge") == 2
     assert "has 0 notes on 6 dialogues" in capsys.readouterr().err
     assert harness.judges == []
+
+
+def test_the_advice_to_take_a_smaller_length_can_be_followed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("the judge stopped: not enough memory; try a smaller --max_model_len")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "start_judge", refuse)
+        assert harness.run() == 2
+    notes = harness.records("predictions")
+    assert harness.run("--max_model_len", "2048") == 2
+    assert "--stage judge to judge the notes that are there" in capsys.readouterr().err
+    assert harness.run("--max_model_len", "2048", "--stage", "judge") == 0
+    assert harness.records("predictions") == notes
+    manifest = json.loads((harness.folder / "manifest.json").read_text())
+    assert [manifest["identity"][part]["max_model_len"] for part in ("generate", "judge")] == [4096, 2048]
+
+
+def test_each_model_of_a_call_keeps_its_own_length(
+    harness: Harness, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    config = tmp_path / "models" / "two" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 2048}))
+    specs = []
+    monkeypatch.setattr(pipeline, "Engine", lambda name, spec, *_: specs.append(spec) or FakeModel(write))
+    monkeypatch.setattr(pipeline, "start_generator", start_generator)
+    assert harness.run() == 0
+    assert [spec.vllm_args["max_model_len"] for spec in specs] == [4096, 2048]
 
 
 def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_path: Path) -> None:
