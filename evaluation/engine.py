@@ -78,7 +78,8 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop; nothing is left running afterwards."""
+        """Stop; nothing is left running afterwards, and a `complete` that still waits ends."""
+        self.report({"failed": "it was closed"})
 
     @abstractmethod
     def _send(self, number: int, request: Request) -> None:
@@ -98,10 +99,14 @@ class LanguageModel(ABC):
         """From the first request, or from being ready if that came later, until the last answer."""
         return round(max(0.0, self._last_answer - max(self._ready, self._first_request or self._started)), 2)
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Send `requests` and yield their answers; `submit` may add more on the way. Raises UserError."""
+    def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """Send `requests` and yield their answers; `submit` may add more on the way. Raises UserError.
+
+        A None among the requests says that there is none at the moment: answers that are here are yielded meanwhile.
+        """
         for request in requests:
-            self.submit(request)
+            if request:
+                self.submit(request)
             while (done := self._next(wait=self.in_flight >= self.window)) is not None:
                 yield done
         while self.in_flight:
@@ -172,6 +177,7 @@ class Engine(LanguageModel):
         for process in ended:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
+        super().close()
 
     def _send(self, number: int, request: Request) -> None:
         line = {"id": number, "messages": request.messages, "sampling": request.sampling}

@@ -13,7 +13,7 @@ from evaluation import judge, models, placement
 from evaluation.engine import Engine, EngineSpec, LanguageModel
 from evaluation.runs import JUDGING, WRITING, Run, describe, tell
 from evaluation.server import Server
-from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
+from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_beside, write_notes
 from evaluation.store import describe_machine
 
 
@@ -73,14 +73,17 @@ class Pipeline:
             run.merged.mkdir()
             self.stack.callback(shutil.rmtree, run.merged, ignore_errors=True)
         generator = self.stack.enter_context(start_generator(self.args, run, self.plan.generator))
+        notes = progress(write_notes(generator, self.rows, done, predictions), "notes", len(self.rows), len(done))
         if self.together:
             self._get_judge()
-        return itertools.chain(on_disk, self._write(k, generator, done))
+            thread, notes = write_beside(notes, predictions, len(written))
+            self.stack.callback(thread.join, 10)
+            self.stack.callback(generator.close)  # comes first, and ends what the thread waits for
+        return itertools.chain(on_disk, self._write(k, generator, notes))
 
-    def _write(self, k: int, generator: LanguageModel, done: set[int]) -> Iterator[dict]:
+    def _write(self, k: int, generator: LanguageModel, notes: Iterator[dict]) -> Iterator[dict]:
         run = self.runs[k]
-        notes = write_notes(generator, self.rows, done, run.folder.predictions)
-        yield from progress(notes, "notes", len(self.rows), len(done))
+        yield from notes
         generator.close()
         note_times(run, "generate", generator)
         if k + 1 < len(self.runs):  # the next generator starts while the judge still reads these notes
@@ -93,7 +96,7 @@ class Pipeline:
         if k:
             take_known_answers(run, self.runs[0])
         cases = pending_cases(notes, self.rows, judgements, args.judge_controls, args.attacks)
-        first = next(cases, None)
+        first = next(filter(None, cases), None)
         if first:
             model = self._get_judge()
             total = len(prompts.SECTIONS) * (len(self.rows) + 2 * args.judge_controls + args.attacks)

@@ -56,6 +56,7 @@ class Server(LanguageModel):
     def close(self) -> None:
         """Give up what is in flight."""
         self._closed.set()
+        super().close()
 
     def _send(self, number: int, request: Request) -> None:
         self._requests.put((number, request))

@@ -211,6 +211,7 @@ class FakeModel(LanguageModel):
 
     def close(self) -> None:
         self.closed = True
+        super().close()
 
     def _send(self, number: int, request: Request) -> None:
         chat = json.dumps(request.messages)

@@ -173,7 +173,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
     if at_once:
         request.getfixturevalue("both_at_once")
     assert harness.run() == 0
-    names = ("predictions", "judgements")
+    names, one_by_one = ("predictions", "judgements"), threading.Lock()
     whole, results = [harness.records(name) for name in names], harness.results()
     append = store.JsonLines.append
     for moment in range(0, sum(map(len, whole)), 3):
@@ -182,24 +182,79 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
 
         def append_or_die(lines: store.JsonLines, record: dict) -> None:
             nonlocal left
-            if left == 0:
-                with lines.path.open("ab") as stream:
-                    stream.write(json.dumps(record).encode()[:20])
-                raise Killed
-            left -= 1
-            append(lines, record)
+            with one_by_one:
+                if left == 0:
+                    with lines.path.open("ab") as stream:
+                        stream.write(json.dumps(record).encode()[:20])
+                    raise Killed
+                left -= 1
+                append(lines, record)
 
         monkeypatch.setattr(store.JsonLines, "append", append_or_die)
         with pytest.raises(Killed):
             harness.run("--output_dir", str(folder))
         monkeypatch.setattr(store.JsonLines, "append", append)
+        written = sum(1 for _ in store.open_records(folder)[0])
         harness.generators.clear()
         harness.judges.clear()
         assert harness.run("--output_dir", str(folder)) == 0
         assert [harness.records(name, folder) for name in names] == whole
         assert harness.results(folder) == results
         asked = sum(len(model.asked) for model in harness.generators)
-        assert asked == max(0, len(whole[0]) - moment) or at_once, "notes that are on disk must not be written again"
+        assert asked == len(whole[0]) - written, "notes that are on disk must not be written again"
+        assert written == min(moment, len(whole[0])) or at_once
+
+
+class Held(FakeModel):
+    """Gives its first answers, each after a moment, and holds the others until it is let go."""
+
+    def __init__(self, answer: Callable, first: int):
+        super().__init__(answer)
+        self.first, self.window, self.held = first, 4, []
+
+    def report(self, event: dict[str, Any]) -> None:
+        if self.first == 0 and "id" in event:
+            self.held.append(event)
+        else:
+            self.first -= 1
+            threading.Timer(0.1, super().report, [event]).start()
+
+    def let_go(self) -> None:
+        self.first = -1
+        while self.held:
+            super().report(self.held.pop())
+
+
+@pytest.mark.parametrize("waiting_for", ["note", "verdict"])
+def test_with_both_models_at_once_what_one_has_finished_does_not_wait_for_the_other(
+    harness: Harness, both_at_once: None, monkeypatch: pytest.MonkeyPatch, waiting_for: str
+) -> None:
+    generator, judging = Held(write, 4 if waiting_for == "note" else -1), Held(judge, 2)
+    if waiting_for == "note":
+        judging.let_go()
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: generator)
+    monkeypatch.setattr(pipeline, "start_judge", lambda *_: judging)
+    lines = dict.fromkeys(("predictions", "judgements"), 0)
+    # Four notes with all their verdicts, second and third tries among them; or all notes, and, with the window of four
+    # full, beside the two verdicts the five that code decides on the way.
+    expected = {"note": (4, 16), "verdict": (6, 7)}[waiting_for]
+
+    run = threading.Thread(target=harness.run, args=("--judge_controls", "0"))
+    run.start()
+    deadline = time.monotonic() + 10
+    while tuple(lines.values()) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+        for name in lines:
+            path = harness.folder / f"{name}.jsonl"
+            lines[name] = path.read_bytes().count(b"\n") if path.exists() else 0
+    generator.let_go()
+    judging.let_go()
+    while run.is_alive():
+        generator.let_go()
+        judging.let_go()
+        run.join(0.05)
+    assert tuple(lines.values()) == expected
+    assert len(harness.records("judgements")) == 24
 
 
 def test_the_same_command_again_starts_no_engine(harness: Harness, capsys: pytest.CaptureFixture) -> None:
