@@ -97,11 +97,7 @@ def evaluate(args: argparse.Namespace) -> None:
     data = {"split": args.split, "n": len(rows), "dataset_hash": dataset_hash, "prompts_hash": prompts.prompts_hash()}
     with ExitStack() as stack:
         runs = open_runs(args, found, judge_model, data, stack)
-        Pipeline(args, runs, rows, plan, judge_model, stack).run()
-        for run in runs:
-            if args.stage != "report":
-                run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)
-            run.folder.write_manifest(run.manifest)
+        Pipeline(args, runs, rows, plan, judge_model, stack, began).run()
     if args.stage in SCORING:
         for run in runs:
             score(args, run, rows, labels)

@@ -69,6 +69,7 @@ class LanguageModel(ABC):
         self._events: queue.SimpleQueue[tuple[float, dict[str, Any]]] = queue.SimpleQueue()
         self._tags: dict[int, Any] = {}
         self._sent = 0
+        self._told: dict[str, float] = {}
 
     def __enter__(self) -> "LanguageModel":
         return self
@@ -98,6 +99,12 @@ class LanguageModel(ABC):
     def busy_seconds(self) -> float:
         """From the first request, or from being ready if that came later, until the last answer."""
         return round(max(0.0, self._last_answer - max(self._ready, self._first_request or self._started)), 2)
+
+    def effort(self) -> dict[str, float]:
+        """Seconds ("init", "busy") and tokens ("prompt", "cached", "output") since the last call of this."""
+        now = {"init": self.init_seconds, "busy": self.busy_seconds, **self.tokens}
+        earlier, self._told = self._told, now
+        return {kind: round(amount - earlier.get(kind, 0), 2) for kind, amount in now.items()}
 
     def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """Send `requests` and yield their answers; `submit` may add more on the way. Raises UserError.

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,14 +12,17 @@ from pathlib import Path
 import prompts
 from evaluation import judge, models, placement
 from evaluation.engine import Engine, EngineSpec, LanguageModel
-from evaluation.runs import JUDGING, WRITING, Run, describe, tell
+from evaluation.runs import JUDGING, WRITING, Run, add_seconds, describe, stamp, tell
 from evaluation.server import Server
 from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_beside, write_notes
 from evaluation.store import describe_machine
 
 
 class Pipeline:
-    """Notes and verdicts of several runs on the same rows. Its engines end with `stack`, whatever happens."""
+    """Notes and verdicts of several runs on the same rows. Its engines end with `stack`, whatever happens.
+
+    `began` is when the call did, by time.monotonic().
+    """
 
     def __init__(
         self,
@@ -28,19 +32,22 @@ class Pipeline:
         plan: placement.Plan,
         judge_model: models.Model | None,
         stack: ExitStack,
+        began: float,
     ):
+        self._began = began
         self.args, self.runs, self.rows, self.plan, self.stack = args, runs, rows, plan, stack
         self.judging = args.stage in JUDGING
         # The judge starts beside the generator, and judges notes as they come.
         self.together = self.judging and (plan.together or bool(args.api_base or args.judge_api_base))
         self._judge_model, self._judge = judge_model, None
         self._notes: dict[int, Iterator[dict]] = {}
+        self._adding: set[Path] = set()
+        self._machine = describe_machine()
 
     def run(self) -> None:
         """Bring every run as far as the stages of this call go. Raises UserError."""
-        machine = describe_machine()
         for k, run in enumerate(self.runs):
-            describe(self.args, run, machine)
+            describe(self.args, run, self._machine)
             if self.together:
                 self._judge_notes(k, self._get_notes(k))
             else:
@@ -54,6 +61,15 @@ class Pipeline:
             log = self.runs[0].folder.path / "judge.log"
             self._judge = self.stack.enter_context(start_judge(self.args, self._judge_model, log, self.plan.judge))
         return self._judge
+
+    def _stamped(self, run: Run, records: Iterable[dict]) -> Iterator[dict]:
+        """`records`; from the first on the manifest names this call, and gets its time when it ends."""
+        for record in records:
+            if run.folder.path not in self._adding:
+                self._adding.add(run.folder.path)
+                stamp(self.args, run, self._machine)
+                self.stack.callback(lambda: add_seconds(run, "total", time.monotonic() - self._began))
+            yield record
 
     def _get_notes(self, k: int) -> Iterator[dict]:
         """Run k's records of notes, those on disk first; the generator for the others is starting."""
@@ -73,6 +89,7 @@ class Pipeline:
             run.merged.mkdir()
             self.stack.callback(shutil.rmtree, run.merged, ignore_errors=True)
         generator = self.stack.enter_context(start_generator(self.args, run, self.plan.generator))
+        self.stack.callback(note_effort, run, "generate", generator)  # whatever ends the call
         notes = progress(write_notes(generator, self.rows, done, predictions), "notes", len(self.rows), len(done))
         if self.together:
             self._get_judge()
@@ -83,9 +100,9 @@ class Pipeline:
 
     def _write(self, k: int, generator: LanguageModel, notes: Iterator[dict]) -> Iterator[dict]:
         run = self.runs[k]
-        yield from notes
+        yield from self._stamped(run, notes)
         generator.close()
-        note_times(run, "generate", generator)
+        note_effort(run, "generate", generator)
         if k + 1 < len(self.runs):  # the next generator starts while the judge still reads these notes
             self._get_notes(k + 1)
 
@@ -101,8 +118,10 @@ class Pipeline:
             model = self._get_judge()
             total = len(prompts.SECTIONS) * (len(self.rows) + 2 * args.judge_controls + args.attacks)
             verdicts = judge_cases(model, itertools.chain([first], cases), judgements)
-            exhaust(progress(verdicts, "verdicts", total))
-            note_times(run, "judge", model)
+            try:
+                exhaust(self._stamped(run, progress(verdicts, "verdicts", total)))
+            finally:
+                note_effort(run, "judge", model)
 
 
 def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement | None) -> LanguageModel:
@@ -143,7 +162,12 @@ def take_known_answers(run: Run, other: Run) -> None:
             run.folder.judgements.append(record)
 
 
-def note_times(run: Run, stage: str, model: LanguageModel) -> None:
-    run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
-    run.manifest["tokens"][stage] = model.tokens
+def note_effort(run: Run, stage: str, model: LanguageModel) -> None:
+    """Add to the manifest what `stage` has taken of `model` since this was last called."""
+    effort, tokens = model.effort(), run.manifest["tokens"].setdefault(stage, {})
+    for kind in model.tokens:
+        tokens[kind] = tokens.get(kind, 0) + effort[kind]
+    add_seconds(run, f"{stage}_init", effort["init"])
+    add_seconds(run, stage, effort["busy"])
     run.manifest["engines"][stage] = model.settings
+    run.folder.write_manifest(run.manifest)

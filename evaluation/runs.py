@@ -140,14 +140,26 @@ def identify(
 
 
 def describe(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> None:
-    """Put into the manifest what this call adds to the run; `--stage report` adds nothing."""
+    """Name the models in the manifest; `--stage report` adds nothing."""
     if args.stage in WRITING:
         run.manifest |= {"model": run.name, "lora_path": run.lora_path}
     if args.stage in JUDGING:
         run.manifest |= {"judge_model": args.judge_model}
-    if args.stage != "report":
-        run.manifest |= machine | {"arguments": arguments(args)}
-        run.folder.write_manifest(run.manifest)
+    if args.stage != "report" and "date" not in run.manifest:
+        stamp(args, run, machine)
+
+
+def stamp(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> None:
+    """Put into the manifest when, where and with which versions and arguments the last records are made."""
+    run.manifest |= machine | {"arguments": arguments(args)}
+    run.folder.write_manifest(run.manifest)
+
+
+def add_seconds(run: Run, name: str, seconds: float) -> None:
+    """Add to a time in the manifest: a run that goes on keeps the times of the calls before."""
+    timings = run.manifest["timings_s"]
+    timings[name] = round(timings.get(name, 0.0) + seconds, 2)
+    run.folder.write_manifest(run.manifest)
 
 
 def settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -174,6 +174,9 @@ class RunFolder:
         known = manifest["identity"]
         if overwrite:
             known.pop(overwrite, None)
+            for name in ("timings_s", "tokens", "engines"):
+                for stage in (overwrite, f"{overwrite}_init"):
+                    manifest[name].pop(stage, None)
         notes = overwrite != "generate" and any(True for _ in self.predictions)
         verdicts = overwrite not in ("generate", "judge") and any(True for _ in self.judgements)
         recorded = {"data": notes or verdicts, "generate": notes, "judge": verdicts}

@@ -206,18 +206,21 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
 
 
 class Held(FakeModel):
-    """Gives its first answers, each after a moment, and holds the others until it is let go."""
+    """Gives its first answers, each after `delay` seconds, and holds the others until it is let go."""
 
-    def __init__(self, answer: Callable, first: int):
+    def __init__(self, answer: Callable, first: int, delay: float = 0):
         super().__init__(answer)
-        self.first, self.window, self.held = first, 4, []
+        self.first, self.delay, self.window, self.held = first, delay, 4, []
 
     def report(self, event: dict[str, Any]) -> None:
         if self.first == 0 and "id" in event:
             self.held.append(event)
         else:
             self.first -= 1
-            threading.Timer(0.1, super().report, [event]).start()
+            if self.delay:
+                threading.Timer(self.delay, super().report, [event]).start()
+            else:
+                super().report(event)
 
     def let_go(self) -> None:
         self.first = -1
@@ -229,7 +232,7 @@ class Held(FakeModel):
 def test_with_both_models_at_once_what_one_has_finished_does_not_wait_for_the_other(
     harness: Harness, both_at_once: None, monkeypatch: pytest.MonkeyPatch, waiting_for: str
 ) -> None:
-    generator, judging = Held(write, 4 if waiting_for == "note" else -1), Held(judge, 2)
+    generator, judging = Held(write, 4 if waiting_for == "note" else -1), Held(judge, 2, delay=0.1)
     if waiting_for == "note":
         judging.let_go()
     monkeypatch.setattr(pipeline, "start_generator", lambda *_: generator)
@@ -257,13 +260,69 @@ def test_with_both_models_at_once_what_one_has_finished_does_not_wait_for_the_ot
     assert len(harness.records("judgements")) == 24
 
 
-def test_the_same_command_again_starts_no_engine(harness: Harness, capsys: pytest.CaptureFixture) -> None:
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_times_and_tokens_are_each_runs_own(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
     assert harness.run() == 0
+    manifests = [manifest_of(harness.folder / name) for name in ("one", "two")]
+    assert [manifest["tokens"]["generate"]["output"] for manifest in manifests] == [6 * 5] * 2
+    assert sum(manifest["tokens"]["judge"]["output"] for manifest in manifests) == 5 * len(harness.judges[0].asked)
+    verdicts = [r for r in harness.records("judgements", harness.folder / "two") if not r["control"]]
+    assert manifests[1]["tokens"]["judge"]["output"] == 5 * sum(record["attempts"] for record in verdicts)
+
+
+def test_a_run_that_goes_on_keeps_the_times_and_tokens_of_the_calls_before(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FakeModel):
+        def report(self, event: dict[str, Any]) -> None:
+            time.sleep(0.01)
+            super().report(event)
+
+    def judge_until(limit: int) -> Callable:
+        def answer(messages: prompts.Messages, attempt: int) -> str:
+            if len(harness.judges[-1].asked) > limit:
+                harness.judges[-1].report({"failed": "out of luck"})
+            return judge(messages, attempt)
+
+        return answer
+
+    def start_judge(*_: object) -> FakeModel:
+        harness.judges.append(Slow(judge_until(10 if len(harness.judges) == 0 else 1000)))
+        harness.judges[-1].window = 1
+        return harness.judges[-1]
+
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: Slow(write))
+    monkeypatch.setattr(pipeline, "start_judge", start_judge)
+    assert harness.run() == 2
+    broken = manifest_of(harness.folder)
+    assert broken["tokens"]["generate"]["output"] == 30 and broken["timings_s"]["generate"] > 0.04
+    assert broken["tokens"]["judge"]["output"] == 50
+    assert harness.run() == 0
+    whole = manifest_of(harness.folder)
+    assert whole["timings_s"]["generate"] == broken["timings_s"]["generate"]
+    assert all(whole["timings_s"][stage] > broken["timings_s"][stage] for stage in ("judge", "total"))
+    assert whole["tokens"]["judge"]["output"] == 50 + 5 * len(harness.judges[1].asked)
+    assert harness.run("--stage", "judge", "--overwrite") == 0
+    attempts = sum(record["attempts"] for record in harness.records("judgements"))
+    assert manifest_of(harness.folder)["tokens"]["judge"]["output"] == 5 * attempts
+
+
+def test_the_same_command_again_starts_no_engine_and_changes_no_file(
+    harness: Harness, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert harness.run() == 0
+    monkeypatch.setattr(pipeline, "describe_machine", lambda: {"date": "later", "versions": {}})
+    files = {path.name: path.read_bytes() for path in harness.folder.iterdir()}
     first, before = capsys.readouterr().out, harness.results()
     assert harness.run() == 0
     assert capsys.readouterr().out == first
     assert harness.results() == before
     assert (len(harness.generators), len(harness.judges)) == (1, 1)
+    assert {path.name: path.read_bytes() for path in harness.folder.iterdir()} == files
 
 
 @pytest.mark.parametrize(
