@@ -143,12 +143,14 @@ def bootstrap_mean(passes: list[int], floor: int = 0) -> Interval:
 
     passes: sections passed in each note, `floor` to 4; whole notes, because verdicts on one note hang together.
     A resample depends only on how many notes have which value, so these counts are drawn. Notes that are all alike
-    leave nothing to resample: where they all passed or all failed, the interval is Wilson's.
+    leave nothing to resample: at least so many of all notes as Wilson's interval of n in n says are then like them, and
+    the others may have any value. Where they all passed or all failed, that is Wilson's interval itself.
     """
     n, top = len(passes), len(SECTIONS)
     count = Counter(passes)
-    if floor == 0 and (count[0] == n or count[top] == n):
-        return wilson(count[top], n)
+    if len(count) == 1:
+        alike = wilson(n, n)[0]
+        return [alike * passes[0] / top + (1 - alike) * floor / top, alike * passes[0] / top + (1 - alike)]
     values = np.arange(floor, top + 1)
     shares = np.array([count[value] for value in values.tolist()]) / n
     means = np.random.default_rng(0).multinomial(n, shares, size=DRAWS) @ values / (n * top)

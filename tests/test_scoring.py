@@ -395,6 +395,20 @@ def test_the_mean_s_bootstrap_covers_the_true_mean_in_93_to_97_percent_of_runs(r
     assert 0.93 <= coverage(intervals, rate) <= 0.97
 
 
+@pytest.mark.parametrize("passed", range(5))
+def test_notes_that_are_all_alike_still_leave_an_interval(passed):
+    low, high = scoring.bootstrap_mean([passed] * 12)
+    assert low <= passed / 4 <= high
+    assert high - low == pytest.approx(1 - scoring.wilson(12, 12)[0])
+    if passed in (0, 4):
+        assert [low, high] == pytest.approx(scoring.wilson(3 * passed, 12))
+
+
+def test_two_runs_without_any_difference_still_have_an_interval_around_zero():
+    low, high = scoring.bootstrap_mean([0] * 12, floor=-4)
+    assert -low == pytest.approx(high) == pytest.approx(1 - scoring.wilson(12, 12)[0])
+
+
 @pytest.mark.parametrize(("both", "only_a", "only_b"), [(0.5, 0.05, 0.2), (0.3, 0.15, 0.15), (0.7, 0.02, 0.1)])
 def test_newcombe_s_interval_covers_the_true_difference_in_93_to_97_percent_of_runs(both, only_a, only_b):
     rng = np.random.default_rng(3)
