@@ -77,12 +77,15 @@ def test_notes_are_counted_by_status_and_by_how_they_ended():
     assert result["judge_controls"] is result["human_labels"] is result["attacks"] is None
 
 
-def test_rouge_is_the_mean_f_measure_over_all_notes_with_invalid_ones_at_zero():
+def test_rouge_is_the_mean_f_measure_over_all_notes_with_invalid_ones_at_zero_and_over_the_readable_ones():
     predictions = [prediction(0), prediction(1, S="Cough for 5 days."), prediction(2, "invalid", "length")]
     result = scoring.score_run(predictions, [], [ROW] * 3)
     # "cough for 3 days" and "cough for 5 days" share 3 of 4 words in order
     assert result["sections"]["S"]["rougeL"] == pytest.approx((1 + 0.75 + 0) / 3)
     assert result["sections"]["O"]["rougeL"] == pytest.approx(2 / 3)
+    assert result["sections"]["S"]["rougeL_readable"] == pytest.approx((1 + 0.75) / 2)
+    unread = scoring.score_run([prediction(0, "invalid", "length")], [], [ROW])
+    assert (unread["sections"]["S"]["rougeL"], unread["sections"]["S"]["rougeL_readable"]) == (0, None)
     expected = RougeScorer(["rougeL"]).score(ROW["S"], "Cough for 5 days.")["rougeL"].fmeasure
     assert expected == 0.75
 
