@@ -216,7 +216,9 @@ def describe_machine() -> dict[str, Any]:
             versions[package] = version(package)
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    gpus = [f"{gpu.name}, {gpu.total >> 30} GiB" for gpu in find_gpus()]
+    gpus = []
+    with contextlib.suppress(UserError):  # where they are needed, it is told
+        gpus = [f"{gpu.name}, {gpu.total >> 30} GiB" for gpu in find_gpus()]
     hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"date": date, "versions": versions, "git_commit": commit, "hardware": hardware}
