@@ -38,7 +38,10 @@ LORA_HELP = (
 LENGTH_HELP = (
     "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
 )
-MEMORY_HELP = "share of each GPU's memory for both models together (default: %(default)s)"
+MEMORY_HELP = (
+    "share of each GPU's memory to plan for both models together; at the peak they can take 2%% of it more "
+    "(default: %(default)s)"
+)
 
 
 def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:

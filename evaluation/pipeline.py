@@ -17,6 +17,8 @@ from evaluation.server import Server
 from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_beside, write_notes
 from evaluation.store import describe_machine
 
+_ENGINE = {"seed": 0, "enable_prefix_caching": True}  # as vLLM's defaults are now: named, so that the manifest has them
+
 
 class Pipeline:
     """Notes and verdicts of several runs on the same rows. Its engines end with `stack`, whatever happens.
@@ -102,6 +104,7 @@ class Pipeline:
         run = self.runs[k]
         yield from self._stamped(run, notes)
         generator.close()
+        shutil.rmtree(run.merged, ignore_errors=True)  # several adapters' copies would add up
         note_effort(run, "generate", generator)
         if k + 1 < len(self.runs):  # the next generator starts while the judge still reads these notes
             self._get_notes(k + 1)
@@ -130,7 +133,7 @@ def start_generator(args: argparse.Namespace, run: Run, place: placement.Placeme
     if args.api_base:
         return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
     length = run.manifest["identity"]["generate"]["max_model_len"]  # its own: `place` is for all models of the call
-    vllm_args, merge_into = {**place.vllm_args, "max_model_len": length, **args.engine_args}, None
+    vllm_args, merge_into = {**_ENGINE, **place.vllm_args, "max_model_len": length, **args.engine_args}, None
     if run.adapter and vllm_args.get("enable_lora"):
         vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
     elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
@@ -150,7 +153,8 @@ def start_judge(
         key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
         served = (args.judge_api_base, args.judge_model, sampling, judge.VERDICT_SCHEMA)
         return Server("judge", *served, concurrency=args.api_concurrency, key_variable=key)
-    spec = EngineSpec(model.path, {**place.vllm_args, **args.judge_engine_args}, sampling, judge.VERDICT_SCHEMA)
+    vllm_args = {**_ENGINE, **place.vllm_args, **args.judge_engine_args}
+    spec = EngineSpec(model.path, vllm_args, sampling, judge.VERDICT_SCHEMA)
     return Engine("judge", spec, log, place.devices)
 
 

@@ -97,8 +97,9 @@ def place(
 ) -> Plan:
     """Where to run generator and judge; None for one that is not to run.
 
-    `utilization` bounds the memory of all engines on a GPU together, as a share of it. Raises UserError when a model
-    fits nowhere.
+    `utilization` is the share of a GPU that is planned for all its engines together. It is no strict bound: what CUDA
+    and CUDA graphs take is estimated, and at 0.9 the two engines took 0.915 of an H100 at their peak. Raises UserError
+    when a model fits nowhere.
     """
     if not gpus:
         placements = [model and _on_cpu(model, free_ram) for model in (generator, judge)]

@@ -18,10 +18,10 @@ from evaluation.engine import Completion, LanguageModel, Request
 from evaluation.store import JsonLines
 
 JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
-# Further tries for a verdict that cannot be read: greedy decoding repeats itself, so with more room, then by
-# chance.
-RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5})
-SEED = 0  # of controls and attacks
+SEED = 0  # of controls, attacks and third tries
+# Further tries for a verdict that cannot be read: greedy decoding repeats itself, so with more room, then by chance,
+# the same one whichever requests came before.
+RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5, "seed": SEED})
 CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
 
 Row = dict[str, str]

@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ import prompts
 from evaluation import models, pipeline, store
 from evaluation.errors import UserError
 from evaluation.placement import Placement, Plan
+from evaluation.runs import Run
 
 INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # dialogues whose notes and verdicts are special
 
@@ -135,6 +137,8 @@ def test_unreadable_verdicts_are_tried_twice_again_and_then_unscored(harness: Ha
     by_case = {(record["index"], record["section"]): record for record in harness.records("judgements")}
     assert {by_case[SLOW_VERDICT, section]["attempts"] for section in prompts.SECTIONS} == {3}
     assert by_case[SLOW_VERDICT, "S"]["verdict"] == "pass"
+    tries = [sampling for chat, sampling in harness.judges[0].sampled if number_of(chat) == SLOW_VERDICT]
+    assert tries.count({}) == 4 and [s["seed"] for s in tries if "temperature" in s] == [0] * 4
     unscored = by_case[NO_VERDICT, "P"]
     assert (unscored["verdict"], unscored["attempts"], unscored["raw"]) == ("unscored", 3, '{"reason": "')
 
@@ -441,6 +445,7 @@ def test_each_model_of_a_call_keeps_its_own_length(
     monkeypatch.setattr(pipeline, "start_generator", start_generator)
     assert harness.run() == 0
     assert [spec.vllm_args["max_model_len"] for spec in specs] == [4096, 2048]
+    assert all(spec.vllm_args["seed"] == 0 and spec.vllm_args["enable_prefix_caching"] for spec in specs)
 
 
 def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_path: Path) -> None:
@@ -525,11 +530,21 @@ def test_controls_and_attacks_are_judged_once_for_several_models(
     assert len(model.asked) == sum(r["attempts"] for r in one + two) - sum(r["attempts"] for r in known)
 
 
-def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_adapters_of_one_model_are_runs_of_their_own(
+    harness: Harness, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (1, 2):
         shutil.copytree(tiny_adapter, tmp_path / "ckpt" / f"global_step_{step}")
     paths = [str(tmp_path / "ckpt" / f"global_step_{step}") for step in (1, 2)]
+    copies = []
+
+    def start_generator(args: argparse.Namespace, run: Run, place: Placement) -> FakeModel:
+        copies.append(sorted(path.parent.name for path in harness.folder.glob("*/.merged")))
+        return harness.start(harness.generators, write)
+
+    monkeypatch.setattr(pipeline, "start_generator", start_generator)
     assert harness.run("--lora_path", paths[0], "--lora_path", paths[1]) == 0
+    assert copies == [[f"tiny-ckpt-global_step_{k}"] for k in (1, 2)], "one copy of the weights at a time"
     made = sorted(path.name for path in harness.folder.iterdir())
     assert made == ["comparison.html", *(f"tiny-ckpt-global_step_{k}" for k in (1, 2))]
     assert len(harness.judges) == 1
