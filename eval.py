@@ -31,6 +31,14 @@ CONTROLS_HELP = (
     "(default: %(default)s; 0: none)"
 )
 ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
+JUDGE_HELP = (
+    "hub name or folder of the model that passes or fails each section; with --judge_api_base its name there "
+    "(default: %(default)s)"
+)
+STAGE_HELP = (
+    "generate: only write notes; judge: judge the notes that are there, and report; report: scores, table and page "
+    "from the records, no model; all: what of these is still to do (default: %(default)s)"
+)
 LORA_HELP = (
     "LoRA adapter of the (first) model; given again, another run. It is added to a copy of the weights; with "
     "--engine_args '{\"enable_lora\": true}' vLLM applies it at run time"
@@ -149,14 +157,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", nargs="*", help="hub names, model folders, or folders of global_step_N checkpoints")
     add = parser.add_argument
     add("--lora_path", action="append", default=[], metavar="DIR", help=LORA_HELP)
-    add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help="(default: %(default)s)")
+    add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help=JUDGE_HELP)
     add("--compare", nargs="+", metavar="RUN", help="compare finished run folders; needs no model")
 
     add = parser.add_argument_group("data").add_argument
     add(
         "--dataset_path", default="./soap_dataset", metavar="DIR", help="from preprocess_data.py (default: %(default)s)"
     )
-    add("--split", default="test", help="(default: %(default)s)")
+    add("--split", default="test", help="part of the dataset to evaluate on (default: %(default)s)")
     add("--limit", type=number(int, 1), metavar="N", help="only the first N dialogues (default: all)")
 
     add = parser.add_argument_group("run").add_argument
@@ -164,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--overwrite", action="store_true", help="replace the run in that folder; with --stage judge, its verdicts only"
     )
-    add("--stage", choices=("all", "generate", "judge", "report"), default="all", help="(default: %(default)s)")
+    add("--stage", choices=("all", "generate", "judge", "report"), default="all", help=STAGE_HELP)
 
     add = parser.add_argument_group("trust in the judge").add_argument
     add("--judge_controls", type=number(int, 0), default=24, metavar="N", help=CONTROLS_HELP)

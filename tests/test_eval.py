@@ -596,6 +596,14 @@ def test_a_run_folder_is_for_its_user_alone(harness: Harness) -> None:
     assert len(modes) >= 6
 
 
+def test_help_explains_every_option_and_stage() -> None:
+    actions = eval.build_parser()._actions
+    assert len(actions) > 20
+    assert [action.dest for action in actions if not re.sub(r"\(default.*", "", action.help).strip()] == []
+    (stage,) = (action for action in actions if action.dest == "stage")
+    assert all(f"{name}: " in stage.help for name in stage.choices)
+
+
 def test_help_needs_no_library_and_under_a_second() -> None:
     heavy = {"torch", "vllm", "transformers", "datasets", "scipy", "openai", "jinja2", "numpy"}
     code = f"import eval, sys; eval.build_parser().format_help(); print(sorted({heavy!r} & set(sys.modules)))"
