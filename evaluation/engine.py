@@ -222,7 +222,7 @@ def _read_events(process: subprocess.Popen, log: Path, begin: int, report: Calla
     for line in process.stdout:
         event = json.loads(line)
         if "failed" in event:
-            written = log.read_bytes()[begin:].decode(errors="replace")
+            written = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""
             event["failed"] = f"{explain_by_log(event['failed'], written)} (log: {log})"
         report(event)
     with contextlib.suppress(ChildProcessError):  # closed meanwhile
