@@ -168,7 +168,10 @@ def take_known_answers(run: Run, other: Run) -> None:
 
 def note_effort(run: Run, stage: str, model: LanguageModel) -> None:
     """Add to the manifest what `stage` has taken of `model` since this was last called."""
-    effort, tokens = model.effort(), run.manifest["tokens"].setdefault(stage, {})
+    effort = model.effort()
+    if not any(effort.values()):
+        return
+    tokens = run.manifest["tokens"].setdefault(stage, {})
     for kind in model.tokens:
         tokens[kind] = tokens.get(kind, 0) + effort[kind]
     add_seconds(run, f"{stage}_init", effort["init"])

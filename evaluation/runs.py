@@ -145,8 +145,10 @@ def describe(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> Non
         run.manifest |= {"model": run.name, "lora_path": run.lora_path}
     if args.stage in JUDGING:
         run.manifest |= {"judge_model": args.judge_model}
-    if args.stage != "report" and "date" not in run.manifest:
-        stamp(args, run, machine)
+    if args.stage != "report":
+        if "date" not in run.manifest:
+            run.manifest |= machine | {"arguments": arguments(args)}
+        run.folder.write_manifest(run.manifest)
 
 
 def stamp(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> None:

@@ -463,6 +463,16 @@ def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_pa
     assert (len(harness.generators), len(harness.judges)) == (2, 2)
 
 
+def test_notes_that_leave_nothing_to_the_judge_are_reported_stage_by_stage(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: FakeModel(lambda *_: "Here is your note."))
+    for stage in ("generate", "judge", "report"):
+        assert harness.run("--judge_controls", "0", "--stage", stage) == 0
+    assert harness.judges == []
+    assert harness.results()["judge_model"] == harness.argv[2]
+
+
 def test_judging_again_needs_no_generator(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     harness.argv[0] = str(model)
