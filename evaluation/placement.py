@@ -98,8 +98,8 @@ def place(
     """Where to run generator and judge; None for one that is not to run.
 
     `utilization` is the share of a GPU that is planned for all its engines together. It is no strict bound: what CUDA
-    and CUDA graphs take is estimated, and at 0.9 the two engines took 0.915 of an H100 at their peak. Raises UserError
-    when a model fits nowhere.
+    and CUDA graphs take is estimated, and at 0.9 one engine alone took 0.915 of an H100 at its peak (two took 0.874).
+    Raises UserError when a model fits nowhere.
     """
     if not gpus:
         placements = [model and _on_cpu(model, free_ram) for model in (generator, judge)]
