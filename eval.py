@@ -23,7 +23,7 @@ import prompts
 from evaluation import inputs, models, placement
 from evaluation.errors import UserError
 from evaluation.pipeline import Pipeline
-from evaluation.runs import JUDGING, SCORING, Run, identify, open_run, run_path, targets, tell
+from evaluation.runs import SCORING, Run, open_runs, resolve, run_path, targets, tell
 from evaluation.server import without_credentials
 
 CONTROLS_HELP = (
@@ -31,6 +31,14 @@ CONTROLS_HELP = (
     "(default: %(default)s; 0: none)"
 )
 ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
+JUDGE_HELP = (
+    "hub name or folder of the model that passes or fails each section; with --judge_api_base its name there "
+    "(default: %(default)s)"
+)
+STAGE_HELP = (
+    "generate: only write notes; judge: judge the notes that are there, and report; report: scores, table and page "
+    "from the records, no model; all: what of these is still to do (default: %(default)s)"
+)
 LORA_HELP = (
     "LoRA adapter of the (first) model; given again, another run. It is added to a copy of the weights; with "
     "--engine_args '{\"enable_lora\": true}' vLLM applies it at run time"
@@ -38,7 +46,10 @@ LORA_HELP = (
 LENGTH_HELP = (
     "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
 )
-MEMORY_HELP = "share of each GPU's memory for both models together (default: %(default)s)"
+MEMORY_HELP = (
+    "share of each GPU's memory to plan for both models together; at the peak they can take 2%% of it more "
+    "(default: %(default)s)"
+)
 
 
 def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
@@ -92,22 +103,12 @@ def evaluate(args: argparse.Namespace) -> None:
     began = time.monotonic()
     rows, dataset_hash = inputs.load_rows(args.dataset_path, args.split, args.limit)
     labels = inputs.load_labels(args.human_labels) if args.human_labels else None
-    judge_model = None
-    if args.stage in JUDGING and not args.judge_api_base:
-        made_up = args.judge_engine_args.get("load_format") == "dummy"
-        judge_model = models.resolve_model(args.judge_model, not made_up, tell)
-    identity = identify(args, dataset_hash, len(rows), judge_model)
+    found, judge_model = resolve(args)
+    plan = make_plan(args, [model for model, _ in found if model], judge_model)
+    data = {"split": args.split, "n": len(rows), "dataset_hash": dataset_hash, "prompts_hash": prompts.prompts_hash()}
     with ExitStack() as stack:
-        runs = []
-        for name, lora_path in targets(args):
-            runs.append(open_run(args, name, lora_path, identity))
-            stack.enter_context(runs[-1].folder)
-        plan = make_plan(args, [run.model for run in runs if run.model], judge_model)
-        Pipeline(args, runs, rows, plan, judge_model, stack).run()
-        for run in runs:
-            if args.stage != "report":
-                run.manifest["timings_s"]["total"] = round(time.monotonic() - began, 2)
-            run.folder.write_manifest(run.manifest)
+        runs = open_runs(args, found, judge_model, data, stack)
+        Pipeline(args, runs, rows, plan, judge_model, stack, began).run()
     if args.stage in SCORING:
         for run in runs:
             score(args, run, rows, labels)
@@ -124,7 +125,7 @@ def make_plan(
     needs = []
     for group in (generators, [judge_model] if judge_model else []):
         model = max(group, key=lambda model: model.weight_bytes, default=None)
-        length = min((models.context_length(args.max_model_len, model) for model in group), default=0)
+        length = max((models.context_length(args.max_model_len, model) for model in group), default=0)
         needs.append(model and placement.need(model.name, model.config, model.weight_bytes, length))
     plan = placement.place(placement.find_gpus(), *needs, args.gpu_memory_utilization, placement.free_ram())
     tell(plan.words)
@@ -156,14 +157,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", nargs="*", help="hub names, model folders, or folders of global_step_N checkpoints")
     add = parser.add_argument
     add("--lora_path", action="append", default=[], metavar="DIR", help=LORA_HELP)
-    add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help="(default: %(default)s)")
+    add("--judge_model", default="Qwen/Qwen3-8B", metavar="MODEL", help=JUDGE_HELP)
     add("--compare", nargs="+", metavar="RUN", help="compare finished run folders; needs no model")
 
     add = parser.add_argument_group("data").add_argument
     add(
         "--dataset_path", default="./soap_dataset", metavar="DIR", help="from preprocess_data.py (default: %(default)s)"
     )
-    add("--split", default="test", help="(default: %(default)s)")
+    add("--split", default="test", help="part of the dataset to evaluate on (default: %(default)s)")
     add("--limit", type=number(int, 1), metavar="N", help="only the first N dialogues (default: all)")
 
     add = parser.add_argument_group("run").add_argument
@@ -171,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--overwrite", action="store_true", help="replace the run in that folder; with --stage judge, its verdicts only"
     )
-    add("--stage", choices=("all", "generate", "judge", "report"), default="all", help="(default: %(default)s)")
+    add("--stage", choices=("all", "generate", "judge", "report"), default="all", help=STAGE_HELP)
 
     add = parser.add_argument_group("trust in the judge").add_argument
     add("--judge_controls", type=number(int, 0), default=24, metavar="N", help=CONTROLS_HELP)
@@ -221,6 +222,8 @@ def check(args: argparse.Namespace) -> None:
     folders = [run_path(args, *target) for target in targets(args)]
     if len(set(folders)) < len(folders):
         raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
+    if args.human_labels and len(folders) > 1:
+        raise UserError("--human_labels are verdicts on one run's notes; evaluate each model by itself")
     if args.lora_path and args.api_base:
         raise UserError(
             "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"

@@ -17,11 +17,13 @@ from typing import Any
 
 import prompts
 from evaluation.errors import UserError
-from evaluation.processes import kill_group
+from evaluation.processes import kill_groups
+from evaluation.worker import explain_by_log
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # all files are local by now
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's own engine process would cost a second start
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads can hang
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # nvidia-smi's order
     "VLLM_HOST_IP": "127.0.0.1",  # vLLM would find out this machine's own address by way of 8.8.8.8, and listen there
 }
@@ -67,6 +69,7 @@ class LanguageModel(ABC):
         self._events: queue.SimpleQueue[tuple[float, dict[str, Any]]] = queue.SimpleQueue()
         self._tags: dict[int, Any] = {}
         self._sent = 0
+        self._told: dict[str, float] = {}
 
     def __enter__(self) -> "LanguageModel":
         return self
@@ -76,7 +79,8 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop; nothing is left running afterwards."""
+        """Stop; nothing is left running afterwards, and a `complete` that still waits ends."""
+        self.report({"failed": "it was closed"})
 
     @abstractmethod
     def _send(self, number: int, request: Request) -> None:
@@ -96,10 +100,20 @@ class LanguageModel(ABC):
         """From the first request, or from being ready if that came later, until the last answer."""
         return round(max(0.0, self._last_answer - max(self._ready, self._first_request or self._started)), 2)
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Send `requests` and yield their answers; `submit` may add more on the way. Raises UserError."""
+    def effort(self) -> dict[str, float]:
+        """Seconds ("init", "busy") and tokens ("prompt", "cached", "output") since the last call of this."""
+        now = {"init": self.init_seconds, "busy": self.busy_seconds, **self.tokens}
+        earlier, self._told = self._told, now
+        return {kind: round(amount - earlier.get(kind, 0), 2) for kind, amount in now.items()}
+
+    def complete(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """Send `requests` and yield their answers; `submit` may add more on the way. Raises UserError.
+
+        A None among the requests says that there is none at the moment: answers that are here are yielded meanwhile.
+        """
         for request in requests:
-            self.submit(request)
+            if request:
+                self.submit(request)
             while (done := self._next(wait=self.in_flight >= self.window)) is not None:
                 yield done
         while self.in_flight:
@@ -158,15 +172,19 @@ class Engine(LanguageModel):
         devices = list(devices)
         settings = {"vllm_args": spec.vllm_args, "sampling": spec.sampling, "merged": bool(spec.merge_into)}
         super().__init__(name, window, settings | {"devices": devices})
+        begin = log.stat().st_size if log.exists() else 0
         self._processes = [_start(spec, device, log) for device in devices]
         for process in self._processes:
-            threading.Thread(target=_read_events, args=(process, log, self.report), daemon=True).start()
+            threading.Thread(target=_read_events, args=(process, log, begin, self.report), daemon=True).start()
 
     def close(self) -> None:
-        """Kill the processes and all that they started; their memory is free afterwards."""
-        for process in self._processes:
-            kill_group(process.pid)
-            process.wait()
+        """Kill the processes and all that they started; their memory is free afterwards. A second call does nothing."""
+        ended, self._processes = self._processes, []  # later their numbers may be those of others
+        kill_groups(*(process.pid for process in ended))
+        for process in ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+        super().close()
 
     def _send(self, number: int, request: Request) -> None:
         line = {"id": number, "messages": request.messages, "sampling": request.sampling}
@@ -200,13 +218,17 @@ def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
     return process
 
 
-def _read_events(process: subprocess.Popen, log: Path, report: Callable[[dict[str, Any]], None]) -> None:
+def _read_events(process: subprocess.Popen, log: Path, begin: int, report: Callable[[dict[str, Any]], None]) -> None:
     for line in process.stdout:
         event = json.loads(line)
         if "failed" in event:
-            event["failed"] += f" (log: {log})"
+            written = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""
+            event["failed"] = f"{explain_by_log(event['failed'], written)} (log: {log})"
         report(event)
-    report({"failed": f"{_how_it_ended(process.wait())} (log: {log})"})
+    with contextlib.suppress(ChildProcessError):  # closed meanwhile
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # the number stays its own until `close`
+        status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        report({"failed": f"{_how_it_ended(status)} (log: {log})"})
 
 
 def _how_it_ended(status: int) -> str:

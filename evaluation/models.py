@@ -44,17 +44,11 @@ class Adapter:
 
 
 def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], None] = print) -> Model:
-    """The model behind `name`: a folder, a parent of global_step_N folders (newest complete one), or a hub name.
+    """The model behind `name`: a folder, a parent of global_step_N folders (last complete one), or a hub name.
 
     `need_weights` is False for engines that make their weights up; `tell` takes lines for the user. Raises UserError.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        path = _newest_step(path, "config.json", "model", need_weights, tell)
-    elif path.exists():
-        raise UserError(f"{name} is a file: give the folder of a model")
-    else:
-        path = _from_hub(name, need_weights)
+    path = find_model(name, need_weights, tell) or _from_hub(name, need_weights)
     config = _read_json(path / "config.json")
     _check_chat(path)
     weights = _weight_files(path, "model") if need_weights else []
@@ -62,15 +56,39 @@ def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], No
     return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", weights))
 
 
+def find_model(name: str, need_weights: bool, tell: Callable[[str], None]) -> Path | None:
+    """The complete checkpoint here behind `name`, or None for a name that only the hub can have. Raises UserError."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        path = _newest_step(path, "config.json", "model", need_weights, tell)
+        if need_weights:
+            _weight_files(path, "model")
+        return path
+    if path.exists():
+        raise UserError(f"{name} is a file: give the folder of a model")
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: no such folder; train first, or correct the path")
+    return None
+
+
+def find_adapter(name: str, tell: Callable[[str], None]) -> Path:
+    """The complete adapter behind `name`. Raises UserError."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"--lora_path {name}: no such folder; train first, or give the folder that holds adapter_config.json"
+        )
+    path = _newest_step(path, "adapter_config.json", "adapter_model", True, tell)
+    _weight_files(path, "adapter_model")
+    return path
+
+
 def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print) -> Adapter:
     """The LoRA adapter in folder `name` (or its newest complete global_step_N), checked against `model`.
 
     `tell` takes lines for the user. Raises UserError.
     """
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        raise UserError(f"--lora_path {name}: no such folder; give the folder that holds adapter_config.json")
-    path = _newest_step(path, "adapter_config.json", "adapter_model", True, tell)
+    path = find_adapter(name, tell)
     config = _read_json(path / "adapter_config.json")
     where = path / "adapter_config.json"
     if config.get("peft_type") != "LORA":
@@ -112,14 +130,17 @@ def vllm_rank(rank: int) -> int:
 
 
 def _newest_step(path: Path, config: str, stem: str, need_weights: bool, tell: Callable[[str], None]) -> Path:
-    """`path` itself if it holds `config`, else its newest complete global_step_N folder."""
+    """`path` itself if it holds `config`, else its complete global_step_N folder that was written last.
+
+    After a shorter training into the same folder that is not the one with the highest N; N decides within one second.
+    """
     if (path / config).is_file():
         return path
     steps = [
         (int(match[1]), child) for child in path.iterdir() if (match := re.fullmatch(r"global_step_(\d+)", child.name))
     ]
-    reasons = []
-    for _, step in sorted(steps, reverse=True):
+    reasons, newest_first = [], sorted(steps, key=lambda item: (_written(item[1] / config), item[0]), reverse=True)
+    for place, (number, step) in enumerate(newest_first, 1):
         try:
             _read_json(step / config)
             if need_weights:
@@ -129,7 +150,9 @@ def _newest_step(path: Path, config: str, stem: str, need_weights: bool, tell: C
             continue
         for reason in reasons:
             tell(f"passed over: {reason}")
-        tell(f"{path}: {step.name} is the newest complete checkpoint")
+        older = ", ".join(child.name for n, child in newest_first[place:] if n > number)
+        passed = f"; passed over, as written before it: {older}" if older else ""
+        tell(f"{path}: {step.name} is the newest complete checkpoint{passed}")
         return step
     if reasons:
         raise UserError(reasons[0])
@@ -144,6 +167,11 @@ def _newest_step(path: Path, config: str, stem: str, need_weights: bool, tell: C
     raise UserError(
         f"{path} holds neither {config} nor a global_step_N folder with one; give the folder of a checkpoint"
     )
+
+
+def _written(file: Path) -> int:
+    """When, in seconds; for a file that is not there, when something in its folder last changed."""
+    return int((file if file.is_file() else file.parent).stat().st_mtime)
 
 
 def _from_hub(name: str, need_weights: bool) -> Path:

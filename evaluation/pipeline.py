@@ -4,6 +4,7 @@ import argparse
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,14 +12,19 @@ from pathlib import Path
 import prompts
 from evaluation import judge, models, placement
 from evaluation.engine import Engine, EngineSpec, LanguageModel
-from evaluation.runs import JUDGING, WRITING, Run, describe, tell
+from evaluation.runs import JUDGING, WRITING, Run, add_seconds, describe, stamp, tell
 from evaluation.server import Server
-from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_notes
+from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_beside, write_notes
 from evaluation.store import describe_machine
+
+_ENGINE = {"seed": 0, "enable_prefix_caching": True}  # as vLLM's defaults are now: named, so that the manifest has them
 
 
 class Pipeline:
-    """Notes and verdicts of several runs on the same rows. Its engines end with `stack`, whatever happens."""
+    """Notes and verdicts of several runs on the same rows. Its engines end with `stack`, whatever happens.
+
+    `began` is when the call did, by time.monotonic().
+    """
 
     def __init__(
         self,
@@ -28,19 +34,22 @@ class Pipeline:
         plan: placement.Plan,
         judge_model: models.Model | None,
         stack: ExitStack,
+        began: float,
     ):
+        self._began = began
         self.args, self.runs, self.rows, self.plan, self.stack = args, runs, rows, plan, stack
         self.judging = args.stage in JUDGING
         # The judge starts beside the generator, and judges notes as they come.
         self.together = self.judging and (plan.together or bool(args.api_base or args.judge_api_base))
         self._judge_model, self._judge = judge_model, None
         self._notes: dict[int, Iterator[dict]] = {}
+        self._adding: set[Path] = set()
+        self._machine = describe_machine()
 
     def run(self) -> None:
         """Bring every run as far as the stages of this call go. Raises UserError."""
-        machine = describe_machine()
         for k, run in enumerate(self.runs):
-            describe(self.args, run, machine)
+            describe(self.args, run, self._machine)
             if self.together:
                 self._judge_notes(k, self._get_notes(k))
             else:
@@ -54,6 +63,15 @@ class Pipeline:
             log = self.runs[0].folder.path / "judge.log"
             self._judge = self.stack.enter_context(start_judge(self.args, self._judge_model, log, self.plan.judge))
         return self._judge
+
+    def _stamped(self, run: Run, records: Iterable[dict]) -> Iterator[dict]:
+        """`records`; from the first on the manifest names this call, and gets its time when it ends."""
+        for record in records:
+            if run.folder.path not in self._adding:
+                self._adding.add(run.folder.path)
+                stamp(self.args, run, self._machine)
+                self.stack.callback(lambda: add_seconds(run, "total", time.monotonic() - self._began))
+            yield record
 
     def _get_notes(self, k: int) -> Iterator[dict]:
         """Run k's records of notes, those on disk first; the generator for the others is starting."""
@@ -73,16 +91,21 @@ class Pipeline:
             run.merged.mkdir()
             self.stack.callback(shutil.rmtree, run.merged, ignore_errors=True)
         generator = self.stack.enter_context(start_generator(self.args, run, self.plan.generator))
+        self.stack.callback(note_effort, run, "generate", generator)  # whatever ends the call
+        notes = progress(write_notes(generator, self.rows, done, predictions), "notes", len(self.rows), len(done))
         if self.together:
             self._get_judge()
-        return itertools.chain(on_disk, self._write(k, generator, done))
+            thread, notes = write_beside(notes, predictions, len(written))
+            self.stack.callback(thread.join, 10)
+            self.stack.callback(generator.close)  # comes first, and ends what the thread waits for
+        return itertools.chain(on_disk, self._write(k, generator, notes))
 
-    def _write(self, k: int, generator: LanguageModel, done: set[int]) -> Iterator[dict]:
+    def _write(self, k: int, generator: LanguageModel, notes: Iterator[dict]) -> Iterator[dict]:
         run = self.runs[k]
-        notes = write_notes(generator, self.rows, done, run.folder.predictions)
-        yield from progress(notes, "notes", len(self.rows), len(done))
+        yield from self._stamped(run, notes)
         generator.close()
-        note_times(run, "generate", generator)
+        shutil.rmtree(run.merged, ignore_errors=True)  # several adapters' copies would add up
+        note_effort(run, "generate", generator)
         if k + 1 < len(self.runs):  # the next generator starts while the judge still reads these notes
             self._get_notes(k + 1)
 
@@ -93,13 +116,15 @@ class Pipeline:
         if k:
             take_known_answers(run, self.runs[0])
         cases = pending_cases(notes, self.rows, judgements, args.judge_controls, args.attacks)
-        first = next(cases, None)
+        first = next(filter(None, cases), None)
         if first:
             model = self._get_judge()
             total = len(prompts.SECTIONS) * (len(self.rows) + 2 * args.judge_controls + args.attacks)
             verdicts = judge_cases(model, itertools.chain([first], cases), judgements)
-            exhaust(progress(verdicts, "verdicts", total))
-            note_times(run, "judge", model)
+            try:
+                exhaust(self._stamped(run, progress(verdicts, "verdicts", total)))
+            finally:
+                note_effort(run, "judge", model)
 
 
 def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement | None) -> LanguageModel:
@@ -107,7 +132,8 @@ def start_generator(args: argparse.Namespace, run: Run, place: placement.Placeme
     sampling = {"temperature": 0, "max_tokens": args.max_new_tokens, **args.sampling_args}
     if args.api_base:
         return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
-    vllm_args, merge_into = {**place.vllm_args, **args.engine_args}, None
+    length = run.manifest["identity"]["generate"]["max_model_len"]  # its own: `place` is for all models of the call
+    vllm_args, merge_into = {**_ENGINE, **place.vllm_args, "max_model_len": length, **args.engine_args}, None
     if run.adapter and vllm_args.get("enable_lora"):
         vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
     elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
@@ -127,7 +153,8 @@ def start_judge(
         key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
         served = (args.judge_api_base, args.judge_model, sampling, judge.VERDICT_SCHEMA)
         return Server("judge", *served, concurrency=args.api_concurrency, key_variable=key)
-    spec = EngineSpec(model.path, {**place.vllm_args, **args.judge_engine_args}, sampling, judge.VERDICT_SCHEMA)
+    vllm_args = {**_ENGINE, **place.vllm_args, **args.judge_engine_args}
+    spec = EngineSpec(model.path, vllm_args, sampling, judge.VERDICT_SCHEMA)
     return Engine("judge", spec, log, place.devices)
 
 
@@ -139,7 +166,15 @@ def take_known_answers(run: Run, other: Run) -> None:
             run.folder.judgements.append(record)
 
 
-def note_times(run: Run, stage: str, model: LanguageModel) -> None:
-    run.manifest["timings_s"] |= {f"{stage}_init": model.init_seconds, stage: model.busy_seconds}
-    run.manifest["tokens"][stage] = model.tokens
+def note_effort(run: Run, stage: str, model: LanguageModel) -> None:
+    """Add to the manifest what `stage` has taken of `model` since this was last called."""
+    effort = model.effort()
+    if not any(effort.values()):
+        return
+    tokens = run.manifest["tokens"].setdefault(stage, {})
+    for kind in model.tokens:
+        tokens[kind] = tokens.get(kind, 0) + effort[kind]
+    add_seconds(run, f"{stage}_init", effort["init"])
+    add_seconds(run, stage, effort["busy"])
     run.manifest["engines"][stage] = model.settings
+    run.folder.write_manifest(run.manifest)

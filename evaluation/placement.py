@@ -18,6 +18,7 @@ _FIXED_BYTES = int(1.6 * GIB)
 _SMALLEST_SHARED_CACHE = 4 * GIB  # with less, the two engines would rather run in turn
 _GENERATOR_SHARE = 0.6  # of the cache memory: notes are long, verdicts short
 _CPU_CACHE = 4 * GIB
+_NO_GPU = ("", "-1", "none", "void", "NoDevFiles")  # in CUDA_VISIBLE_DEVICES
 _SEQUENCES = {"cuda": 256, "cpu": 64}
 
 
@@ -96,8 +97,9 @@ def place(
 ) -> Plan:
     """Where to run generator and judge; None for one that is not to run.
 
-    `utilization` bounds the memory of all engines on a GPU together, as a share of it. Raises UserError when a model
-    fits nowhere.
+    `utilization` is the share of a GPU that is planned for all its engines together. It is no strict bound: what CUDA
+    and CUDA graphs take is estimated, and at 0.9 one engine alone took 0.915 of an H100 at its peak (two took 0.874).
+    Raises UserError when a model fits nowhere.
     """
     if not gpus:
         placements = [model and _on_cpu(model, free_ram) for model in (generator, judge)]
@@ -114,28 +116,45 @@ def place(
 
 
 def find_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none when there is no driver."""
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none when there is no driver. Or UserError."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in _NO_GPU:
+        return []
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            "nvidia-smi has not answered for 30 s; see to the driver, or set CUDA_VISIBLE_DEVICES=-1"
+        ) from None
+    except (OSError, subprocess.CalledProcessError):
         return []
-    return read_gpus(output, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return read_gpus(output, visible)
 
 
 def read_gpus(output: str, visible: str | None) -> list[Gpu]:
-    """nvidia-smi's lines (index, uuid, name, MiB total, MiB free) -> GPUs, in the order of CUDA_VISIBLE_DEVICES."""
-    found = {}
-    for line in output.splitlines():
-        index, uuid, name, total, free = (part.strip() for part in line.split(","))
-        found[index] = found[uuid] = Gpu(index, name, int(total) << 20, int(free) << 20)
-    if visible is None:
-        return list(dict.fromkeys(found.values()))
+    """nvidia-smi's lines (index, uuid, name, MiB total, MiB free) -> GPUs, in the order of CUDA_VISIBLE_DEVICES.
+
+    Raises UserError for a GPU of unknown memory, and where the variable names first what nvidia-smi does not list.
+    """
+    lines = [[part.strip() for part in line.split(",")] for line in output.splitlines()]
+    found = {name: line for line in lines for name in line[:2]}
     chosen = []
-    for part in visible.split(","):
-        if part.strip() not in found:
+    for part in map(str.strip, [line[0] for line in lines] if visible is None else visible.split(",")):
+        if part.startswith("MIG-") or (part not in found and not chosen and part not in _NO_GPU):
+            raise UserError(
+                f"CUDA_VISIBLE_DEVICES={visible}: {part} is no GPU that nvidia-smi lists (parts of one, MIG, cannot be "
+                "used); give a number or UUID of `nvidia-smi -L`, or -1 for the CPU"
+            )
+        if part not in found:
             break  # CUDA, too, ignores what follows an entry that it does not know
-        chosen.append(found[part.strip()])
+        index, _, name, total, free = found[part]
+        if not (total.isdecimal() and free.isdecimal()):
+            raise UserError(
+                f"nvidia-smi gives {total}, {free} for the memory of GPU {index}, {name}; "
+                "leave it out of CUDA_VISIBLE_DEVICES"
+            )
+        chosen.append(Gpu(index, name, int(total) << 20, int(free) << 20))
     return chosen
 
 

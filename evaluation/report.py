@@ -45,6 +45,14 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def _rouge(section: dict) -> str:
+    """ROUGE-L over all notes, and over the readable ones where that is another figure; older results do not have it."""
+    readable = section.get("rougeL_readable", section["rougeL"])
+    if readable == section["rougeL"]:
+        return f"{readable:.3f}"
+    return f"{section['rougeL']:.3f} " + ("(no note readable)" if readable is None else f"(readable: {readable:.3f})")
+
+
 def _run_name(results: dict) -> str:
     """Model and adapter by the last part of their paths that is not a checkpoint's step."""
     return " + ".join(_short(path) for path in (results["model"], results["lora_path"]) if path)
@@ -130,7 +138,7 @@ def console_table(results: dict) -> str:
                 _percent(section["accuracy"]) + (" (judge tells nothing)" if key in silent else ""),
                 _interval(section["ci95"]),
                 unscored,
-                f"{section['rougeL']:.3f}",
+                _rouge(section),
             ]
         )
     mean = results["mean"]
@@ -227,7 +235,7 @@ def _without_a_judge(runs: list[dict]) -> list[list[str]]:
     results = [run["results"] for run in runs]
     readable = ["Readable notes", *(f"{result['valid_notes']} of {result['n']}" for result in results)]
     rouge = (
-        [f"ROUGE-L, {section}", *(f"{result['sections'][section]['rougeL']:.3f}" for result in results)]
+        [f"ROUGE-L, {section}", *(_rouge(result["sections"][section]) for result in results)]
         for section in results[0]["sections"]
     )
     return [readable, *rouge]
@@ -391,6 +399,7 @@ def _environment() -> jinja2.Environment:
         "points": lambda difference: _points(difference).replace("-", "−"),
         "points_interval": lambda ci95: _points_interval(ci95).replace("-", "−"),
         "p_value": _p_value,
+        "rouge": _rouge,
         "flips": _flips,
         "position": lambda rate: f"{100 * rate:.2f}%",
         "csp_hash": _csp_hash,

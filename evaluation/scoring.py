@@ -41,7 +41,8 @@ def score_run(
     Returns
       n, valid_notes: counts; finish_reasons: {reason: count}
       sections: {S: {pass, fail, unscored: counts; accuracy: pass / n; ci95: Wilson; worst, best: accuracy if all
-          unscored failed / passed; rougeL: mean F-measure over all n, without stemming, invalid notes 0}}
+          unscored failed / passed; rougeL: mean F-measure over all n, without stemming, invalid notes 0;
+          rougeL_readable: the same over the valid notes, None without any}}
       mean: {accuracy, ci95}: mean over the sections, bootstrap over whole notes
       judge_controls: None without controls, else {S: trust}, see `_trust`, and by_kind: {kind: {expected, n, right,
           unscored, rate: right / (n - unscored), ci95}}
@@ -60,7 +61,7 @@ def score_run(
         "n": len(indices),
         "valid_notes": valid,
         "finish_reasons": dict(sorted(finish_reasons.items())),
-        "sections": {section: _section(verdicts[section], rouge[section]) for section in SECTIONS},
+        "sections": {section: _section(verdicts[section], rouge[section], valid) for section in SECTIONS},
         "mean": {"accuracy": sum(passes) / (len(SECTIONS) * len(passes)), "ci95": bootstrap_mean(passes)},
         "judge_controls": _against_controls(controls, plain, len(indices)) if controls else None,
         "human_labels": _against_people(human_labels, plain, len(indices)) if human_labels else None,
@@ -117,7 +118,7 @@ def _ruling(verdict: str, source: str) -> Ruling:
 # --- rates -----------------------------------------------------------------------------------------------------------
 
 
-def _section(verdicts: list[str], rouge: Iterable[float]) -> dict:
+def _section(verdicts: list[str], rouge: Iterable[float], valid: int) -> dict:
     n, count = len(verdicts), Counter(verdicts)
     return {
         "pass": count["pass"],
@@ -128,6 +129,7 @@ def _section(verdicts: list[str], rouge: Iterable[float]) -> dict:
         "worst": count["pass"] / n,
         "best": (count["pass"] + count["unscored"]) / n,
         "rougeL": math.fsum(rouge) / n,  # the same in any order
+        "rougeL_readable": math.fsum(rouge) / valid if valid else None,  # the others' are 0
     }
 
 
@@ -143,12 +145,14 @@ def bootstrap_mean(passes: list[int], floor: int = 0) -> Interval:
 
     passes: sections passed in each note, `floor` to 4; whole notes, because verdicts on one note hang together.
     A resample depends only on how many notes have which value, so these counts are drawn. Notes that are all alike
-    leave nothing to resample: where they all passed or all failed, the interval is Wilson's.
+    leave nothing to resample: at least so many of all notes as Wilson's interval of n in n says are then like them, and
+    the others may have any value. Where they all passed or all failed, that is Wilson's interval itself.
     """
     n, top = len(passes), len(SECTIONS)
     count = Counter(passes)
-    if floor == 0 and (count[0] == n or count[top] == n):
-        return wilson(count[top], n)
+    if len(count) == 1:
+        alike = wilson(n, n)[0]
+        return [alike * passes[0] / top + (1 - alike) * floor / top, alike * passes[0] / top + (1 - alike)]
     values = np.arange(floor, top + 1)
     shares = np.array([count[value] for value in values.tolist()]) / n
     means = np.random.default_rng(0).multinomial(n, shares, size=DRAWS) @ values / (n * top)

@@ -48,7 +48,7 @@ class Server(LanguageModel):
             base_url=api_base, api_key=os.environ.get(key_variable) or "EMPTY", timeout=_TIMEOUT, max_retries=0
         )
         self._closed = threading.Event()
-        self._last_sign_of_life = time.monotonic()
+        self._away_since: float | None = None  # the first failure after the last answer
         self._requests: queue.SimpleQueue[tuple[int, Request]] = queue.SimpleQueue()
         for _ in range(concurrency):  # daemons: the end of a run does not wait for answers that nobody reads
             threading.Thread(target=self._work, daemon=True).start()
@@ -56,6 +56,7 @@ class Server(LanguageModel):
     def close(self) -> None:
         """Give up what is in flight."""
         self._closed.set()
+        super().close()
 
     def _send(self, number: int, request: Request) -> None:
         self._requests.put((number, request))
@@ -77,10 +78,12 @@ class Server(LanguageModel):
         while True:
             try:
                 answer = self._ask(request)
-                self._last_sign_of_life = time.monotonic()
+                self._away_since = None
                 return answer
             except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
-                away = time.monotonic() - self._last_sign_of_life
+                now = time.monotonic()
+                self._away_since = since = self._away_since or now
+                away = now - since
                 if away > self._patience or self._closed.is_set():
                     raise UserError(
                         f"{self._address} has not answered for {away:.0f} s ({type(error).__name__}); "

@@ -5,8 +5,10 @@ Each yields records as they finish, after they are on disk, and leaves out what 
 
 import hashlib
 import itertools
+import queue
 import random
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,10 +18,10 @@ from evaluation.engine import Completion, LanguageModel, Request
 from evaluation.store import JsonLines
 
 JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
-# Further tries for a verdict that cannot be read: greedy decoding repeats itself, so with more room, then by
-# chance.
-RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5})
-SEED = 0  # of controls and attacks
+SEED = 0  # of controls, attacks and third tries
+# Further tries for a verdict that cannot be read: greedy decoding repeats itself, so with more room, then by chance,
+# the same one whichever requests came before.
+RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5, "seed": SEED})
 CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
 
 Row = dict[str, str]
@@ -64,18 +66,57 @@ def write_notes(model: LanguageModel, rows: Sequence[Row], done: set[int], out: 
         yield record
 
 
+def write_beside(
+    records: Iterator[Record], out: JsonLines, skip: int
+) -> tuple[threading.Thread, Iterator[Record | None]]:
+    """Let a thread bring `records` to the disk, and yield them from there; None when none has come for a moment.
+
+    So they do not wait for their reader, nor it for them. `skip`: how many records `out` has already.
+    """
+    written: queue.SimpleQueue[BaseException | bool] = queue.SimpleQueue()
+
+    def write() -> None:
+        try:
+            for _ in records:
+                written.put(True)
+            written.put(False)
+        except BaseException as error:  # for the reader, who raises it
+            written.put(error)
+
+    def read() -> Iterator[Record | None]:
+        lines = itertools.islice(out, skip, None)
+        while True:
+            try:
+                more = written.get(timeout=0.1)
+            except queue.Empty:
+                yield None
+                continue
+            if isinstance(more, BaseException):
+                raise more
+            if not more:
+                return
+            yield next(lines)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    return thread, read()
+
+
 def pending_cases(
-    predictions: Iterable[Record], rows: Sequence[Row], out: JsonLines, controls: int, attacks: int
-) -> Iterator[judge.Case]:
+    predictions: Iterable[Record | None], rows: Sequence[Row], out: JsonLines, controls: int, attacks: int
+) -> Iterator[judge.Case | None]:
     """What is still to judge: controls and attacks, then the four sections of each note as it comes.
 
-    What code decides without a judge goes to `out` on the way.
+    What code decides without a judge goes to `out` on the way. None stands where a note is not there yet.
     """
     done = {judge.record_key(record) for record in out}
     sources = _sample(rows, CONTROL_SOURCES * max(1, controls, attacks)) if controls or attacks else {}
     known = itertools.chain(judge.control_cases(sources, controls, SEED), judge.attack_cases(sources, SEED, attacks))
     yield from (case for case in known if case.key() not in done)
     for prediction in predictions:
+        if prediction is None:
+            yield None
+            continue
         # The sections of a dialogue follow each other: the judge's prefix cache then serves three of the four.
         cases, decided = judge.plain_cases([prediction], rows)
         for record in decided:
@@ -90,12 +131,12 @@ def _sample(rows: Sequence[Row], n: int) -> dict[int, Row]:
     return {index: rows[index] for index in indices}
 
 
-def judge_cases(model: LanguageModel, cases: Iterable[judge.Case], out: JsonLines) -> Iterator[Record]:
+def judge_cases(model: LanguageModel, cases: Iterable[judge.Case | None], out: JsonLines) -> Iterator[Record]:
     """Verdicts: records of judgements.jsonl. One that cannot be read is asked for again, then unscored.
 
     Raises UserError.
     """
-    requests = (Request((case, 1), case.messages(), group=case.index) for case in cases)
+    requests = (case and Request((case, 1), case.messages(), group=case.index) for case in cases)
     for answer in model.complete(requests):
         case, attempt = answer.tag
         verdict, reason = judge.read_verdict(answer.text, answer.finish_reason)

@@ -17,13 +17,19 @@ from typing import Any
 from evaluation.errors import UserError
 from evaluation.placement import find_gpus
 
-FORMAT = 1  # of the manifest and the records; a folder of another format is refused
+FORMAT = 2  # of the manifest and the records; a folder of another format is refused
 
 DAMAGED = "restore the file, or start anew with --overwrite"
 _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
     "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
     "judge": ("judgements.jsonl", "results.json", "report.html"),
     "report": ("results.json", "report.html"),
+}
+
+_WAYS_OUT = {  # of a run that differs in this part
+    "data": "--overwrite to replace it",
+    "generate": "--stage judge to judge the notes that are there, or --overwrite to replace them",
+    "judge": "--stage judge --overwrite to replace its verdicts",
 }
 
 
@@ -151,19 +157,14 @@ class RunFolder:
             raise UserError(f"{path} is of another version (format {found}, not {FORMAT}); choose another --output_dir")
         return manifest
 
-    def begin(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:
-        """Start or go on with the run that `identity` describes, and return its manifest.
+    def compare(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:
+        """The manifest of the run that `identity` describes, new or as it goes on; nothing is changed on the disk.
 
         `identity` holds the parts that this call knows of "data", "generate" and "judge": each a flat dict of what
         determines the records. `overwrite` names the stage that starts anew. Raises UserError with the first
-        difference from what the folder was made with.
+        difference from what the records in the folder were made with; where a part has none, nothing can differ.
         """
-        if overwrite:
-            for name in _STAGE_FILES[overwrite]:
-                (self.path / name).unlink(missing_ok=True)
-            if overwrite == "generate":
-                (self.path / "manifest.json").unlink(missing_ok=True)
-        manifest = self.read_manifest() or {
+        manifest = (None if overwrite == "generate" else self.read_manifest()) or {
             "format": FORMAT,
             "identity": {},
             "timings_s": {},
@@ -173,15 +174,28 @@ class RunFolder:
         known = manifest["identity"]
         if overwrite:
             known.pop(overwrite, None)
+            for name in ("timings_s", "tokens", "engines"):
+                for stage in (overwrite, f"{overwrite}_init"):
+                    manifest[name].pop(stage, None)
+        notes = overwrite != "generate" and any(True for _ in self.predictions)
+        verdicts = overwrite not in ("generate", "judge") and any(True for _ in self.judgements)
+        recorded = {"data": notes or verdicts, "generate": notes, "judge": verdicts}
         for part, values in identity.items():
             for key, value in values.items():
                 old = known.get(part, values).get(key)
-                if old != value:
+                if old != value and recorded[part]:
                     raise UserError(
                         f"{self.path} holds a run with {key} = {_brief(old)}, not {_brief(value)}; "
-                        "choose another --output_dir, or add --overwrite to replace it"
+                        f"choose another --output_dir, or add {_WAYS_OUT[part]}"
                     )
         known.update(identity)
+        return manifest
+
+    def begin(self, identity: dict[str, dict[str, Any]], overwrite: str | None) -> dict[str, Any]:
+        """Start or go on with the run that `identity` describes: `compare`, delete what starts anew, write."""
+        manifest = self.compare(identity, overwrite)
+        for name in _STAGE_FILES[overwrite] if overwrite else ():
+            (self.path / name).unlink(missing_ok=True)
         self.write_manifest(manifest)
         return manifest
 
@@ -202,7 +216,9 @@ def describe_machine() -> dict[str, Any]:
             versions[package] = version(package)
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    gpus = [f"{gpu.name}, {gpu.total >> 30} GiB" for gpu in find_gpus()]
+    gpus = []
+    with contextlib.suppress(UserError):  # where they are needed, it is told
+        gpus = [f"{gpu.name}, {gpu.total >> 30} GiB" for gpu in find_gpus()]
     hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"date": date, "versions": versions, "git_commit": commit, "hardware": hardware}

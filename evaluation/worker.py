@@ -18,19 +18,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from evaluation.processes import kill_group
+from evaluation.processes import kill_groups
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
+
+_NO_MEMORY = re.compile(
+    r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node"
+)
+_ADVICE = "free the GPU, or try a smaller --max_model_len, or change --gpu_memory_utilization"
 
 
 def main() -> int:
     """Serve until stdin ends; 1 when the engine cannot start or breaks."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    spec = json.loads(sys.stdin.readline())
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
+    # A child made by fork closes sys.stdin, and would wait for ever for the lock that a thread reading from it holds.
+    sys.stdin = Path(os.devnull).open()  # noqa: SIM115
+    spec = json.loads(requests.readline())
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
+    threading.Thread(target=_read_lines, args=(requests, lines), daemon=True).start()
     try:
         _serve(spec, lines, replies)
     except Exception as error:
@@ -42,12 +50,15 @@ def main() -> int:
 def explain(error: BaseException) -> str:
     """One line for what stops an engine: the cause and what to try."""
     text = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError" or re.search(
-        r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node", text
-    ):
-        advice = "free the GPU, or try a smaller --max_model_len, or change --gpu_memory_utilization"
-        return f"not enough memory ({text[:160]}); {advice}"
+    if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
+        return f"not enough memory ({text[:160]}); {_ADVICE}"
     return f"{type(error).__name__}: {text[:300] or 'no message'}"
+
+
+def explain_by_log(failed: str, log: str) -> str:
+    """The same where the cause is a child's of vLLM's, which it leaves to the log: lines that this start wrote."""
+    cause = [line for line in log.splitlines() if _NO_MEMORY.search(line)] if "root cause" in failed else []
+    return f"not enough memory ({' '.join(cause[-1].split())[-160:]}); {_ADVICE}" if cause else failed
 
 
 def merge(model: str, adapter: str, folder: str) -> str:
@@ -71,11 +82,13 @@ def merge(model: str, adapter: str, folder: str) -> str:
     return folder
 
 
-def _read_lines(lines: queue.SimpleQueue) -> None:
-    for line in sys.stdin:
-        lines.put(line)
-    kill_group(os.getpgrp())
-    os._exit(1)
+def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
+    try:
+        for line in requests:
+            lines.put(line)
+        kill_groups(os.getpgrp())
+    finally:
+        os._exit(1)
 
 
 def _send(replies: TextIO, message: dict[str, Any]) -> None:

@@ -207,13 +207,16 @@ class FakeModel(LanguageModel):
         super().__init__("fake model", window=1000)
         self.answer = answer
         self.asked: list[str] = []
+        self.sampled: list[tuple[str, dict]] = []
         self.closed = False
 
     def close(self) -> None:
         self.closed = True
+        super().close()
 
     def _send(self, number: int, request: Request) -> None:
         chat = json.dumps(request.messages)
         self.asked.append(chat)
+        self.sampled.append((chat, request.sampling))
         text = self.answer(request.messages, self.asked.count(chat))
         self.report({"id": number, "text": text, "finish_reason": "stop", "prompt_tokens": 9, "output_tokens": 5})

@@ -13,10 +13,11 @@ import pytest
 from conftest import LEARNED_NOTE, ROOT, rows
 
 import prompts
+from evaluation import engine as engine_module
 from evaluation import worker
 from evaluation.engine import Completion, Engine, EngineSpec, LanguageModel, Request
 from evaluation.errors import UserError
-from evaluation.processes import kill_group
+from evaluation.processes import kill_groups
 
 CPU_ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
 GREEDY = {"temperature": 0, "max_tokens": 200}
@@ -95,6 +96,16 @@ def test_what_stops_an_engine_is_explained_in_one_line(error: Exception, words: 
     assert "\n" not in line
 
 
+def test_memory_that_a_process_of_a_split_model_lacks_is_found_in_the_log() -> None:
+    failed = "Exception: WorkerProc initialization failed due to an exception in a background process. "
+    failed += "See stack trace for root cause."
+    log = "(Worker_TP1 pid=7) ERROR\n(Worker_TP1) torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2\n"
+    line = worker.explain_by_log(failed, log + "later lines\n")
+    assert "not enough memory" in line and "Tried to allocate 2)" in line and "--max_model_len" in line
+    assert worker.explain_by_log(failed, "nothing") == failed
+    assert worker.explain_by_log("KeyError: 'rope'", log) == "KeyError: 'rope'"
+
+
 def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_adapter: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -115,6 +126,38 @@ def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_ada
         assert torch.equal(merged[name], expected.bfloat16()), name
     assert changed == 4
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+def test_an_engine_may_fork_while_requests_are_read() -> None:
+    code = """
+        import multiprocessing, time
+        from evaluation import worker
+
+        def serve(spec, lines, replies):
+            while lines.empty():  # the thread has read one request, and waits for the next
+                time.sleep(0.01)
+            time.sleep(0.1)
+            child = multiprocessing.get_context("fork").Process(target=print)
+            child.start()
+            child.join(timeout=5)
+            worker._send(replies, {"exitcode": child.exitcode})
+            child.kill()
+
+        worker._serve = serve
+        worker.main()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    ) as process:
+        process.stdin.write("{}\n{}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == '{"exitcode": 0}\n'
 
 
 @pytest.fixture(scope="module")
@@ -216,29 +259,81 @@ def test_when_the_parent_is_killed_the_engine_and_all_it_started_are_gone(spread
     assert not [path for path in shared if path.exists()]
 
 
-@pytest.mark.parametrize("patience", [30, 0.5])
-def test_what_tidies_up_after_the_killed_is_given_time_and_no_more(patience: float) -> None:
-    """A process tree as vLLM's, whose tracker is kept from its end: here by a writer beyond the group."""
+def test_the_end_of_a_group_takes_the_memory_that_it_shared_and_no_file_that_it_only_reads() -> None:
+    """A process tree as vLLM's: memory and a semaphore of Python's, memory of C++ code, and weights kept in memory."""
     code = """
-        import subprocess, sys
-        from multiprocessing import resource_tracker, shared_memory
+        import mmap, multiprocessing, os, subprocess, sys
+        from multiprocessing import shared_memory
         memory = shared_memory.SharedMemory(create=True, size=1000)
-        hold = [resource_tracker._resource_tracker._fd] if sys.argv[1] == "held" else []
-        subprocess.Popen(["sleep", "60"], pass_fds=hold, start_new_session=bool(hold))
-        print(memory.name, flush=True)
+        lock = multiprocessing.get_context("spawn").Lock()
+        name = f"/dev/shm/{os.getpid()}-cpp"
+        with open(name, "w+b") as file:
+            file.truncate(1000)
+            cpp = mmap.mmap(file.fileno(), 1000)
+        with open(sys.argv[1], "rb") as file:
+            weights = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        subprocess.Popen(["sleep", "60"])
+        print("/dev/shm/" + memory.name, "/dev/shm/sem." + lock._semlock.name[1:], name, flush=True)
         sys.stdin.read()
     """
-    held = patience < 1
-    command = [sys.executable, "-c", textwrap.dedent(code), "held" if held else "free"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as leader:
-        memory = Path("/dev/shm", leader.stdout.readline().strip())
-        assert memory.exists()
-        kill_group(leader.pid, patience)
-        assert not members(leader.pid)
-    assert memory.exists() == held
-    memory.unlink(missing_ok=True)
+    kept = Path(f"/dev/shm/{os.getpid()}-weights")
+    kept.write_bytes(b"weights")
+    try:
+        command = [sys.executable, "-c", textwrap.dedent(code), str(kept)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as leader:
+            shared = [Path(name) for name in leader.stdout.readline().split()]
+            assert [path.exists() for path in shared] == [True] * 3
+            kill_groups(leader.pid)
+            assert not members(leader.pid)
+        assert [path.exists() for path in (*shared, kept)] == [False, False, False, True]
+    finally:
+        kept.unlink()
+
+
+@pytest.mark.parametrize("error", [PermissionError(), psutil.AccessDenied()])
+def test_what_cannot_be_killed_is_left_after_a_while(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: psutil.Process) -> None:
+        raise error
+
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(psutil.Process, "kill", refuse)
+            kill_groups(process.pid, patience=0.2)
+        assert members(process.pid)
+        process.kill()
+
+
+def test_a_worker_ends_with_its_parent_even_where_the_rest_of_its_group_cannot_be_ended() -> None:
+    code = """
+        import os, time
+        from evaluation import worker
+
+        def refuse(*groups):
+            raise PermissionError
+
+        worker.kill_groups = refuse
+        worker._serve = lambda *_: time.sleep(60)
+        worker.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ended = subprocess.run(command, cwd=ROOT, input="{}\n", text=True, capture_output=True, timeout=20, check=False)
+    assert ended.returncode == 1
+
+
+def test_replicas_end_together_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sleeper").write_text("#!/bin/sh\nsleep 60\n")
+    (tmp_path / "sleeper").chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "sleeper"))
+    killed = []
+    monkeypatch.setattr(engine_module, "kill_groups", lambda *groups: (killed.append(groups), kill_groups(*groups)))
+    model = Engine("judge", EngineSpec(tmp_path, {}, {}), tmp_path / "log", devices=("", ""))
+    groups = tuple(process.pid for process in model._processes)
+    model.close()
+    model.close()
+    assert killed == [groups, ()]
+    assert not [pid for pid in groups if members(pid)]
 
 
 def members(group: int) -> list[psutil.Process]:

@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 import shutil
@@ -16,8 +17,10 @@ from conftest import AS_SAVED, LEARNED_NOTE, ROOT, FakeModel, rows
 
 import eval
 import prompts
-from evaluation import pipeline, store
+from evaluation import models, pipeline, store
+from evaluation.errors import UserError
 from evaluation.placement import Placement, Plan
+from evaluation.runs import Run
 
 INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # dialogues whose notes and verdicts are special
 
@@ -48,6 +51,9 @@ def judge(messages: prompts.Messages, attempt: int) -> str:
         return '{"reason": "'
     verdict = "pass" if case["prediction"] == case["reference"] and k != 0 else "fail"
     return json.dumps({"reason": f"{k} {case['section']}", "verdict": verdict})
+
+
+start_generator = pipeline.start_generator  # which the harness replaces
 
 
 class Harness:
@@ -131,6 +137,8 @@ def test_unreadable_verdicts_are_tried_twice_again_and_then_unscored(harness: Ha
     by_case = {(record["index"], record["section"]): record for record in harness.records("judgements")}
     assert {by_case[SLOW_VERDICT, section]["attempts"] for section in prompts.SECTIONS} == {3}
     assert by_case[SLOW_VERDICT, "S"]["verdict"] == "pass"
+    tries = [sampling for chat, sampling in harness.judges[0].sampled if number_of(chat) == SLOW_VERDICT]
+    assert tries.count({}) == 4 and [s["seed"] for s in tries if "temperature" in s] == [0] * 4
     unscored = by_case[NO_VERDICT, "P"]
     assert (unscored["verdict"], unscored["attempts"], unscored["raw"]) == ("unscored", 3, '{"reason": "')
 
@@ -169,7 +177,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
     if at_once:
         request.getfixturevalue("both_at_once")
     assert harness.run() == 0
-    names = ("predictions", "judgements")
+    names, one_by_one = ("predictions", "judgements"), threading.Lock()
     whole, results = [harness.records(name) for name in names], harness.results()
     append = store.JsonLines.append
     for moment in range(0, sum(map(len, whole)), 3):
@@ -178,33 +186,147 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
 
         def append_or_die(lines: store.JsonLines, record: dict) -> None:
             nonlocal left
-            if left == 0:
-                with lines.path.open("ab") as stream:
-                    stream.write(json.dumps(record).encode()[:20])
-                raise Killed
-            left -= 1
-            append(lines, record)
+            with one_by_one:
+                if left == 0:
+                    with lines.path.open("ab") as stream:
+                        stream.write(json.dumps(record).encode()[:20])
+                    raise Killed
+                left -= 1
+                append(lines, record)
 
         monkeypatch.setattr(store.JsonLines, "append", append_or_die)
         with pytest.raises(Killed):
             harness.run("--output_dir", str(folder))
         monkeypatch.setattr(store.JsonLines, "append", append)
+        written = sum(1 for _ in store.open_records(folder)[0])
         harness.generators.clear()
         harness.judges.clear()
         assert harness.run("--output_dir", str(folder)) == 0
         assert [harness.records(name, folder) for name in names] == whole
         assert harness.results(folder) == results
         asked = sum(len(model.asked) for model in harness.generators)
-        assert asked == max(0, len(whole[0]) - moment) or at_once, "notes that are on disk must not be written again"
+        assert asked == len(whole[0]) - written, "notes that are on disk must not be written again"
+        assert written == min(moment, len(whole[0])) or at_once
 
 
-def test_the_same_command_again_starts_no_engine(harness: Harness, capsys: pytest.CaptureFixture) -> None:
+class Held(FakeModel):
+    """Gives its first answers, each after `delay` seconds, and holds the others until it is let go."""
+
+    def __init__(self, answer: Callable, first: int, delay: float = 0):
+        super().__init__(answer)
+        self.first, self.delay, self.window, self.held = first, delay, 4, []
+
+    def report(self, event: dict[str, Any]) -> None:
+        if self.first == 0 and "id" in event:
+            self.held.append(event)
+        else:
+            self.first -= 1
+            if self.delay:
+                threading.Timer(self.delay, super().report, [event]).start()
+            else:
+                super().report(event)
+
+    def let_go(self) -> None:
+        self.first = -1
+        while self.held:
+            super().report(self.held.pop())
+
+
+@pytest.mark.parametrize("waiting_for", ["note", "verdict"])
+def test_with_both_models_at_once_what_one_has_finished_does_not_wait_for_the_other(
+    harness: Harness, both_at_once: None, monkeypatch: pytest.MonkeyPatch, waiting_for: str
+) -> None:
+    generator, judging = Held(write, 4 if waiting_for == "note" else -1), Held(judge, 2, delay=0.1)
+    if waiting_for == "note":
+        judging.let_go()
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: generator)
+    monkeypatch.setattr(pipeline, "start_judge", lambda *_: judging)
+    lines = dict.fromkeys(("predictions", "judgements"), 0)
+    # Four notes with all their verdicts, second and third tries among them; or all notes, and, with the window of four
+    # full, beside the two verdicts the five that code decides on the way.
+    expected = {"note": (4, 16), "verdict": (6, 7)}[waiting_for]
+
+    run = threading.Thread(target=harness.run, args=("--judge_controls", "0"))
+    run.start()
+    deadline = time.monotonic() + 10
+    while tuple(lines.values()) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+        for name in lines:
+            path = harness.folder / f"{name}.jsonl"
+            lines[name] = path.read_bytes().count(b"\n") if path.exists() else 0
+    generator.let_go()
+    judging.let_go()
+    while run.is_alive():
+        generator.let_go()
+        judging.let_go()
+        run.join(0.05)
+    assert tuple(lines.values()) == expected
+    assert len(harness.records("judgements")) == 24
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_times_and_tokens_are_each_runs_own(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
     assert harness.run() == 0
+    manifests = [manifest_of(harness.folder / name) for name in ("one", "two")]
+    assert [manifest["tokens"]["generate"]["output"] for manifest in manifests] == [6 * 5] * 2
+    assert sum(manifest["tokens"]["judge"]["output"] for manifest in manifests) == 5 * len(harness.judges[0].asked)
+    verdicts = [r for r in harness.records("judgements", harness.folder / "two") if not r["control"]]
+    assert manifests[1]["tokens"]["judge"]["output"] == 5 * sum(record["attempts"] for record in verdicts)
+
+
+def test_a_run_that_goes_on_keeps_the_times_and_tokens_of_the_calls_before(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FakeModel):
+        def report(self, event: dict[str, Any]) -> None:
+            time.sleep(0.01)
+            super().report(event)
+
+    def judge_until(limit: int) -> Callable:
+        def answer(messages: prompts.Messages, attempt: int) -> str:
+            if len(harness.judges[-1].asked) > limit:
+                harness.judges[-1].report({"failed": "out of luck"})
+            return judge(messages, attempt)
+
+        return answer
+
+    def start_judge(*_: object) -> FakeModel:
+        harness.judges.append(Slow(judge_until(10 if len(harness.judges) == 0 else 1000)))
+        harness.judges[-1].window = 1
+        return harness.judges[-1]
+
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: Slow(write))
+    monkeypatch.setattr(pipeline, "start_judge", start_judge)
+    assert harness.run() == 2
+    broken = manifest_of(harness.folder)
+    assert broken["tokens"]["generate"]["output"] == 30 and broken["timings_s"]["generate"] > 0.04
+    assert broken["tokens"]["judge"]["output"] == 50
+    assert harness.run() == 0
+    whole = manifest_of(harness.folder)
+    assert whole["timings_s"]["generate"] == broken["timings_s"]["generate"]
+    assert all(whole["timings_s"][stage] > broken["timings_s"][stage] for stage in ("judge", "total"))
+    assert whole["tokens"]["judge"]["output"] == 50 + 5 * len(harness.judges[1].asked)
+    assert harness.run("--stage", "judge", "--overwrite") == 0
+    attempts = sum(record["attempts"] for record in harness.records("judgements"))
+    assert manifest_of(harness.folder)["tokens"]["judge"]["output"] == 5 * attempts
+
+
+def test_the_same_command_again_starts_no_engine_and_changes_no_file(
+    harness: Harness, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert harness.run() == 0
+    monkeypatch.setattr(pipeline, "describe_machine", lambda: {"date": "later", "versions": {}})
+    files = {path.name: path.read_bytes() for path in harness.folder.iterdir()}
     first, before = capsys.readouterr().out, harness.results()
     assert harness.run() == 0
     assert capsys.readouterr().out == first
     assert harness.results() == before
     assert (len(harness.generators), len(harness.judges)) == (1, 1)
+    assert {path.name: path.read_bytes() for path in harness.folder.iterdir()} == files
 
 
 @pytest.mark.parametrize(
@@ -246,6 +368,86 @@ def test_overwrite_replaces_the_run(harness: Harness) -> None:
     assert len(harness.records("judgements")) == 24
 
 
+def test_overwrite_deletes_nothing_where_another_run_of_the_call_is_refused(
+    harness: Harness, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    assert harness.run() == 0
+    (harness.folder / "two" / "manifest.json").write_text("{")
+    before = {path: path.read_bytes() for path in harness.folder.glob("*/*")}
+    assert harness.run("--overwrite", "--stage", "judge") == 2
+    assert eval.main(["nobody/nothing?", *harness.argv, "--overwrite"]) == 2
+
+    def refuse(*_: object) -> None:
+        raise UserError("does not fit")
+
+    monkeypatch.setattr(eval, "make_plan", refuse)
+    assert harness.run("--overwrite") == 2
+    assert {path: path.read_bytes() for path in harness.folder.glob("*/*")} == before
+
+
+def test_what_is_here_is_checked_before_anything_is_downloaded(
+    harness: Harness, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def from_hub(name: str, need_weights: bool) -> Path:
+        asked.append(name)
+        raise UserError("downloaded")
+
+    monkeypatch.setattr(models, "_from_hub", from_hub)
+    broken = Path(shutil.copytree(tiny_adapter, tmp_path / "broken"))
+    (broken / "adapter_model.safetensors").unlink()
+    data = harness.argv[3:]
+    for call in (["./nothing"], ["a/model", "../nothing"], ["a/model", "--lora_path", str(broken)]):
+        assert eval.main([*call, "--judge_model", "a/judge", *data]) == 2
+        assert "downloaded" not in capsys.readouterr().err
+    assert eval.main(["a/model", "--judge_model", "/nothing", *data]) == 2
+    assert asked == []
+    assert eval.main(["a/model", "--judge_model", "a/judge", *data]) == 2
+    assert asked == ["a/model"]
+
+
+def test_judging_without_all_notes_is_refused_before_an_engine_starts(
+    harness: Harness, capsys: pytest.CaptureFixture
+) -> None:
+    assert harness.run("--stage", "judge") == 2
+    assert "has 0 notes on 6 dialogues" in capsys.readouterr().err
+    assert harness.judges == []
+
+
+def test_the_advice_to_take_a_smaller_length_can_be_followed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("the judge stopped: not enough memory; try a smaller --max_model_len")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "start_judge", refuse)
+        assert harness.run() == 2
+    notes = harness.records("predictions")
+    assert harness.run("--max_model_len", "2048") == 2
+    assert "--stage judge to judge the notes that are there" in capsys.readouterr().err
+    assert harness.run("--max_model_len", "2048", "--stage", "judge") == 0
+    assert harness.records("predictions") == notes
+    manifest = json.loads((harness.folder / "manifest.json").read_text())
+    assert [manifest["identity"][part]["max_model_len"] for part in ("generate", "judge")] == [4096, 2048]
+
+
+def test_each_model_of_a_call_keeps_its_own_length(
+    harness: Harness, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
+    config = tmp_path / "models" / "two" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 2048}))
+    specs = []
+    monkeypatch.setattr(pipeline, "Engine", lambda name, spec, *_: specs.append(spec) or FakeModel(write))
+    monkeypatch.setattr(pipeline, "start_generator", start_generator)
+    assert harness.run() == 0
+    assert [spec.vllm_args["max_model_len"] for spec in specs] == [4096, 2048]
+    assert all(spec.vllm_args["seed"] == 0 and spec.vllm_args["enable_prefix_caching"] for spec in specs)
+
+
 def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_path: Path) -> None:
     assert harness.run() == 0
     folder = ["--output_dir", str(tmp_path / "staged")]
@@ -259,6 +461,16 @@ def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_pa
     assert harness.run(*folder, "--stage", "report", "--judge_model", "ignored", "--overwrite") == 0
     assert harness.results(tmp_path / "staged") == harness.results()
     assert (len(harness.generators), len(harness.judges)) == (2, 2)
+
+
+def test_notes_that_leave_nothing_to_the_judge_are_reported_stage_by_stage(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: FakeModel(lambda *_: "Here is your note."))
+    for stage in ("generate", "judge", "report"):
+        assert harness.run("--judge_controls", "0", "--stage", stage) == 0
+    assert harness.judges == []
+    assert harness.results()["judge_model"] == harness.argv[2]
 
 
 def test_judging_again_needs_no_generator(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
@@ -328,11 +540,21 @@ def test_controls_and_attacks_are_judged_once_for_several_models(
     assert len(model.asked) == sum(r["attempts"] for r in one + two) - sum(r["attempts"] for r in known)
 
 
-def test_adapters_of_one_model_are_runs_of_their_own(harness: Harness, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_adapters_of_one_model_are_runs_of_their_own(
+    harness: Harness, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (1, 2):
         shutil.copytree(tiny_adapter, tmp_path / "ckpt" / f"global_step_{step}")
     paths = [str(tmp_path / "ckpt" / f"global_step_{step}") for step in (1, 2)]
+    copies = []
+
+    def start_generator(args: argparse.Namespace, run: Run, place: Placement) -> FakeModel:
+        copies.append(sorted(path.parent.name for path in harness.folder.glob("*/.merged")))
+        return harness.start(harness.generators, write)
+
+    monkeypatch.setattr(pipeline, "start_generator", start_generator)
     assert harness.run("--lora_path", paths[0], "--lora_path", paths[1]) == 0
+    assert copies == [[f"tiny-ckpt-global_step_{k}"] for k in (1, 2)], "one copy of the weights at a time"
     made = sorted(path.name for path in harness.folder.iterdir())
     assert made == ["comparison.html", *(f"tiny-ckpt-global_step_{k}" for k in (1, 2))]
     assert len(harness.judges) == 1
@@ -382,6 +604,14 @@ def test_a_run_folder_is_for_its_user_alone(harness: Harness) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in harness.folder.iterdir()}
     assert set(modes.values()) == {0o600}, modes
     assert len(modes) >= 6
+
+
+def test_help_explains_every_option_and_stage() -> None:
+    actions = eval.build_parser()._actions
+    assert len(actions) > 20
+    assert [action.dest for action in actions if not re.sub(r"\(default.*", "", action.help).strip()] == []
+    (stage,) = (action for action in actions if action.dest == "stage")
+    assert all(f"{name}: " in stage.help for name in stage.choices)
 
 
 def test_help_needs_no_library_and_under_a_second() -> None:

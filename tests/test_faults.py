@@ -148,6 +148,7 @@ EVAL = "eval.py model --judge_model model"
 ADAPTER = f"{EVAL} --lora_path adapter"
 RUN = f"{EVAL} --output_dir run --judge_controls 2"
 REPORT = f"{RUN} --stage report"
+SEVERAL = "eval.py --judge_model model --output_dir runs --judge_controls 2 model"
 TABLE = "soap_dataset/train/data-00000-of-00001.arrow"
 TEST_TABLE = "soap_dataset/test/data-00000-of-00001.arrow"
 STRANGE = [
@@ -330,6 +331,7 @@ FAULTS = {
     "a length that the model has not": Fault(f"{EVAL} --max_model_len 5000", nothing, "takes at most 4096"),
     "an address that is none": Fault(f"{EVAL} --api_base localhost", nothing, "no address"),
     "a served model with an adapter": Fault(f"{ADAPTER} --api_base http://localhost/v1", nothing, "served"),
+    "labels for two runs": Fault(f"{ADAPTER} --lora_path other --human_labels labels", nothing, "on one run's notes"),
     # eval.py: dataset and labels
     "evaluation without data": Fault(EVAL, lambda: shutil.rmtree("soap_dataset"), "preprocess_data.py"),
     "a file to evaluate on": Fault(f"{EVAL} --dataset_path notes.jsonl", nothing, "preprocess_data.py"),
@@ -356,6 +358,9 @@ FAULTS = {
     "a model that is nowhere": Fault("eval.py {} --judge_model model", lambda: "no such model", "neither a folder"),
     "a model off an unreachable hub": Fault(
         "eval.py {} --judge_model model", lambda: "nobody/x", "hub cannot be reached"
+    ),
+    "a checkpoint that is nowhere, before the judge is downloaded": Fault(
+        "eval.py {} --judge_model nobody/x", lambda: "./ckpt/nothing", "no such folder; train first"
     ),
     "a judge that is nowhere": Fault("eval.py model --judge_model {}", lambda: "no such model", "neither a folder"),
     "a name of any bytes": Fault(
@@ -423,6 +428,25 @@ FAULTS = {
     ),
     "a full disk": Fault(REPORT, lambda: full("run/results.json.new"), "No space left"),
     "a disk too full for the report": Fault(REPORT, nothing, "File too large", disk=4_000),
+    "verdicts without notes": Fault(
+        f"{RUN} --stage judge", lambda: remove("run/predictions.jsonl"), "has 0 notes on 2 dialogues"
+    ),
+    # eval.py: --overwrite, which deletes nothing before the call is known to be sound
+    "verdicts anew on other data": Fault(f"{RUN} --stage judge --overwrite --limit 1", nothing, "n = 2, not 1"),
+    "a run anew at a length that the model has not": Fault(
+        f"{RUN} --overwrite --max_model_len 5000", nothing, "takes at most 4096"
+    ),
+    "a run anew beside a model that is nowhere": Fault(
+        f"{SEVERAL} ./nothing --overwrite", lambda: shutil.copytree("run", "runs/model"), "./nothing: no such folder"
+    ),
+    "verdicts anew beside a manifest cut off": Fault(
+        f"{SEVERAL} second --stage judge --overwrite",
+        lambda: (
+            [shutil.copytree("run", f"runs/{name}") for name in ("model", "second")],
+            cut("runs/second/manifest.json", 99),
+        ),
+        "second/manifest.json is no JSON",
+    ),
     # eval.py: comparisons
     "one run to compare": Fault("eval.py --compare run", nothing, "two or more run folders"),
     "a model beside a comparison": Fault("eval.py model --compare run run", nothing, "no model"),
@@ -440,7 +464,7 @@ FAULTS = {
 
 
 def test_no_row_of_the_table_is_lost():
-    assert len(FAULTS) == 182
+    assert len(FAULTS) == 189
 
 
 # --- the tests

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_of_several_checkpoints_the_newest_by_number_is_taken_and_told(model_fol
     parent, told = checkpoints(tmp_path / "ckpt", model_folder, 9, 100, 20), []
     assert resolve_model(str(parent), tell=told.append).path.name == "global_step_100"
     assert "global_step_100 is the newest complete checkpoint" in told[0]
+
+
+def test_after_a_shorter_training_the_checkpoint_written_last_is_taken(model_folder: Path, tmp_path: Path) -> None:
+    parent, told = checkpoints(tmp_path / "ckpt", model_folder, 50, 100, 300), []
+    for age, step in enumerate((100, 50, 300)):
+        os.utime(parent / f"global_step_{step}" / "config.json", (1e9, 1e9 - 60 * age))
+    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_100"
+    newest = f"{parent}: global_step_100 is the newest complete checkpoint"
+    assert told == [f"{newest}; passed over, as written before it: global_step_300"]
 
 
 def test_a_half_written_checkpoint_is_passed_over_and_told(model_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from evaluation.errors import UserError
-from evaluation.placement import GIB, Gpu, Need, need, place, read_gpus
+from evaluation.placement import GIB, Gpu, Need, find_gpus, need, place, read_gpus
 
 QWEN_1_7B = {
     "hidden_size": 2048,
@@ -117,3 +120,33 @@ def test_cuda_visible_devices_chooses_the_gpus(visible: str | None, ids: list[st
     found = read_gpus(output, visible)
     assert [gpu.id for gpu in found] == ids
     assert all(gpu.total == 81559 << 20 for gpu in found)
+
+
+@pytest.mark.parametrize("visible", ["MIG-0a1b", "0,MIG-0a1b", "7", "GPU-c"])
+def test_what_cuda_visible_devices_names_and_nvidia_smi_does_not_is_told_not_left_to_the_cpu(visible: str) -> None:
+    with pytest.raises(UserError, match=rf"CUDA_VISIBLE_DEVICES={visible}: .*{visible[-5:]}"):
+        read_gpus("0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 81000\n", visible)
+
+
+def test_a_gpu_of_unknown_memory_is_named_unless_it_is_left_out() -> None:
+    output = "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 81000\n1, GPU-b, NVIDIA GB10, [N/A], [N/A]\n"
+    with pytest.raises(UserError, match=r"\[N/A\].* GPU 1, NVIDIA GB10"):
+        read_gpus(output, None)
+    assert [gpu.id for gpu in read_gpus(output, "0")] == ["0"]
+
+
+def test_a_driver_that_hangs_is_told_and_one_that_is_not_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_gpus() == []
+
+    def hang(command: list[str], **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, 30)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"nvidia-smi has not answered for 30 s; .*CUDA_VISIBLE_DEVICES=-1"):
+        find_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert find_gpus() == []

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import os
@@ -253,6 +254,15 @@ def test_the_comparison_shows_what_needs_no_judge(comparison, results):
     rouge = f"{results['sections']['O']['rougeL']:.3f}"
     assert cells(text, "Readable notes") == ["Readable notes", *["247 of 250"] * 3]
     assert cells(text, "ROUGE-L, O") == ["ROUGE-L, O", *[rouge] * 3]
+
+
+def test_rouge_of_readable_notes_stands_beside_that_of_all_where_they_differ(comparison, results):
+    runs = [run | {"results": copy.deepcopy(run["results"])} for run in runs_of(comparison, results)]
+    for run, readable in zip(runs, (None, 0.5, 0.412), strict=True):
+        run["results"]["sections"]["S"]["rougeL_readable"] = readable
+    expected = ["0.412 (no note readable)", "0.412 (readable: 0.500)", "0.412"]
+    assert cells(report.comparison_table(comparison, runs), "ROUGE-L, S")[1:] == expected
+    assert expected[1] in report.console_table(runs[1]["results"])
 
 
 def test_the_comparison_has_differences_mcnemar_and_flips_of_each_pair(comparison, results):

@@ -77,12 +77,15 @@ def test_notes_are_counted_by_status_and_by_how_they_ended():
     assert result["judge_controls"] is result["human_labels"] is result["attacks"] is None
 
 
-def test_rouge_is_the_mean_f_measure_over_all_notes_with_invalid_ones_at_zero():
+def test_rouge_is_the_mean_f_measure_over_all_notes_with_invalid_ones_at_zero_and_over_the_readable_ones():
     predictions = [prediction(0), prediction(1, S="Cough for 5 days."), prediction(2, "invalid", "length")]
     result = scoring.score_run(predictions, [], [ROW] * 3)
     # "cough for 3 days" and "cough for 5 days" share 3 of 4 words in order
     assert result["sections"]["S"]["rougeL"] == pytest.approx((1 + 0.75 + 0) / 3)
     assert result["sections"]["O"]["rougeL"] == pytest.approx(2 / 3)
+    assert result["sections"]["S"]["rougeL_readable"] == pytest.approx((1 + 0.75) / 2)
+    unread = scoring.score_run([prediction(0, "invalid", "length")], [], [ROW])
+    assert (unread["sections"]["S"]["rougeL"], unread["sections"]["S"]["rougeL_readable"]) == (0, None)
     expected = RougeScorer(["rougeL"]).score(ROW["S"], "Cough for 5 days.")["rougeL"].fmeasure
     assert expected == 0.75
 
@@ -393,6 +396,20 @@ def test_the_mean_s_bootstrap_covers_the_true_mean_in_93_to_97_percent_of_runs(r
     chance = rng.beta(2 * rate, 2 * (1 - rate), (RUNS, NOTES))
     intervals = [scoring.bootstrap_mean(passes) for passes in rng.binomial(4, chance).tolist()]
     assert 0.93 <= coverage(intervals, rate) <= 0.97
+
+
+@pytest.mark.parametrize("passed", range(5))
+def test_notes_that_are_all_alike_still_leave_an_interval(passed):
+    low, high = scoring.bootstrap_mean([passed] * 12)
+    assert low <= passed / 4 <= high
+    assert high - low == pytest.approx(1 - scoring.wilson(12, 12)[0])
+    if passed in (0, 4):
+        assert [low, high] == pytest.approx(scoring.wilson(3 * passed, 12))
+
+
+def test_two_runs_without_any_difference_still_have_an_interval_around_zero():
+    low, high = scoring.bootstrap_mean([0] * 12, floor=-4)
+    assert -low == pytest.approx(high) == pytest.approx(1 - scoring.wilson(12, 12)[0])
 
 
 @pytest.mark.parametrize(("both", "only_a", "only_b"), [(0.5, 0.05, 0.2), (0.3, 0.15, 0.15), (0.7, 0.02, 0.1)])

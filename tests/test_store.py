@@ -14,6 +14,10 @@ RECORDS = [{"index": 0, "raw": 'قلب "♥"\n'}, {"index": 1, "raw": ""}, {"ind
 DATA = {"data": {"dataset_hash": "a", "n": 3}}
 
 
+def add_record(lines: JsonLines) -> None:
+    lines.append(dict.fromkeys(lines._keys, 0))
+
+
 def test_records_are_read_back_in_order(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "records.jsonl")
     for record in RECORDS:
@@ -76,19 +80,38 @@ def test_a_run_goes_on_when_nothing_differs(tmp_path: Path) -> None:
         with RunFolder(tmp_path / "run") as folder:
             manifest = folder.begin(identity, overwrite=None)
             assert manifest["identity"] == identity
-            folder.predictions.append({"index": 0})
-    assert (tmp_path / "run" / "predictions.jsonl").read_text() == '{"index": 0}\n' * 2
+            add_record(folder.predictions)
+    assert len(list(folder.predictions)) == 2
 
 
 def test_a_difference_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"generate": {"max_new_tokens": 10}}, overwrite=None)
+        add_record(folder.predictions)
     before = (tmp_path / "manifest.json").read_bytes()
     with RunFolder(tmp_path) as folder, pytest.raises(UserError, match="max_new_tokens = 10, not 20"):
         folder.begin(DATA | {"generate": {"max_new_tokens": 20}}, overwrite=None)
     with RunFolder(tmp_path) as folder, pytest.raises(UserError, match='dataset_hash = "a", not "b"'):
         folder.begin({"data": {"dataset_hash": "b", "n": 3}}, overwrite=None)
     assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_what_has_no_records_yet_may_be_made_otherwise(tmp_path: Path) -> None:
+    def identity(length: int) -> dict:
+        return DATA | {part: {"max_model_len": length} for part in ("generate", "judge")}
+
+    with RunFolder(tmp_path) as folder:
+        folder.begin(identity(8192), overwrite=None)
+        folder.begin(identity(4096), overwrite=None)
+        add_record(folder.predictions)
+        with pytest.raises(UserError, match=r"4096, not 2048; .*--stage judge to judge the notes that are there"):
+            folder.begin(identity(2048), overwrite=None)
+        judge_only = {part: values for part, values in identity(2048).items() if part != "generate"}
+        manifest = folder.begin(judge_only, overwrite=None)
+        assert [manifest["identity"][part]["max_model_len"] for part in ("generate", "judge")] == [4096, 2048]
+        add_record(folder.judgements)
+        with pytest.raises(UserError, match=r"2048, not 1024; .*--stage judge --overwrite"):
+            folder.begin(judge_only | {"judge": {"max_model_len": 1024}}, overwrite=None)
 
 
 def test_a_stage_that_was_not_run_before_is_added(tmp_path: Path) -> None:
@@ -102,12 +125,24 @@ def test_a_stage_that_was_not_run_before_is_added(tmp_path: Path) -> None:
 def test_overwrite_starts_a_stage_anew_and_all_that_follows_it(tmp_path: Path, stage: str, left: bool) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"generate": {"model": "m"}, "judge": {"judge_model": "j"}}, overwrite=None)
-        folder.predictions.append({"index": 0})
-        folder.judgements.append({"index": 0})
+        add_record(folder.predictions)
+        add_record(folder.judgements)
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {stage: {"model": "other"}}, overwrite=stage)
         assert folder.predictions.path.exists() == left
         assert not folder.judgements.path.exists()
+
+
+def test_overwrite_deletes_nothing_where_the_call_is_refused(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.begin(DATA | {"judge": {"judge_model": "j"}}, overwrite=None)
+        add_record(folder.predictions)
+        add_record(folder.judgements)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = {"data": DATA["data"] | {"n": 2}, "judge": {"judge_model": "other"}}
+    with RunFolder(tmp_path) as folder, pytest.raises(UserError, match="n = 3, not 2"):
+        folder.begin(other, overwrite="judge")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(tmp_path: Path) -> None:
