@@ -10,7 +10,7 @@ lora=demo/build/ckpt/SmolLM2-135M-LoRA
 results=demo/build/results
 # The small model is its own judge here: that shows the machinery, not how good the notes are.
 evaluate=(--judge_model "$base" --dataset_path demo/build/soap_dataset --judge_controls 2
-          --max_new_tokens 288 --max_model_len 3072)
+          --max_new_tokens 320 --max_model_len 3072)
 
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 trained() { compgen -G "$1/global_step_*[0-9]/*.safetensors" > /dev/null; }
