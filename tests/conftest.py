@@ -16,6 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two programs would wait for each other on every core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONG_FILES = ("test_train.py", "test_distributed.py")  # begun last, one of them would run alone at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 # A busy machine is no reason to fail; what must be fast is timed by tests of its own.
 hypothesis.settings.register_profile("any_speed", deadline=None)
 hypothesis.settings.load_profile("any_speed")
