@@ -181,13 +181,13 @@ def read_soap(text: str) -> Note:
     """
     # best[k]: (weight, chain) of the heaviest chain of headings for the first k+1 sections, in the text so far
     best: list[tuple[int, tuple[re.Match, ...]] | None] = [None] * len(SECTIONS)
-    plain = []  # that are headings beyond doubt
+    last = 0  # where the last heading beyond doubt begins
     for match in _HEADING.finditer(text):
         section, weight = _heading(text, match)
         if section is None:
             continue
         if weight == 4 and match["mark"]:
-            plain.append(match)
+            last = match.start()
         k = SECTIONS.index(section)
         before = best[k - 1] if k else (0, ())
         if before is not None and (best[k] is None or before[0] + weight > best[k][0]):
@@ -201,7 +201,7 @@ def read_soap(text: str) -> Note:
     title = " ".join(text[: chain[0].start()].split()).strip(" *#_:")
     if not _TITLE.fullmatch(title):
         raise NoteError("text stands before the Subjective heading")
-    if plain and plain[-1].start() > chain[-1].start():  # one note for each problem, or two visits
+    if last > chain[-1].start():  # one note for each problem, or two visits
         raise NoteError("more headings follow the Plan")
     ends = [match.start() for match in chain[1:]] + [len(text)]
     note = {}
