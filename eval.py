@@ -57,11 +57,10 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
     from evaluation import report, scoring
 
     predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
-    notes = sum(1 for _ in predictions)
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
-    if notes < len(rows) or plain < len(rows) * len(prompts.SECTIONS):
+    if plain < len(rows) * len(prompts.SECTIONS):
         raise UserError(
-            f"{run.folder.path} has {notes} notes and {plain} verdicts on {len(rows)} dialogues; "
+            f"{run.folder.path} has {plain} verdicts on {len(rows)} dialogues; "
             "run the same command with --stage all first"
         )
     try:

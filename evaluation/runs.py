@@ -145,10 +145,12 @@ def describe(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> Non
         run.manifest |= {"model": run.name, "lora_path": run.lora_path}
     if args.stage in JUDGING:
         run.manifest |= {"judge_model": args.judge_model}
-    if args.stage != "report":
-        if "date" not in run.manifest:
-            run.manifest |= machine | {"arguments": arguments(args)}
+    if args.stage == "report":
+        return
+    if "date" in run.manifest:
         run.folder.write_manifest(run.manifest)
+    else:
+        stamp(args, run, machine)
 
 
 def stamp(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> None:
