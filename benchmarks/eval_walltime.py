@@ -15,6 +15,7 @@ Out: a table, and with --output the same as JSON.
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -160,14 +161,15 @@ def make_adapter(model: str, rank: int, path: Path) -> str:
 
 
 class PeakMemory(threading.Thread):
-    """The most memory in use on the first GPU, in GiB, looked at twice a second; 0 without a GPU."""
+    """The most memory in use on the first visible GPU, in GiB, looked at twice a second; 0 without a GPU."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak, self.over = 0.0, threading.Event()
 
     def run(self) -> None:
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        query = ["nvidia-smi", "-i", first, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         while not self.over.wait(0.5):
             try:
                 output = subprocess.run(query, capture_output=True, text=True, check=True).stdout

@@ -11,6 +11,7 @@ ROUGE-L for each section on the last rows, which no training saw; of the first r
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from train_throughput import hardware, override  # noqa: E402
+from train_throughput import gpus, hardware, override  # noqa: E402
 
 from evaluation import inputs, scoring  # noqa: E402
 from prompts import SECTIONS  # noqa: E402
@@ -64,7 +65,8 @@ def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, flo
     began = time.monotonic()
     with path.with_suffix(".log").open("w") as log:
         command = ["arctic_training", str(path), "--master_port", str(args.master_port)]
-        if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
+        environment = os.environ | gpus(1)
+        if subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode:
             sys.exit(f"error: training failed; see {log.name}")
     return output, time.monotonic() - began
 
@@ -73,7 +75,7 @@ def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str)
     """The predictions of a model, or of a model and an adapter, on the test rows."""
     run = args.work_dir / "results" / name
     where = ["--dataset_path", str(dataset), "--output_dir", str(run), "--stage", "generate", "--overwrite"]
-    sizes = ["--max_model_len", str(args.max_length), "--gpu_memory_utilization", str(args.gpu_memory_utilization)]
+    sizes = ["--max_model_len", str(args.max_length), "--engine_args", args.engine_args]
     subprocess.run([sys.executable, str(ROOT / "eval.py"), *model, *where, *sizes], check=True)
     return [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -97,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     models = ["base", *CONFIGS]
     parser.add_argument("--only", nargs="+", choices=models, default=models, help="models to evaluate (default: all)")
     parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
-    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="for vLLM (default: %(default)s)")
+    parser.add_argument("--engine_args", default="{}", help="JSON for vLLM's engine, as eval.py takes it")
     parser.add_argument(
         "--work_dir", type=Path, default=ROOT / "benchmarks/build/learning", help="new folder (default: %(default)s)"
     )

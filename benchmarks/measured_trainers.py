@@ -1,9 +1,9 @@
 """The stock trainer and ours, each with a stopwatch: `code:` of the configurations that train_throughput.py runs.
 
-After each step a line goes to the file that MEASURE_LOG names: seconds since the line before (all that a user waits
-for; the first counts from MEASURE_START, the launch), tokens without padding, the sum of squared sample lengths, and
-the highest memory so far in bytes. The first line also tells how many seconds each part of the start took. With
-MEASURE_MEMORY_GB the process gets no more GPU memory than that.
+After each step every process adds a line to a file of its own, MEASURE_LOG with `.<rank>.jsonl`: seconds since the
+line before (all that a user waits for; the first counts from MEASURE_START, the launch), tokens without padding, the
+sum of squared sample lengths, and the highest memory so far in bytes. The first line also tells how many seconds each
+part of the start took. With MEASURE_MEMORY_GB the process gets no more GPU memory than that.
 """
 
 import json
@@ -74,7 +74,7 @@ def measured(step: Callable) -> Callable:
             parts = start_parts | {"first step": now - began}
             record["start"] = parts | {"rest": now - LAUNCH - sum(parts.values())}
         state["time"] = now
-        with Path(os.environ["MEASURE_LOG"]).open("a") as log:
+        with Path(f"{os.environ['MEASURE_LOG']}.{self.global_rank}.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")
 
     return measured_step

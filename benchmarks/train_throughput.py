@@ -7,6 +7,7 @@ memory. Checkpoints and validation are off in all of them. Needs a soap_dataset 
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B --only full LoRA --iterations 100
     python benchmarks/train_throughput.py --only full --set data.max_length=16384 --name 16Ki
     python benchmarks/train_throughput.py --only full --uncomment "24 GB" --memory_gb 24
+    python benchmarks/train_throughput.py --only full LoRA --num_gpus 2
 """
 
 import argparse
@@ -89,13 +90,22 @@ def model_flops_per_token(config: dict, mean_attended: float, trained: bool) -> 
     return (6 if trained else 4) * weights + attended
 
 
+def gpus(count: int) -> dict[str, str]:
+    """The environment variable that leaves the first `count` visible GPUs to DeepSpeed, which would take them all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(count))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(list(names)[:count])}
+
+
 def run(name: str, args: argparse.Namespace) -> list[dict]:
-    """Train; return one record a step, as measured_trainers.py writes them."""
+    """Train; return one record a step, as measured_trainers.py writes them, with the tokens of all processes."""
     path = args.work_dir / f"{name.replace(' ', '-')}.yaml"
     path.write_text(yaml.safe_dump(benchmark_config(CONFIGS[name], args), sort_keys=False))
-    log, output = path.with_suffix(".jsonl"), path.with_suffix(".log")
-    log.unlink(missing_ok=True)
-    environment = {**os.environ, "MEASURE_LOG": str(log), "MEASURE_START": str(time.time())}
+    log, output = path.with_suffix(""), path.with_suffix(".log")
+    logs = [log.with_suffix(f".{rank}.jsonl") for rank in range(args.num_gpus)]
+    for stale in logs:
+        stale.unlink(missing_ok=True)
+    environment = os.environ | gpus(args.num_gpus) | {"MEASURE_LOG": str(log), "MEASURE_START": str(time.time())}
     if args.memory_gb:
         environment["MEASURE_MEMORY_GB"] = str(args.memory_gb)
     with output.open("w") as out:
@@ -105,7 +115,13 @@ def run(name: str, args: argparse.Namespace) -> list[dict]:
         print(f"error: {name} ended with status {code}; its last lines, from {output}:", file=sys.stderr)
         print("\n".join(output.read_text().splitlines()[-30:]), file=sys.stderr)
         return []
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    return joined([[json.loads(line) for line in log.read_text().splitlines()] for log in logs])
+
+
+def joined(processes: list[list[dict]]) -> list[dict]:
+    """The first process's record of each step, with the tokens of all."""
+    steps = zip(*processes, strict=True)
+    return [step[0] | {key: sum(record[key] for record in step) for key in ("tokens", "squares")} for step in steps]
 
 
 def summary(name: str, records: list[dict], args: argparse.Namespace) -> dict:
@@ -117,11 +133,12 @@ def summary(name: str, records: list[dict], args: argparse.Namespace) -> dict:
     rate = tokens / seconds
     return {
         "run": name + (f" ({args.name})" if args.name else ""),
+        "gpus": args.num_gpus,
         "iterations": len(steady),
         "tokens_per_step": round(tokens / len(steady)),
         "median_s": round(statistics.median(r["seconds"] for r in steady), 3),
         "tokens_per_s": round(rate),
-        "mfu": round(flops / seconds / PEAK_FLOPS, 3),
+        "mfu": round(flops / seconds / PEAK_FLOPS / args.num_gpus, 3),
         "allocated_gb": round(records[-1]["peak_allocated"] / 1e9, 1),
         "reserved_gb": round(records[-1]["peak_reserved"] / 1e9, 1),
         "slowest_s": round(max(r["seconds"] for r in steady), 3),
@@ -167,6 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings in every run")
     parser.add_argument("--uncomment", metavar="WORDS", help="take the YAML's commented block with these words")
     parser.add_argument("--memory_gb", type=float, help="let the process have no more GPU memory (default: all)")
+    parser.add_argument("--num_gpus", type=int, default=1, help="GPUs of this machine to use (default: %(default)s)")
     parser.add_argument("--name", help="what to call the runs in the table, besides their configuration")
     parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "benchmarks/build", help="default: %(default)s")
