@@ -23,7 +23,7 @@ DAMAGED = "restore the file, or start anew with --overwrite"
 _STAGE_FILES = {  # what a stage writes, and what has to go when it starts anew
     "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
     "judge": ("judgements.jsonl", "results.json", "report.html"),
-    "report": ("results.json", "report.html"),
+    "report": (),  # its files are replaced, once the new ones are there
 }
 
 _WAYS_OUT = {  # of a run that differs in this part

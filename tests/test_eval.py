@@ -463,6 +463,15 @@ def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_pa
     assert (len(harness.generators), len(harness.judges)) == (2, 2)
 
 
+def test_a_report_that_cannot_be_made_leaves_the_old_one(harness: Harness) -> None:
+    assert harness.run() == 0
+    results, verdicts = harness.results(), harness.folder / "judgements.jsonl"
+    others = [line for line in verdicts.read_text().splitlines(keepends=True) if json.loads(line)["index"]]
+    verdicts.write_text("".join(others))
+    assert harness.run("--stage", "report", "--overwrite") == 2
+    assert harness.results() == results and (harness.folder / "report.html").exists()
+
+
 def test_notes_that_leave_nothing_to_the_judge_are_reported_stage_by_stage(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
