@@ -23,14 +23,16 @@ import prompts
 from evaluation import inputs, models, placement
 from evaluation.errors import UserError
 from evaluation.pipeline import Pipeline
-from evaluation.runs import SCORING, Run, open_runs, resolve, run_path, targets, tell
+from evaluation.runs import SCORING, Run, judge_hash, open_runs, resolve, run_path, targets, tell
 from evaluation.server import without_credentials
 
 CONTROLS_HELP = (
-    "judge inputs with known answers: N good and N bad ones a section; fewer leave wide intervals "
-    "(default: %(default)s; 0: none)"
+    "judge inputs with known answers: N good and N bad ones a section; fewer leave wide intervals, and a finished run "
+    "takes more (default: %(default)s; 0: none)"
 )
-ATTACKS_HELP = "notes that try to talk the judge into a pass: N a section (default: %(default)s)"
+ATTACKS_HELP = (
+    "notes that try to talk the judge into a pass: N a section; a finished run takes more (default: %(default)s)"
+)
 JUDGE_HELP = (
     "hub name or folder of the model that passes or fails each section; with --judge_api_base its name there "
     "(default: %(default)s)"
@@ -43,8 +45,13 @@ LORA_HELP = (
     "LoRA adapter of the (first) model; given again, another run. It is added to a copy of the weights; with "
     "--engine_args '{\"enable_lora\": true}' vLLM applies it at run time"
 )
+OUTPUT_HELP = (
+    "run folder (default: ./results/<model>[-<adapter>]); of several runs the folder above theirs; with --compare the "
+    "folder for comparison.html (default: the console only)"
+)
 LENGTH_HELP = (
-    "tokens of a prompt and its answer; longer prompts are left out (default: the model's own limit, at most 8192)"
+    "tokens of a prompt and its answer; a dialogue that is longer counts as a note that failed (default: the model's "
+    "own limit, at most 8192)"
 )
 MEMORY_HELP = (
     "share of each GPU's memory to plan for both models together; at the peak they can take 2%% of it more "
@@ -73,6 +80,7 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
         **scores,
         "date": run.manifest["date"],
         **run.manifest["identity"]["data"],
+        "judge_hash": judge_hash(run),
         "versions": run.manifest["versions"],
         "timings_s": dict.fromkeys(("generate_init", "generate", "judge_init", "judge"), 0.0)
         | run.manifest["timings_s"],
@@ -167,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=number(int, 1), metavar="N", help="only the first N dialogues (default: all)")
 
     add = parser.add_argument_group("run").add_argument
-    add("--output_dir", metavar="DIR", help="run folder (default: ./results/<model>[-<adapter>])")
+    add("--output_dir", metavar="DIR", help=OUTPUT_HELP)
     add(
         "--overwrite", action="store_true", help="replace the run in that folder; with --stage judge, its verdicts only"
     )

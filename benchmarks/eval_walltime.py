@@ -113,7 +113,7 @@ def run_ours(args: argparse.Namespace) -> int:
         return take_record(index, dialogue, done) | note | {"status": "ok", "reason": None}
 
     stages.prediction_record = as_note
-    stages.RETRIES = ()  # a verdict that is cut off on purpose is not asked for again
+    stages.TRIES = 1  # a verdict that is cut off on purpose is not asked for again
     judge.VERDICT_SCHEMA = endless(judge.VERDICT_SCHEMA)
     notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
     return eval.main(

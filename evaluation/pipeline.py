@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import prompts
 from evaluation import judge, models, placement
@@ -64,10 +65,13 @@ class Pipeline:
             self._judge = self.stack.enter_context(start_judge(self.args, self._judge_model, log, self.plan.judge))
         return self._judge
 
-    def _stamped(self, run: Run, records: Iterable[dict]) -> Iterator[dict]:
-        """`records`; from the first on the manifest names this call, and gets its time when it ends."""
+    def _stamped(self, run: Run, records: Iterable[dict | None]) -> Iterator[dict | None]:
+        """`records`; from the first on the manifest names this call, and gets its time when it ends.
+
+        None stands where none has come for a moment.
+        """
         for record in records:
-            if run.folder.path not in self._adding:
+            if record and run.folder.path not in self._adding:
                 self._adding.add(run.folder.path)
                 stamp(self.args, run, self._machine)
                 self.stack.callback(lambda: add_seconds(run, "total", time.monotonic() - self._began))
@@ -120,7 +124,7 @@ class Pipeline:
         if first:
             model = self._get_judge()
             total = len(prompts.SECTIONS) * (len(self.rows) + 2 * args.judge_controls + args.attacks)
-            verdicts = judge_cases(model, itertools.chain([first], cases), judgements)
+            verdicts = judge_cases(model, itertools.chain([first], cases), judgements, judge_sampling(args))
             try:
                 exhaust(self._stamped(run, progress(verdicts, "verdicts", total)))
             finally:
@@ -144,11 +148,15 @@ def start_generator(args: argparse.Namespace, run: Run, place: placement.Placeme
     return Engine("generator", spec, run.folder.path / "generate.log", place.devices)
 
 
+def judge_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    return {"temperature": 0, "max_tokens": JUDGE_TOKENS, **args.judge_sampling_args}
+
+
 def start_judge(
     args: argparse.Namespace, model: models.Model | None, log: Path, place: placement.Placement | None
 ) -> LanguageModel:
     """The model that judges; it is starting when this returns."""
-    sampling = {"temperature": 0, "max_tokens": JUDGE_TOKENS, **args.judge_sampling_args}
+    sampling = judge_sampling(args)
     if args.judge_api_base:
         key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
         served = (args.judge_api_base, args.judge_model, sampling, judge.VERDICT_SCHEMA)

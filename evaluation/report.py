@@ -87,7 +87,8 @@ def _judge_message(results: dict) -> tuple[str, str]:
         return "alarm", (
             f"In {_listed(silent)} {_TELLS_NOTHING}: where the right verdict is known, it did not pass good sections "
             "clearly more often than bad ones. Its pass rate there says nothing about the notes. "
-            "More known answers (--judge_controls, --human_labels) make this check finer."
+            f"More known answers ({'--judge_controls' if results['judge_controls'] else '--human_labels'}) make this "
+            "check finer."
         )
     if unchecked:
         return "unchecked", f"The judge could not be checked in {_listed(unchecked)}: no known answers for both sides."

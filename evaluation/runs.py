@@ -1,6 +1,8 @@
 """The runs that a call of eval.py asks for: their models, folders, and what must not change between two calls."""
 
 import argparse
+import hashlib
+import json
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -134,9 +136,15 @@ def identify(
         identity["judge"] = {
             "judge_model": judge_model.fingerprint if judge_model else f"served as {args.judge_model}",
             "max_model_len": judge_model and models.context_length(args.max_model_len, judge_model),
-            **settings(args, "judge_controls", "attacks", "judge_engine_args", "judge_sampling_args"),
+            **settings(args, "judge_engine_args", "judge_sampling_args"),
         }
     return identity
+
+
+def judge_hash(run: Run) -> str:
+    """12 hex digits of what decides the verdicts on the same inputs: the judge's weights, engine and sampling."""
+    judge = {key: value for key, value in run.manifest["identity"]["judge"].items() if key != "max_model_len"}
+    return hashlib.sha256(json.dumps(judge, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def describe(args: argparse.Namespace, run: Run, machine: dict[str, Any]) -> None:

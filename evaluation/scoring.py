@@ -141,22 +141,19 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def bootstrap_mean(passes: list[int], floor: int = 0) -> Interval:
-    """Percentile bootstrap over whole notes for the mean accuracy (or a difference of it).
+    """Bayesian bootstrap over whole notes for the mean accuracy (or a difference of it).
 
     passes: sections passed in each note, `floor` to 4; whole notes, because verdicts on one note hang together.
-    A resample depends only on how many notes have which value, so these counts are drawn. Notes that are all alike
-    leave nothing to resample: at least so many of all notes as Wilson's interval of n in n says are then like them, and
-    the others may have any value. Where they all passed or all failed, that is Wilson's interval itself.
+    The notes' weights are drawn from a Dirichlet distribution (Rubin 1981, doi:10.1214/aos/1176345338), with half a
+    note more at both ends, as in Jeffreys' prior: notes that are all alike do not show that others cannot come.
     """
-    n, top = len(passes), len(SECTIONS)
-    count = Counter(passes)
-    if len(count) == 1:
-        alike = wilson(n, n)[0]
-        return [alike * passes[0] / top + (1 - alike) * floor / top, alike * passes[0] / top + (1 - alike)]
-    values = np.arange(floor, top + 1)
-    shares = np.array([count[value] for value in values.tolist()]) / n
-    means = np.random.default_rng(0).multinomial(n, shares, size=DRAWS) @ values / (n * top)
-    return np.quantile(means, [0.025, 0.975]).tolist()
+    top, count = len(SECTIONS), Counter(passes)
+    notes = {value: count[value] + (value in (floor, top)) / 2 for value in range(floor, top + 1)}
+    values, weights = zip(*((value, weight) for value, weight in notes.items() if weight), strict=True)
+    means = np.random.default_rng(0).dirichlet(weights, size=DRAWS) @ np.array(values) / top
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    estimate = sum(passes) / (len(passes) * top)
+    return [min(low, estimate), max(high, estimate)]
 
 
 def _rouge_l() -> Callable[[str, str], float]:
@@ -333,7 +330,7 @@ def _attack(records: list[Record]) -> dict:
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 # What must be equal for two runs' verdicts to be comparable: key of results.json, and its name in a message.
-_SAME = {"dataset_hash": "data", "prompts_hash": "prompts", "judge_model": "judge"}
+_SAME = {"dataset_hash": "data", "prompts_hash": "prompts", "judge_hash": "judge or judge's settings"}
 
 
 def compare_runs(runs: list[dict]) -> dict:
@@ -376,7 +373,11 @@ def _check_comparable(first: dict, other: dict) -> None:
                 raise ValueError(f"{run['name']}: results.json has no {key}; another version wrote it, score it again")
         one, two = first["results"][key], other["results"][key]
         if one != two:
-            raise ValueError(f"{first['name']} and {other['name']} cannot be compared: other {name} ({one}, {two})")
+            judges = [run["results"]["judge_model"] for run in (first, other)]
+            shown = judges if key == "judge_hash" and judges[0] != judges[1] else [one, two]
+            raise ValueError(
+                f"{first['name']} and {other['name']} cannot be compared: other {name} ({', '.join(shown)})"
+            )
 
 
 def _column(entries: list[dict]) -> dict:

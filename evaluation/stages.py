@@ -18,10 +18,8 @@ from evaluation.engine import Completion, LanguageModel, Request
 from evaluation.store import JsonLines
 
 JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
+TRIES = 3  # for a verdict that cannot be read
 SEED = 0  # of controls, attacks and third tries
-# Further tries for a verdict that cannot be read: greedy decoding repeats itself, so with more room, then by chance,
-# the same one whichever requests came before.
-RETRIES = ({"max_tokens": 4 * JUDGE_TOKENS}, {"max_tokens": 4 * JUDGE_TOKENS, "temperature": 0.5, "seed": SEED})
 CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
 
 Row = dict[str, str]
@@ -131,17 +129,31 @@ def _sample(rows: Sequence[Row], n: int) -> dict[int, Row]:
     return {index: rows[index] for index in indices}
 
 
-def judge_cases(model: LanguageModel, cases: Iterable[judge.Case | None], out: JsonLines) -> Iterator[Record]:
+def another_try(sampling: dict[str, Any], attempt: int) -> dict[str, Any]:
+    """What changes in the judge's `sampling` in the second and third try for a verdict that cannot be read.
+
+    Greedy decoding repeats itself, so there is more room, then chance: the same one whichever requests came before.
+    """
+    room = {"max_tokens": 4 * sampling["max_tokens"]} if sampling.get("max_tokens") else {}
+    if attempt == 2:
+        return room
+    return room | {"temperature": max(0.5, sampling["temperature"] or 0), "seed": sampling.get("seed", SEED)}
+
+
+def judge_cases(
+    model: LanguageModel, cases: Iterable[judge.Case | None], out: JsonLines, sampling: dict[str, Any]
+) -> Iterator[Record]:
     """Verdicts: records of judgements.jsonl. One that cannot be read is asked for again, then unscored.
 
-    Raises UserError.
+    `sampling` is what `model` samples with. Raises UserError.
     """
     requests = (case and Request((case, 1), case.messages(), group=case.index) for case in cases)
     for answer in model.complete(requests):
         case, attempt = answer.tag
         verdict, reason = judge.read_verdict(answer.text, answer.finish_reason)
-        if verdict == "unscored" and attempt <= len(RETRIES) and answer.finish_reason != "prompt_too_long":
-            model.submit(Request((case, attempt + 1), case.messages(), case.index, RETRIES[attempt - 1]))
+        if verdict == "unscored" and attempt < TRIES and answer.finish_reason != "prompt_too_long":
+            again = another_try(sampling, attempt + 1)
+            model.submit(Request((case, attempt + 1), case.messages(), case.index, again))
             continue
         record = case.record(verdict, reason, raw=answer.text, attempts=attempt)
         out.append(record)

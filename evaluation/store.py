@@ -215,8 +215,9 @@ def describe_machine() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    gpus = []
+    commit, gpus = None, []
+    with contextlib.suppress(OSError):  # no git
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     with contextlib.suppress(UserError):  # where they are needed, it is told
         gpus = [f"{gpu.name}, {gpu.total >> 30} GiB" for gpu in find_gpus()]
     hardware = {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}

@@ -155,6 +155,44 @@ def test_controls_and_attacks_are_judged_in_the_same_run(harness: Harness) -> No
     assert results["attacks"]["n"] == attacks
 
 
+def test_a_finished_run_takes_more_controls_and_attacks_and_judges_only_those(harness: Harness) -> None:
+    assert harness.run() == 0
+    before = harness.records("judgements")
+    assert harness.run("--judge_controls", "3", "--attacks", "1") == 0
+    after = harness.records("judgements")
+    assert all(record in after for record in before)
+    results = harness.results()
+    assert results["judge_controls"]["S"]["n_bad"] == 3 and results["attacks"]["n"] > 0
+    assert len(harness.judges[1].asked) == sum(record["attempts"] for record in after if record not in before)
+
+
+def test_results_name_what_decides_the_verdicts(harness: Harness, tmp_path: Path) -> None:
+    hashes = []
+    for number, more in enumerate(
+        ([], ["--max_model_len", "4000"], ["--judge_sampling_args", '{"temperature": 1}'], ["--judge_controls", "1"])
+    ):
+        folder = tmp_path / str(number)
+        assert harness.run("--output_dir", str(folder), *more) == 0
+        hashes.append(harness.results(folder)["judge_hash"])
+    assert hashes[0] == hashes[1] == hashes[3] != hashes[2]
+
+
+def test_further_tries_have_more_room_than_the_judge_was_given(harness: Harness) -> None:
+    assert harness.run("--judge_sampling_args", '{"max_tokens": 2000, "temperature": 0.7, "seed": 3}') == 0
+    tries = [sampling for chat, sampling in harness.judges[0].sampled if number_of(chat) == SLOW_VERDICT]
+    assert {json.dumps(one) for one in tries} == {
+        "{}",
+        '{"max_tokens": 8000}',
+        '{"max_tokens": 8000, "temperature": 0.7, "seed": 3}',
+    }
+
+
+def test_a_machine_without_git_evaluates(harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert harness.run() == 0
+    assert manifest_of(harness.folder)["git_commit"] is None
+
+
 def test_with_room_for_both_models_notes_are_judged_as_they_come_with_the_same_result(
     harness: Harness, both_at_once: None, tmp_path: Path
 ) -> None:
@@ -335,7 +373,6 @@ def test_the_same_command_again_starts_no_engine_and_changes_no_file(
         (["--max_new_tokens", "7"], "max_new_tokens = 1024, not 7"),
         (["--limit", "3"], "n = 6, not 3"),
         (["--split", "train"], 'split = "test", not "train"'),
-        (["--judge_controls", "0"], "judge_controls = 2, not 0"),
         (["--sampling_args", '{"top_k": 1}'], "sampling_args"),
     ],
 )

@@ -412,7 +412,8 @@ def test_what_scoring_returns_can_be_shown(results, tmp_path):
             judgements.append({**record, "verdict": verdict, "control": {"kind": kind, "expected": expected}})
         judgements.append({**record, "verdict": "fail" if index else "pass", "attack": "fake_verdict"})
     labels = [{"index": index, "section": "S", "verdict": ("pass", "fail")[index % 2]} for index in range(8)]
-    results |= scoring.score_run(predictions, judgements, rows, labels) | {"dataset_hash": "d", "prompts_hash": "p"}
+    results |= scoring.score_run(predictions, judgements, rows, labels)
+    results |= {"dataset_hash": "d", "prompts_hash": "p", "judge_hash": "j"}
     text = report.console_table(results)
     assert "WARNING: In P this judge tells nothing" in text
     assert "Attacks on the judge: 8.3%" in text
@@ -428,7 +429,8 @@ def test_a_kind_of_control_whose_verdicts_could_not_be_read_has_no_rate_but_a_re
     for entry in results["judge_controls"]["S"]["by_kind"].values():
         entry |= {"right": 0, "unscored": entry["n"], "rate": None, "ci95": None}
     report.write_report(tmp_path / "report.html", results, [])
-    assert "0 of " in (tmp_path / "report.html").read_text()
+    unread = results["judge_controls"]["S"]["by_kind"]["reworded"]["n"]
+    assert f"0 of 0, {unread} unread" in (tmp_path / "report.html").read_text()
 
 
 def test_a_report_of_more_dialogues_than_a_page_holds_shows_the_first_ones_and_says_so(results, tmp_path):
