@@ -103,7 +103,29 @@ class SOAPDataSource(DataSource):
             "vocabulary": len(self.trainer.tokenizer),
             "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__, prompts.__file__)],
         }
+        config = self.trainer.config
+        if config.min_iterations:  # arctic_training repeats the rows to so many before it saves them
+            content["repeated"] = config.min_iterations * config.gradient_accumulation_steps * self.trainer.world_size
         return (*super().cache_path_args, content)
+
+
+# Settings of arctic_training that stay at their defaults here, and why, or what to do in their place.
+ONE_VALUE = {
+    "mask_inputs": "the loss is on the note alone",
+    "ignore_empty_think": "all that stands before the note is masked anyway",
+    "micro_batch_size": "a batch is one pack, so raise `gradient_accumulation_steps` or `data.max_length` instead",
+    "sequence_parallel_size": "to save memory, lower `data.max_length` instead",
+    "overfit_first_batch": "set `sample_count` of the data's source to a few rows instead",
+    "eval_log_iter_interval": "each validation loss is logged, so raise `eval_interval` instead",
+}
+OF_PACK_SAMPLES = ("always_max_length", "drop_last", "fuse_positions_prob", "repeat_to_pack_max_length")
+
+
+def refuse_other_values(cls: type, value: object, info: ValidationInfo) -> object:
+    """Validate a setting of ONE_VALUE."""
+    if value != (only := cls.model_fields[info.field_name].default):
+        raise ValueError(f"only {only} is possible here; {ONE_VALUE[info.field_name]}")
+    return value
 
 
 class SOAPDataConfig(SFTDataConfig):
@@ -114,7 +136,12 @@ class SOAPDataConfig(SFTDataConfig):
     def validate_packing(self) -> "SOAPDataConfig":
         if self.best_fit_packing and self.pack_samples:
             raise ValueError("best_fit_packing and pack_samples exclude each other: set one of them")
+        for name in OF_PACK_SAMPLES:
+            if getattr(self, name) and not self.pack_samples:
+                raise ValueError(f"{name} works with pack_samples alone; leave it out")
         return self
+
+    left_out = field_validator("mask_inputs", "ignore_empty_think")(classmethod(refuse_other_values))
 
 
 class SOAPDataFactory(SFTDataFactory):
@@ -167,23 +194,19 @@ def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
     return {**joined, "position_ids": positions, "packed_sample_seqlens": lengths}
 
 
-# Settings of arctic_training that SOAPTrainer leaves at their defaults, and what to do in their place.
-ONE_VALUE = {
-    "micro_batch_size": "a batch is one pack, so raise `gradient_accumulation_steps` or `data.max_length` instead",
-    "sequence_parallel_size": "to save memory, lower `data.max_length` instead",
-    "overfit_first_batch": "set `sample_count` of the data's source to a few rows instead",
-}
-
-
 class SOAPTrainerConfig(TrainerConfig):
     fused_lora: bool = True
     """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
 
-    @field_validator(*ONE_VALUE, mode="after")
+    left_out = field_validator(
+        "micro_batch_size", "sequence_parallel_size", "overfit_first_batch", "eval_log_iter_interval"
+    )(classmethod(refuse_other_values))
+
+    @field_validator("mem_profiler", mode="after")
     @classmethod
-    def validate_left_out(cls, value: int, info: ValidationInfo) -> int:
-        if value != (only := cls.model_fields[info.field_name].default):
-            raise ValueError(f"only {only} is possible here; {ONE_VALUE[info.field_name]}")
+    def validate_mem_profiler(cls, value: str | None) -> str | None:
+        if value == "step":
+            raise ValueError("`step` is not possible here; `e2e` records the whole run")
         return value
 
     @field_validator("wandb", mode="after")
@@ -221,12 +244,9 @@ class SOAPTrainer(SFTTrainer):
     gas_boundary = False  # with it, arctic_training's Ray launcher would report figures that only its own `epoch` has
 
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
-        if config.kill_switch_path.exists():
-            fail(f"the kill switch {config.kill_switch_path} exists, so the run would end at once", "remove it")
-        if config.global_rank == 0:
-            self.lock = lock_run(config.train_log_metrics_path)
-            for checkpoint in config.checkpoint:  # what cannot be written shall show now, not at the end
-                checkpoint.output_dir.mkdir(parents=True, exist_ok=True)
+        """`mode` "process-data" ends when the packs are in the cache, and leaves `train` impossible."""
+        if mode == "train":
+            self._claim_folders(config)
         try:
             tokens.load_tokenizer(config.tokenizer.name_or_path)  # before work on the data
         except tokens.TemplateError as error:
@@ -237,6 +257,10 @@ class SOAPTrainer(SFTTrainer):
         if reason and config.global_rank == 0:
             print(f"attention: {config.model.attn_implementation} instead of {wanted}, because {reason}")
         super().__init__(config, mode)
+        if config.global_rank == 0:
+            self._print_data()
+        if mode != "train":
+            return
         if config.model.peft_config and config.fused_lora and not config.zero_3_enabled:
             lora.fuse(self.model_unwrapped)
         if checker := getattr(self.model.optimizer, "overflow_checker", None):
@@ -245,8 +269,14 @@ class SOAPTrainer(SFTTrainer):
             checker.has_overflow = lambda *_, **__: False
         if self.world_size == 1 and not self.model.zero_optimization():
             self.model.enable_backward_allreduce = False  # with itself: it would copy all gradients for nothing
+
+    def _claim_folders(self, config: SOAPTrainerConfig) -> None:
+        if config.kill_switch_path.exists():
+            fail(f"the kill switch {config.kill_switch_path} exists, so the run would end at once", "remove it")
         if config.global_rank == 0:
-            self._print_data()
+            self.lock = lock_run(config.train_log_metrics_path)
+            for checkpoint in config.checkpoint:  # what cannot be written shall show now, not at the end
+                checkpoint.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _print_data(self) -> None:
         packs = self.train_dataloader.dataset
@@ -263,6 +293,9 @@ class SOAPTrainer(SFTTrainer):
         dropped = "" if moved else f" {rows - kept:,} longer than max_length {data.max_length:,} and left out,"
         steps = f"{self.training_horizon:,} steps in {config.epochs} epochs"
         print(f"data: {rows:,} rows,{dropped} {len(packs):,} packs; {steps}")
+        intervals = [checkpoint.save_every_n_steps for checkpoint in config.checkpoint if checkpoint.type == "resume"]
+        if intervals and min(intervals) >= self.training_horizon:
+            print(f"resume: no state before the end, because save_every_n_steps is {min(intervals)}")
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -336,7 +369,8 @@ class SOAPTrainer(SFTTrainer):
             if self.progress:
                 self.progress.step(self.global_step, self.epoch_idx, mean, self.scheduler.get_last_lr()[0], count)
             self.step_losses, self.step_tokens = [], 0
-            if self.config.eval_interval and self.global_step % self.config.eval_interval == 0:
+            last = self.global_step == self.training_horizon
+            if self.config.eval_interval and (last or self.global_step % self.config.eval_interval == 0):
                 self.evaluate()
             self.checkpoint()
         self.epoch_finished = True
@@ -375,10 +409,15 @@ class SOAPTrainer(SFTTrainer):
     def post_train_callback(self) -> None:
         if self.progress:
             self.progress.close()
-        if self.training_finished and not self.early_stop:
-            for engine in self.checkpoint_engines:
-                if isinstance(engine, ResumeEngine):
-                    engine.clear()
+        if not self.training_finished:
+            return
+        states = [engine for engine in self.checkpoint_engines if isinstance(engine, ResumeEngine)]
+        exported = any(step == self.global_step for engine, step in self.saved_at.items() if engine not in states)
+        for engine in states:
+            if exported and not self.early_stop:
+                engine.clear()
+            elif self.global_rank == 0 and engine.newest:
+                print(f"{engine.newest} is kept: the same command goes on from there")
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -419,6 +458,7 @@ class SOAPTrainer(SFTTrainer):
         """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""
         config, steps = engine.config, self.global_step
         in_epoch = not self.epoch_finished
+        stopped = self.early_stop and isinstance(engine, ResumeEngine) and steps
         return config.enabled and bool(
             (in_epoch and config.save_every_n_steps and steps and steps % config.save_every_n_steps == 0)
             or (
@@ -428,4 +468,5 @@ class SOAPTrainer(SFTTrainer):
                 and (self.epoch_idx + 1) % config.save_every_n_epochs == 0
             )
             or (self.training_finished and config.save_end_of_training)
+            or (self.training_finished and stopped and (config.save_every_n_steps or config.save_every_n_epochs))
         )

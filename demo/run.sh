@@ -13,7 +13,7 @@ evaluate=(--judge_model "$base" --dataset_path demo/build/soap_dataset --judge_c
           --max_new_tokens 320 --max_model_len 3072)
 
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
-trained() { compgen -G "$1/global_step_*[0-9]/*.safetensors" > /dev/null; }
+trained() { [ ! -e "$1/resume" ] && compgen -G "$1/global_step_*[0-9]/*.safetensors" > /dev/null; }
 
 say "The model, from the package index"
 python demo/get_model.py

@@ -247,13 +247,16 @@ def test_attention_that_was_asked_for_by_name_is_kept():
 def cache_key(train_module, tmp_path):
     """A function that says where tokens of tmp_path/soap_dataset are cached."""
 
-    def key(template: str = QWEN3_LIKE) -> str:
+    def key(template: str = QWEN3_LIKE, min_iterations: int = 0) -> str:
         class Tokenizer:
             chat_template = template
             __len__ = lambda self: 1000  # noqa: E731
 
         config = SimpleNamespace(model_dump=lambda **_: {})
-        trainer = SimpleNamespace(tokenizer=Tokenizer(), config=SimpleNamespace(tokenizer=config))
+        settings = SimpleNamespace(
+            tokenizer=config, min_iterations=min_iterations, gradient_accumulation_steps=1, world_size=1
+        )
+        trainer = SimpleNamespace(tokenizer=Tokenizer(), config=settings, world_size=1)
         factory = SimpleNamespace(
             config=SimpleNamespace(model_dump=lambda **_: {}, cache_dir=tmp_path), trainer=trainer
         )
@@ -285,6 +288,10 @@ def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_m
     assert cache_key(template=QWEN3_LIKE + " ") != before
     monkeypatch.setattr(train_module, "prompts_hash", lambda: "another")
     assert cache_key() != before
+
+
+def test_repeated_rows_never_meet_the_cache_of_single_ones(cache_key):
+    assert len({cache_key(), cache_key(min_iterations=5), cache_key(min_iterations=9)}) == 3
 
 
 @pytest.mark.parametrize("name", ["train.py", "training/tokens.py", "prompts.py"])
@@ -331,7 +338,7 @@ def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_modul
     source = {"name_or_path": save_dataset(tmp_path / "soap_dataset", {"train": rows(4)}), "split": "train"}
     split = {"train_eval_split": changes.get("train_eval_split", (1.0, 0.0))}
     data = train_module.SOAPDataConfig(type="soap", sources=[source], max_length=1024, cache_dir=tmp_path, **split)
-    config = SimpleNamespace(data=data, epochs=1, min_iterations=changes.get("min_iterations", 0))
+    config = SimpleNamespace(data=data, epochs=1, min_iterations=changes.get("min_iterations", 0), checkpoint=[])
     packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5, 5], [5]]}))
     trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
     train_module.SOAPTrainer._print_data(trainer)
@@ -473,8 +480,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen:
-    command = [BIN / "arctic_training", config, "--master_port", str(free_port()), *arguments]
+def start(config: Path, *arguments: str, mode: str = "train") -> subprocess.Popen:
+    command = [BIN / "arctic_training", mode, config, "--master_port", str(free_port()), *arguments]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     log = config.with_suffix(".log").open("a")
     return subprocess.Popen(command, cwd=config.parent, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -566,14 +573,18 @@ tell_in_one_line()
 raise {}
 """
 NO_ROOM = 'torch.OutOfMemoryError("no room")'
+MORE_ROOM = (
+    "set `model.disable_activation_checkpoint: false` in the YAML, which an unfinished run goes on with, "
+    "then lower `data.max_length`"
+)
 NO_TYPE = 'RegistryError("no type. Ensure that it is there: soap")'  # as each process reads in the YAML
 
 
 @pytest.mark.parametrize(
     ("error", "rank", "lines"),
     [
-        (NO_ROOM, "0", ["", "error: out of memory (no room): lower `data.max_length` in the YAML"]),
-        (NO_ROOM, "1", ["", "error: out of memory (no room) (process 1): lower `data.max_length` in the YAML"]),
+        (NO_ROOM, "0", ["", f"error: out of memory (no room): {MORE_ROOM}"]),
+        (NO_ROOM, "1", ["", f"error: out of memory (no room) (process 1): {MORE_ROOM}"]),
         (NO_TYPE, "0", ["", "error: no type (there are soap): correct the YAML"]),
         (NO_TYPE, "1", [""]),
     ],
@@ -603,6 +614,11 @@ def test_an_error_that_all_processes_of_a_machine_meet_is_told_once(monkeypatch,
         ("micro_batch_size", 2, "raise `gradient_accumulation_steps`"),
         ("sequence_parallel_size", 2, "lower `data.max_length`"),
         ("overfit_first_batch", True, "set `sample_count`"),
+        ("eval_log_iter_interval", 2, "raise `eval_interval`"),
+        ("mem_profiler", "step", "`e2e` records the whole run"),
+        ("data.mask_inputs", False, "the loss is on the note alone"),
+        ("data.ignore_empty_think", True, "is masked anyway"),
+        ("data.drop_last", True, "works with pack_samples alone"),
         ("wandb", {"enable": True}, "`train_log_metrics_path` gets"),
     ],
 )
@@ -614,10 +630,13 @@ def test_a_setting_that_this_trainer_leaves_out_is_refused_with_what_to_do_inste
     from training.errors import explain
 
     data = {"type": "soap", "sources": [], "cache_dir": tmp_path, "best_fit_packing": True}
+    config = {"type": "soap", "model": {"name_or_path": model_path}, "data": data}
+    section, _, name = setting.rpartition(".")
+    (config[section] if section else config)[name] = value
     with pytest.raises(ValidationError) as caught:
-        train_module.SOAPTrainerConfig(type="soap", model={"name_or_path": model_path}, data=data, **{setting: value})
+        train_module.SOAPTrainerConfig(**config)
     problem, _ = explain(caught.value)
-    assert problem.startswith(f"{setting}: ") and remedy in problem
+    assert problem.startswith(section or setting) and name in problem + setting and remedy in problem
 
 
 @pytest.fixture
@@ -632,6 +651,37 @@ def resume_engine(train_module, monkeypatch, tmp_path):
     engine = checkpoints.ResumeEngine(trainer, SimpleNamespace(output_dir=tmp_path))
     model = SimpleNamespace(save_checkpoint=lambda folder, tag, **_: (folder / tag).mkdir(exist_ok=True))
     return SimpleNamespace(engine=engine, save=lambda: engine.save(model), folder=tmp_path)
+
+
+def ended_run(train_module, engine, *, saved: dict, early_stop: bool) -> SimpleNamespace:
+    trainer = SimpleNamespace(progress=None, training_finished=True, early_stop=early_stop, global_rank=0)
+    trainer.checkpoint_engines, trainer.saved_at, trainer.global_step = [engine, *saved], saved, 2
+    train_module.SOAPTrainer.post_train_callback(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("saved", "early_stop", "cleared"),
+    [({"export": 2}, False, True), ({"export": 1}, False, False), ({}, False, False), ({"export": 2}, True, False)],
+)
+def test_a_resume_state_goes_only_when_the_finished_model_was_exported(
+    train_module, resume_engine, capsys, saved, early_stop, cleared
+):
+    resume_engine.save()
+    state = resume_engine.engine.newest
+    ended_run(train_module, resume_engine.engine, saved=saved, early_stop=early_stop)
+    assert state.exists() != cleared
+    assert (f"{state} is kept: the same command goes on from there" in capsys.readouterr().out) != cleared
+
+
+@pytest.mark.parametrize(("every", "early_stop", "due"), [(5, True, True), (0, True, False), (5, False, False)])
+def test_a_stopped_run_saves_its_state_where_resuming_is_on(train_module, resume_engine, every, early_stop, due):
+    engine = resume_engine.engine
+    engine.config = SimpleNamespace(
+        enabled=True, save_every_n_steps=every, save_every_n_epochs=0, save_end_of_training=False
+    )
+    trainer = SimpleNamespace(global_step=3, epoch_finished=False, training_finished=True, early_stop=early_stop)
+    assert train_module.SOAPTrainer._due(trainer, engine) == due
 
 
 def test_a_resume_state_is_complete_in_one_step(resume_engine, monkeypatch):
@@ -665,7 +715,7 @@ def test_a_run_learns_and_logs_each_step_and_the_validation_loss(unbroken):
     validation = validation_losses(unbroken.log)
     assert list(steps) == list(range(1, 14))
     assert steps[13] < 0.7 * steps[1]
-    assert len(validation) == 2 and validation[-1] < validation[0]
+    assert len(validation) == 3 and validation[-1] < validation[0], "after steps 6, 12, and 13, the last"
     assert (unbroken.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -679,6 +729,14 @@ def test_a_run_leaves_one_checkpoint_that_transformers_loads_and_no_resume_state
     assert len(tokenizer) == model.config.vocab_size
     assert tokenizer.chat_template == QWEN3_LIKE
     assert (unbroken.folder / "global_step_13" / "generation_config.json").exists()
+
+
+@pytest.mark.slow
+def test_the_packs_can_be_made_before_the_run(workplace, model_path):
+    config = write_config(workplace, model_path, "packs")
+    assert start(config, mode="process-data").wait(timeout=300) == 0, config.with_suffix(".log").read_text()[-3000:]
+    assert config.with_suffix(".log").read_text().count("9 packs; 13 steps in 6 epochs") == 1
+    assert not (workplace / "packs" / "resume").exists()
 
 
 @pytest.mark.slow
@@ -728,6 +786,16 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(workplace, broken, unb
     assert list(losses(log).values()) == pytest.approx(list(losses(unbroken.log).values()), rel=1e-4)
     assert validation_losses(log) == pytest.approx(validation_losses(unbroken.log), rel=1e-4)
     assert sorted(path.name for path in (workplace / "broken").iterdir()) == RUN_FILES
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_from_its_last_step(workplace, model_path, unbroken):
+    status, output = run(write_config(workplace, model_path, "stopped", exit_iteration_this_run=5))
+    assert status == 0 and "global_step_5 is kept: the same command goes on from there" in output, output[-3000:]
+    status, output = run(write_config(workplace, model_path, "stopped"))
+    assert status == 0 and "resumed at step 5 of 13" in output, output[-3000:]
+    resumed = losses(read_log(workplace / "stopped"))
+    assert list(resumed.values()) == pytest.approx(list(losses(unbroken.log).values()), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ class ExportEngine(HFCheckpointEngine):
 class ResumeEngine(DSCheckpointEngine):
     """`type: resume`: weights, optimizer, schedule and random states; the newest one replaces the older ones.
 
-    It is there only while a run is unfinished: `clear` takes it away when the model has been exported.
+    It is there only while a run is unfinished: SOAPTrainer clears it when the finished model has been exported.
     """
 
     name = "resume"

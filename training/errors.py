@@ -16,6 +16,11 @@ from arctic_training.exceptions import RegistryError
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+OUT_OF_MEMORY = (
+    "set `model.disable_activation_checkpoint: false` in the YAML, which an unfinished run goes on with, "
+    "then lower `data.max_length`"
+)
+
 
 def fail(problem: str, remedy: str, alone: bool = False) -> NoReturn:
     """End the run with one line for the user.
@@ -40,7 +45,7 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         name, _, known = str(error).partition(". Ensure that ")
         return f"{name} (there are {known.rpartition(': ')[2]})", "correct the YAML"
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of memory ({str(error)[:100]})", "lower `data.max_length` in the YAML"
+        return f"out of memory ({str(error)[:100]})", OUT_OF_MEMORY
     if isinstance(error, SafetensorError) or re.search("PytorchStreamWriter|inline_container", str(error)):
         return f"a file of weights is damaged or cannot be written ({error})", "save it again, or make room on the disk"
     if isinstance(error, torch.distributed.DistNetworkError):
