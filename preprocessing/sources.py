@@ -110,7 +110,7 @@ def read_files(path: Path) -> dict[str, Iterable[Record]]:
         return {path.name: READERS[path.suffix.lower()](path)} if path.suffix.lower() in READERS else {}
     names = (file.relative_to(path) for file in sorted([*path.glob("*"), *path.glob("*/*")]) if file.is_file())
     return {
-        str(name.with_suffix("")): READERS[name.suffix.lower()](path / name)
+        str(name): READERS[name.suffix.lower()](path / name)
         for name in names
         if name.suffix.lower() in READERS and not str(name).startswith(".")
     }

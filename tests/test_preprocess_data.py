@@ -215,6 +215,24 @@ def test_the_splits_of_a_source_are_kept():
     assert load() == {"train": rows(30)[:20], "validation": rows(30)[20:25], "test": rows(30)[25:]}
 
 
+def test_files_that_differ_only_in_their_suffix_are_all_read(capsys: pytest.CaptureFixture[str]):
+    bad = [{"dialogue": "Doctor: Hi.", "soap": "no headings"}]
+    write_jsonl("folder/train.jsonl", [*source_rows(10), *bad])
+    write_csv("folder/train.csv", [*source_rows(20)[10:], *bad])
+    write_parquet("folder/test.parquet", source_rows(25)[20:])
+    Path("folder/test.json").write_text(json.dumps([*source_rows(30)[25:], *bad]))
+    assert main(["--dataset", "folder"]) == 0
+    splits = load()
+    assert sort(splits["train"] + splits["validation"]) == sort(rows(20))
+    assert sort(splits["test"]) == sort(rows(30)[20:])
+    assert [(file, row) for file, row, _ in rejects()] == [
+        ("folder/test.json", 6),
+        ("folder/train.csv", 12),
+        ("folder/train.jsonl", 11),
+    ]
+    assert "     33 rows in\n      3 dropped\n" in capsys.readouterr().out
+
+
 def test_the_default_is_the_dataset_on_the_hub(monkeypatch: pytest.MonkeyPatch):
     import datasets
 
