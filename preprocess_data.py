@@ -55,13 +55,21 @@ def read_row(record: Record, dialogue_column: str, note_column: str) -> Row:
 
 def read_sections(columns: dict[str, object]) -> Row | None:
     """The note in columns named S, O, A and P or Subjective to Plan, in capitals or not; None unless all are there."""
-    names = {str(name).strip().lower(): name for name in columns}
-    found = {
-        section: names.get(section.lower(), names.get(name.lower())) for section, name in prompts.SECTION_NAMES.items()
-    }
-    if None in found.values():
+    names = section_columns(columns)
+    if len(names) < len(prompts.SECTIONS):
         return None
-    return {section: read_text(columns, name) for section, name in found.items()}
+    return {section: read_text(columns, name) for section, name in names.items()}
+
+
+def section_columns(columns: dict[str, object]) -> dict[str, str]:
+    """The column of each section that has one: named by the letter, else by the word."""
+    names = {str(name).strip().lower(): name for name in columns}
+    return {
+        section: names[spelling]
+        for section, word in prompts.SECTION_NAMES.items()
+        for spelling in (word.lower(), section.lower())
+        if spelling in names
+    }
 
 
 def read_note_column(columns: dict[str, object], name: str) -> Row:
@@ -69,7 +77,11 @@ def read_note_column(columns: dict[str, object], name: str) -> Row:
     if isinstance(columns.get(name), dict) and (note := read_sections(columns[name])):
         return note
     text = read_text(columns, name)
-    return read_sections(prompts.read_note(text)) if text.startswith("{") else prompts.read_soap(text)
+    if not text.startswith("{"):
+        return prompts.read_soap(text)
+    value = prompts.read_object(text)
+    sections = {section: value[key] for section, key in section_columns(value).items()}
+    return read_sections(prompts.note_from(sections | value))
 
 
 def read_text(columns: dict[str, object], name: str) -> str:

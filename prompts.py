@@ -107,6 +107,11 @@ def read_note(reply: str) -> Note:
     A section may be a list of strings, which are joined by line breaks; further keys are ignored. A section may be
     empty, but not all four. Raises NoteError for everything else. Time is linear in the length of the reply.
     """
+    return note_from(read_object(reply))
+
+
+def read_object(reply: str) -> dict[str, object]:
+    """The first JSON object of a reply, no section in it twice; what `read_note` makes a note of. Raises NoteError."""
     text = reply.rpartition("</think>")[2]
     if "<think>" in text:
         raise NoteError("the reply ends while thinking")
@@ -120,14 +125,22 @@ def read_note(reply: str) -> Note:
     except ValueError as error:
         cut_off = text.rstrip()[-1:] not in ("}", "`")
         raise NoteError("JSON is cut off" if cut_off else f"not JSON: {_first_words(error)}") from None
+    return value
+
+
+def note_from(value: dict[str, object]) -> Note:
+    """The note in an object with the keys S, O, A and P. Raises NoteError."""
     note = {section: _section_text(value, section) for section in SECTIONS}
     if not any(character.isalnum() for text in note.values() for character in text):
         raise NoteError("all sections are empty")  # such as {"S": "...", ...}, copied from the prompt
     return note
 
 
+_SPELLINGS = {spelling.lower() for spelling in (*SECTION_NAMES, *SECTION_NAMES.values())}
+
+
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs if key in SECTIONS]
+    keys = [key for key, _ in pairs if key.strip().lower() in _SPELLINGS]
     if len(keys) != len(set(keys)):
         raise ValueError("a section stands twice")
     return dict(pairs)

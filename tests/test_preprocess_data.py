@@ -148,6 +148,11 @@ def with_notes(write: Callable[[Row], object]) -> list[dict]:
     return [{"dialogue": row["dialogue"], "soap": write({key: row[key] for key in SECTIONS})} for row in rows(30)]
 
 
+def with_keys(note: Row, key: Callable[[str], str]) -> Row:
+    """The note with other keys, and with one that is none of a section."""
+    return {key(section): text for section, text in note.items()} | {"visit": "1"}
+
+
 def as_one_saved_dataset() -> str:
     save("saved", {"train": source_rows(30)})
     return "saved/train"
@@ -187,6 +192,11 @@ def as_json() -> str:
         lambda: write_csv("notes.csv", source_rows(30), delimiter="\t"),
         lambda: write_jsonl("objects.jsonl", with_notes(dict)),
         lambda: write_jsonl("texts.jsonl", with_notes(json.dumps)),
+        *(
+            lambda write=write, key=key: write_jsonl("keys.jsonl", with_notes(lambda note: write(with_keys(note, key))))
+            for write in (dict, json.dumps)
+            for key in (SECTION_NAMES.get, str.lower, lambda section: SECTION_NAMES[section].lower(), " {} ".format)
+        ),
         lambda: write_parquet("notes.parquet", source_rows(30)),
         lambda: save("saved", {"train": source_rows(30)[:20], "test": source_rows(30)[20:]}),
         lambda: save("saved", {"all": source_rows(30)}),
@@ -328,6 +338,12 @@ def test_a_repeated_row_is_dropped_and_another_note_of_the_same_dialogue_is_kept
 # --- rows that cannot be read
 
 GOOD = json.dumps(source_rows(1)[0]).encode()
+
+
+def with_note(text: str) -> bytes:
+    return json.dumps({"dialogue": "Doctor: Hi.", "soap": text}).encode()
+
+
 BAD_LINES = {
     GOOD[:100]: "not JSON, or cut off",
     b"\x00" * 100: "NUL bytes, as in UTF-16 or a damaged file",
@@ -351,6 +367,12 @@ BAD_LINES = {
     b'{"dialogue": "Hi.", "soap": {"S": "a", "O": "b"}}': "soap is dict, not text",
     b'{"dialogue": "Hi.", "soap": {"S": "a", "O": " ", "A": "b", "P": "c"}}': "O is empty",
     b'{"dialogue": "Hi.", "soap": "{\\"S\\": \\"a\\"}"}': "section O is missing",
+    with_note('{"subjective": "a", "plan": "b"}'): "section O is missing",
+    with_note('{"S": "a", "O": "b", "A": "c", "P": "d", "P": "e"}'): "not JSON: a section stands twice",
+    with_note('{"S": "a", "O": "b", "A": "c", "Plan": "d", "Plan": "e"}'): "not JSON: a section stands twice",
+    with_note('{"s": "a", "o": " ", "a": "c", "p": "d"}'): "O is empty",
+    with_note('{"s": "a", "o": 7, "a": "c", "p": "d"}'): "section O is int, not text",
+    with_note('{"s": "a", "o": "b", "a": "c", "p": "d'): "JSON is cut off",
 }
 
 
@@ -359,9 +381,24 @@ def test_a_row_that_cannot_be_read_is_rejected_with_file_row_and_reason(capsys: 
     Path("notes.jsonl").write_bytes(b"\n".join([*BAD_LINES, b"", *good]) + b"\n")
     assert main(["--dataset", "notes.jsonl"]) == 0
     assert rejects() == [("notes.jsonl", row, reason) for row, reason in enumerate(BAD_LINES.values(), 1)]
-    assert len(rejects()) == 22
+    assert len(rejects()) == 28
     assert sort([row for part in load().values() for row in part]) == sort(rows(10))
-    assert "     32 rows in\n     22 dropped\n" in capsys.readouterr().out
+    assert "     38 rows in\n     28 dropped\n" in capsys.readouterr().out
+
+
+def test_json_text_is_read_as_the_object_is():
+    notes = [
+        {"S": "a", "Subjective": "b", "O": "c", "A": "d", "P": "e"},
+        {"Subjective": "b", "s": "a", "objective": "c", "A ": "d", "PLAN": "e"},
+    ]
+    for note in notes:
+        as_object, as_text = (
+            preprocess_data.read_row(
+                preprocess_data.Record("a", 1, {"dialogue": "Hi.", "soap": soap}), "dialogue", "soap"
+            )
+            for soap in (note, json.dumps(note))
+        )
+        assert as_object == as_text == {"dialogue": "Hi.", "S": "a", "O": "c", "A": "d", "P": "e"}
 
 
 def test_a_source_with_other_columns_is_told_which_it_has(capsys: pytest.CaptureFixture[str]):
