@@ -60,9 +60,10 @@ def read_json(path: Path) -> Iterator[Record]:
 
 
 def read_csv(path: Path) -> Iterator[Record]:
-    """A record for each row below the header; fields end at commas, semicolons or tabs. A broken row costs only itself.
+    """A record for each row below the header; fields end at commas, semicolons or tabs.
 
-    Excel writes semicolons where the comma is the decimal mark.
+    Excel writes semicolons where the comma is the decimal mark. A broken row costs only itself, but for a quote that is not closed: the lines up to the next quote go with it, and
+    the reason names them.
     """
     csv.field_size_limit(sys.maxsize)
     # Bytes that are not UTF-8 become surrogates, which no text column may hold.
@@ -72,12 +73,14 @@ def read_csv(path: Path) -> Iterator[Record]:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header = None
         for row in itertools.count(1):
+            line = reader.line_num + 1
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Record(str(path), row, reason=f"not CSV, or cut off ({error})")
+                lines = f", lines {line} to {reader.line_num} of the file" if reader.line_num > line else ""
+                yield Record(str(path), row, reason=f"not CSV, or cut off ({error}){lines}")
                 continue
             if header is None:
                 header = fields

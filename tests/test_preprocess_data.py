@@ -465,6 +465,24 @@ def test_a_broken_csv_row_costs_only_itself():
 
 
 @pytest.mark.parametrize(
+    ("below", "taken", "error", "kept"),
+    [
+        (b"d%d,S: a O: b A: c P: d\r\n", 5, "unexpected end of data", 10),
+        (b'"d%d","S: a O: b A: c P: d"\r\n', 2, "',' expected after '\"'", 13),
+    ],
+)
+def test_the_rows_that_an_open_quote_takes_in_are_named(below: bytes, taken: int, error: str, kept: int):
+    text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
+    rows_below = b"".join(below % k for k in range(4))
+    Path("notes.csv").write_bytes(text + b'd,"S: a O: b A: c P: d\r\n' + rows_below)
+    assert main(["--dataset", "notes.csv"]) == 0
+    first = text.count(b"\n") + 1
+    reason = f"not CSV, or cut off ({error}), lines {first} to {first + taken - 1} of the file"
+    assert rejects() == [("notes.csv", 12, reason)]
+    assert sum(map(len, load().values())) == kept
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "مريض: أشعر بألم",
