@@ -62,8 +62,8 @@ def read_json(path: Path) -> Iterator[Record]:
 def read_csv(path: Path) -> Iterator[Record]:
     """A record for each row below the header; fields end at commas, semicolons or tabs.
 
-    Excel writes semicolons where the comma is the decimal mark. A broken row costs only itself, but for a quote that is not closed: the lines up to the next quote go with it, and
-    the reason names them.
+    Excel writes semicolons where the comma is the decimal mark. A broken row costs only itself, but for a quote that is
+    not closed: the lines up to the next quote go with it, and the reason names them. Raises InputError for the header.
     """
     csv.field_size_limit(sys.maxsize)
     # Bytes that are not UTF-8 become surrogates, which no text column may hold.
@@ -79,8 +79,12 @@ def read_csv(path: Path) -> Iterator[Record]:
             except StopIteration:
                 return
             except csv.Error as error:
+                if header is None:
+                    raise InputError(f"{path}: the header is not CSV ({error}); mend it") from None
                 lines = f", lines {line} to {reader.line_num} of the file" if reader.line_num > line else ""
                 yield Record(str(path), row, reason=f"not CSV, or cut off ({error}){lines}")
+                continue
+            if not fields:  # a blank line
                 continue
             if header is None:
                 header = fields
@@ -88,7 +92,7 @@ def read_csv(path: Path) -> Iterator[Record]:
                     raise InputError(f"{path} is not UTF-8; save it in that encoding")
             elif len(fields) == len(header):
                 yield Record(str(path), row, dict(zip(header, fields, strict=True)))
-            elif fields:
+            else:
                 yield Record(str(path), row, reason="more or fewer fields than the header")
 
 

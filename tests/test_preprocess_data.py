@@ -465,6 +465,16 @@ def test_a_broken_csv_row_costs_only_itself():
 
 
 @pytest.mark.parametrize(
+    ("header", "status"), [(b"\r\ndialogue,soap\r\n", 0), (b'"dialogue,soap\r\n', 2), (b'"dialogue"x,soap\r\n', 2)]
+)
+def test_a_csv_header_comes_after_blank_lines_and_a_broken_one_is_an_error(header: bytes, status: int, capsys):
+    text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
+    Path("notes.csv").write_bytes(header + text.partition(b"\n")[2])
+    assert main(["--dataset", "notes.csv"]) == status
+    assert ("error: notes.csv: the header is not CSV" in capsys.readouterr().err) == (status == 2)
+
+
+@pytest.mark.parametrize(
     ("below", "taken", "error", "kept"),
     [
         (b"d%d,S: a O: b A: c P: d\r\n", 5, "unexpected end of data", 10),
