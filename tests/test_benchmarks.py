@@ -1,11 +1,13 @@
 """What benchmarks/ measures without a GPU runs."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import eval_scaling
 import eval_walltime
 import learning
 import pytest
@@ -104,6 +106,26 @@ def test_the_growth_of_an_evaluation_is_measured_through_pipes_and_through_http(
     assert table in done.stdout
     for row in ("| 10 | engine |", "| 20 | engine |", "| 10 | server |", "| 20 | server |", "| 64 |"):
         assert table.count(row) == 1, row
+
+
+def test_the_table_on_paper_is_made_from_measured_figures_that_stand_in_results() -> None:
+    walltime = (ROOT / "benchmarks/results/eval_walltime.md").read_text()
+    runs = re.findall(r"\| eval.py \| (generate|judge) \| ([\d.]+) \| ([\d.]+) \|", walltime)
+    notes, verdicts = f"{eval_scaling.GENERATE_S * 250:.1f}", f"{eval_scaling.JUDGE_S * 1000:.1f}"
+    starts = {stage for stage, start, _ in runs if start == f"{eval_scaling.START_S:.1f}"}
+    assert ("generate", notes) in {(stage, run) for stage, _, run in runs}
+    assert ("judge", verdicts) in {(stage, run) for stage, _, run in runs}
+    assert starts == {"generate", "judge"}
+
+    scaling = (ROOT / "benchmarks/results/eval_scaling.md").read_text()
+    measured = {"engine": [], "server": []}
+    for size, kind, answering, scoring in re.findall(
+        r"^\| ([\d,]+) \| (engine|server) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) ", scaling, re.MULTILINE
+    ):
+        result = {"dialogues": int(size.replace(",", "")), "answering_s": float(answering), "scoring_s": float(scoring)}
+        measured[kind].append(result)
+    lines = eval_scaling.on_paper(eval_scaling.build_parser().parse_args([]), *measured.values())
+    assert [line for line in lines if f"| {' | '.join(line)} |" not in scaling] == []
 
 
 def test_a_benchmark_leaves_deepspeed_as_many_gpus_as_it_says_and_of_the_visible_ones(monkeypatch) -> None:
