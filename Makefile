@@ -1,4 +1,5 @@
-# make demo   preprocess, evaluate, fine-tune and evaluate again, with a small model; no GPU and no model hub needed
+# make demo   preprocess, fine-tune fully and with LoRA, evaluate both and the untrained model; with a small model, no
+#             GPU and no model hub needed
 # make test   all tests          make lint   ruff
 #
 # Each installs what it needs into .venv first. GPU=1 or GPU=0 overrides the look for an NVIDIA GPU.

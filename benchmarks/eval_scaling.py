@@ -3,7 +3,8 @@
 No GPU and no model: in the place of vLLM stands a process that answers at once, with notes and verdicts of the usual
 length. What is measured is all that this project does around an engine: reading data, prompts, queues and pipes (or,
 with a server, HTTP), records, controls, scoring, bootstrap, report. The dialogues are those of demo/, numbered so that
-no two are alike. The figures of one GPU, from which the table on paper is made, are arguments.
+no two are alike. The figures of one GPU, from which the table on paper is made, are arguments; without them, those of
+benchmarks/results/eval_walltime.md.
 
 Out: tables in Markdown, to the console or to --output.
 
@@ -32,6 +33,12 @@ import prompts  # noqa: E402
 
 ON_PAPER = 1_000_000  # dialogues
 GPUS = (1, 2, 4, 8, 16, 32, 64)
+# From benchmarks/results/eval_walltime.md: seconds of one GPU for a note, for a verdict, and to the first answer.
+GENERATE_S, JUDGE_S, START_S = 6.2 / 250, 16.2 / 1000, 68.6
+SOURCE = (
+    "benchmarks/results/eval_walltime.md: one H100, vLLM 0.23.0, Qwen3-1.7B and 8B with dummy weights, notes of 420 "
+    "and verdicts of 64 tokens; the start is the first on a machine, 38 to 40 s with warm caches on 2026-11-24"
+)
 REASON = (
     "Both say the same on complaint, course and what is denied, but the prediction leaves out the dose and how often"
 )
@@ -263,7 +270,7 @@ def summary(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
         parts += [
             f"## {ON_PAPER:,} dialogues, on paper",
             f"A GPU takes {1000 * args.generate_s:.1f} ms for a note and {1000 * args.judge_s:.1f} ms for a verdict; "
-            f"engines start in {args.start_s:.0f} s ({args.source}). GPUs are taken to share the work without loss.",
+            f"engines start in {args.start_s:.1f} s ({args.source}). GPUs are taken to share the work without loss.",
             f"For each dialogue this project's one process takes {own[0]:.2f} ms beside engines or {own[1]:.2f} ms "
             f"beside servers (five requests over HTTP), then {1000 * slope(engine, 'scoring_s'):.2f} ms to score it, "
             "by the growth between the two largest sizes above; `own` is the first of them for all dialogues.",
@@ -293,11 +300,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="through HTTP (default: 250 2500)",
     )
-    add("--generate_s", type=float, default=6.7 / 250, help="seconds of one GPU for a note (default: %(default).4f)")
-    add("--judge_s", type=float, default=15.2 / 1000, help="the same for a verdict (default: %(default).4f)")
-    add("--start_s", type=float, default=81, help="seconds until engines answer (default: %(default)s; warm 13)")
-    source = "one H100, vLLM 0.23.0, Qwen3-1.7B and 8B with dummy weights, notes of 420 and verdicts of 64 tokens"
-    add("--source", default=source, help="where these three come from (default: %(default)s)")
+    add("--generate_s", type=float, default=GENERATE_S, help="seconds of one GPU for a note (default: %(default).4f)")
+    add("--judge_s", type=float, default=JUDGE_S, help="the same for a verdict (default: %(default).4f)")
+    add("--start_s", type=float, default=START_S, help="seconds until engines answer (default: %(default)s)")
+    add("--source", default=SOURCE, help="where these three come from (default: %(default)s)")
     add("--output", type=Path, help="write the tables to this Markdown file")
     return parser
 

@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from train_throughput import gpus, hardware, override  # noqa: E402
+from train_throughput import append, gpus, hardware, override  # noqa: E402
 
 from evaluation import inputs, scoring  # noqa: E402
 from prompts import SECTIONS  # noqa: E402
@@ -46,7 +46,10 @@ def split(data: Path, train_rows: int, test_rows: int, folder: Path) -> Path:
 
 
 def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, float]:
-    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start-up included."""
+    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start-up included.
+
+    Raises RuntimeError when the training fails.
+    """
     config = yaml.safe_load(CONFIGS[name].read_text())
     output = args.work_dir / name
     config["code"] = str(ROOT / "train.py")
@@ -67,16 +70,18 @@ def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, flo
         command = ["arctic_training", str(path), "--master_port", str(args.master_port)]
         environment = os.environ | gpus(1)
         if subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode:
-            sys.exit(f"error: training failed; see {log.name}")
+            raise RuntimeError(f"training failed; see {log.name}")
     return output, time.monotonic() - began
 
 
 def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str) -> list[dict]:
-    """The predictions of a model, or of a model and an adapter, on the test rows."""
+    """The predictions of a model, or of a model and an adapter, on the test rows. Raises RuntimeError without them."""
     run = args.work_dir / "results" / name
     where = ["--dataset_path", str(dataset), "--output_dir", str(run), "--stage", "generate", "--overwrite"]
     sizes = ["--max_model_len", str(args.max_length), "--engine_args", args.engine_args]
-    subprocess.run([sys.executable, str(ROOT / "eval.py"), *model, *where, *sizes], check=True)
+    command = [sys.executable, str(ROOT / "eval.py"), *model, *where, *sizes]
+    if status := subprocess.run(command, check=False).returncode:
+        raise RuntimeError(f"eval.py ended with status {status}")
     return [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -114,19 +119,22 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit(f"error: {args.work_dir} is not empty: remove it, or give another --work_dir")
     dataset = split(args.data, args.train_rows, args.test_rows, args.work_dir)
     rows = list(inputs.load_rows(str(dataset), "test", None)[0])
-    results = []
+    changes = {"base": [], "full": args.full, "LoRA": args.lora}
+    machine, failed = hardware(), False
     for name in args.only:
-        checkpoints, seconds = (args.model, None) if name == "base" else train(name, args, dataset)
-        model = [str(args.model), "--lora_path", str(checkpoints)] if name == "LoRA" else [str(checkpoints)]
-        results.append(summary(name, write_notes(name, args, dataset, *model), rows, seconds))
-    for result in results:
-        changes = {"base": [], "full": args.full, "LoRA": args.lora}[result["model"]]
-        result |= {"changes": " ".join(changes), "machine": hardware()}
+        try:
+            checkpoints, seconds = (args.model, None) if name == "base" else train(name, args, dataset)
+            model = [str(args.model), "--lora_path", str(checkpoints)] if name == "LoRA" else [str(checkpoints)]
+            predictions = write_notes(name, args, dataset, *model)
+        except RuntimeError as error:
+            print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        result = summary(name, predictions, rows, seconds)
+        result |= {"changes": " ".join(changes[name]), "machine": machine}
         print(json.dumps(result), flush=True)
-    if args.output:
-        with args.output.open("a") as out:
-            out.writelines(json.dumps(result) + "\n" for result in results)
-    return 0
+        append(args.output, result)
+    return int(failed)
 
 
 if __name__ == "__main__":

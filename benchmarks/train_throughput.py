@@ -174,6 +174,13 @@ def hardware() -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, no GPU"
 
 
+def append(output: Path | None, result: dict) -> None:
+    """Add a line of JSON to the file, if there is to be one, at once: what comes next may fail."""
+    if output:
+        with output.open("a") as out:
+            out.write(json.dumps(result) + "\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="Qwen/Qwen3-1.7B", help="model folder (default: %(default)s)")
@@ -207,10 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(records) > args.warmup:
             results.append(summary(name, records, args))
             print(json.dumps(results[-1]), flush=True)
-    if args.output:
-        with args.output.open("a") as out:
-            for result in results:
-                out.write(json.dumps({**result, "machine": machine, **versions}) + "\n")
+            append(args.output, {**results[-1], "machine": machine, **versions})
     print_table(results)
     return 0 if len(results) == len(args.only) else 1
 

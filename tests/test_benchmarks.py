@@ -1,14 +1,18 @@
 """What benchmarks/ measures without a GPU runs."""
 
+import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import eval_scaling
 import eval_walltime
+import learning
 import pytest
 import train_throughput
-from conftest import ROOT
+from conftest import ROOT, rows, save_dataset
 
 
 def test_learning_starts_in_an_empty_folder_for_an_older_checkpoint_would_pass_for_a_new_one(tmp_path: Path) -> None:
@@ -17,6 +21,79 @@ def test_learning_starts_in_an_empty_folder_for_an_older_checkpoint_would_pass_f
     done = subprocess.run([*command, "--work_dir", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path} is not empty: remove it, or give another --work_dir\n"
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture
+def learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """learning.main with commands that do nothing; `fails` are words of the command that ends with status 3."""
+    dataset = save_dataset(tmp_path / "soap_dataset", {"test": rows(2)})
+    record = {"finish_reason": "stop", "status": "ok"}
+    notes = [record | {"index": index, **row} for index, row in enumerate(rows(2))]
+
+    def call(fails: str) -> int:
+        def command(words: list[str], **_) -> subprocess.CompletedProcess:
+            if "--output_dir" in words:
+                run = Path(words[words.index("--output_dir") + 1])
+                run.mkdir(parents=True)
+                (run / "predictions.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+            return subprocess.CompletedProcess(words, 3 if fails in " ".join(words) else 0)
+
+        monkeypatch.setattr(learning.subprocess, "run", command)
+        arguments = ["--model", "m", "--data", "d", "--work_dir", str(tmp_path / "work")]
+        return learning.main([*arguments, "--output", str(tmp_path / "results.jsonl")])
+
+    monkeypatch.setattr(learning, "split", lambda *_: dataset)
+    monkeypatch.setattr(learning, "hardware", lambda: "a machine")
+    return call
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        ("work/full.yaml", "training failed; see {}/work/full.log"),
+        ("work/results/full", "eval.py ended with status 3"),
+    ],
+)
+def test_a_model_that_fails_is_told_in_a_line_and_takes_no_other_with_it(learn, tmp_path, capsys, fails, told) -> None:
+    assert learn(fails) == 1
+    shown = capsys.readouterr()
+    assert shown.err == f"error: full: {told.format(tmp_path)}\n"
+    kept = lines((tmp_path / "results.jsonl").read_text())
+    assert [(result["model"], result["readable notes"]) for result in kept] == [("base", "2 of 2"), ("LoRA", "2 of 2")]
+    assert lines(shown.out) == kept
+
+
+def test_what_was_learned_is_in_the_file_before_the_next_training_begins(learn, tmp_path, monkeypatch) -> None:
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learning, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        learn("nothing")
+    assert [result["model"] for result in lines((tmp_path / "results.jsonl").read_text())] == ["base"]
+
+
+def test_a_throughput_is_in_the_file_before_the_next_run_begins(tmp_path, monkeypatch) -> None:
+    def run(name: str, _) -> list[str]:
+        if name == "LoRA":
+            raise KeyboardInterrupt
+        return [] if name == "reference full" else ["step"] * 20
+
+    monkeypatch.setattr(train_throughput, "run", run)
+    monkeypatch.setattr(train_throughput, "summary", lambda name, *_: {"run": name})
+    monkeypatch.setattr(train_throughput, "mean_tokens_per_row", lambda _: 1000.0)
+    monkeypatch.setattr(train_throughput, "hardware", lambda: "a machine")
+    output = tmp_path / "results.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        train_throughput.main(["--work_dir", str(tmp_path), "--output", str(output)])
+    assert [(kept["run"], kept["machine"]) for kept in lines(output.read_text())] == [
+        ("reference LoRA", "a machine"),
+        ("full", "a machine"),
+    ]
 
 
 @pytest.mark.slow
@@ -29,6 +106,26 @@ def test_the_growth_of_an_evaluation_is_measured_through_pipes_and_through_http(
     assert table in done.stdout
     for row in ("| 10 | engine |", "| 20 | engine |", "| 10 | server |", "| 20 | server |", "| 64 |"):
         assert table.count(row) == 1, row
+
+
+def test_the_table_on_paper_is_made_from_measured_figures_that_stand_in_results() -> None:
+    walltime = (ROOT / "benchmarks/results/eval_walltime.md").read_text()
+    runs = re.findall(r"\| eval.py \| (generate|judge) \| ([\d.]+) \| ([\d.]+) \|", walltime)
+    notes, verdicts = f"{eval_scaling.GENERATE_S * 250:.1f}", f"{eval_scaling.JUDGE_S * 1000:.1f}"
+    starts = {stage for stage, start, _ in runs if start == f"{eval_scaling.START_S:.1f}"}
+    assert ("generate", notes) in {(stage, run) for stage, _, run in runs}
+    assert ("judge", verdicts) in {(stage, run) for stage, _, run in runs}
+    assert starts == {"generate", "judge"}
+
+    scaling = (ROOT / "benchmarks/results/eval_scaling.md").read_text()
+    measured = {"engine": [], "server": []}
+    for size, kind, answering, scoring in re.findall(
+        r"^\| ([\d,]+) \| (engine|server) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) ", scaling, re.MULTILINE
+    ):
+        result = {"dialogues": int(size.replace(",", "")), "answering_s": float(answering), "scoring_s": float(scoring)}
+        measured[kind].append(result)
+    lines = eval_scaling.on_paper(eval_scaling.build_parser().parse_args([]), *measured.values())
+    assert [line for line in lines if f"| {' | '.join(line)} |" not in scaling] == []
 
 
 def test_a_benchmark_leaves_deepspeed_as_many_gpus_as_it_says_and_of_the_visible_ones(monkeypatch) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, rows
+from datasets import Dataset
 from train_throughput import commented_block
+
+from training import preview
 
 FULL, LORA = ROOT / "Qwen3-1.7B-config.yaml", ROOT / "Qwen3-1.7B-LoRA-config.yaml"
 RUN_FOLDERS = {FULL: "./ckpt/Qwen3-1.7B-finetuned", LORA: "./ckpt/Qwen3-1.7B-LoRA"}
@@ -173,3 +176,23 @@ def test_a_yaml_that_is_given_to_the_preview_is_answered_with_the_command_that_t
     done = subprocess.run([sys.executable, "train.py", FULL.name], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.endswith(f"training itself is: arctic_training {FULL.name}\n")
+
+
+def test_the_preview_counts_what_each_yaml_would_drop(monkeypatch, capsys):
+    """A row of 8,192 tokens is kept by both, one of 8,193 by the adapter's, one of 16,385 by none."""
+    for path in (FULL, LORA):
+        assert preview.yaml_limits()[path.name] == read(path)["data"]["max_length"]
+    lengths = iter([8192, 8193, 16384, 16385] * 2)
+    monkeypatch.setattr("training.tokens.load_tokenizer", lambda _: None)
+    monkeypatch.setattr(
+        "training.tokens.encode_example", lambda *_: dict.fromkeys(("input_ids", "labels"), [0] * next(lengths))
+    )
+    monkeypatch.setattr(preview, "load_split", lambda *_: Dataset.from_list(rows(4)))
+    assert preview.main(["--model", "m"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "rows: 4",
+        f"  max_length 16,384 ({LORA.name}) would drop 1",
+        f"  max_length 8,192 ({FULL.name}) would drop 3",
+    ]
+    assert preview.main(["--model", "m", "--max_length", "8193"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["rows: 4", "  max_length 8,193 (as given) would drop 2"]

@@ -1,6 +1,7 @@
 """`python train.py`: one formatted example as training sees it, and with a model the lengths in tokens."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -10,14 +11,23 @@ from prompts import SECTIONS, training_messages
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def show_example(row: dict[str, str]) -> None:
     for message in training_messages(row["dialogue"], {key: row[key] for key in SECTIONS}):
         print(f"--- {message['role']} ---\n{message['content']}\n")
 
 
-def show_lengths(rows: list[dict[str, str]], model: str, max_length: int) -> None:
-    """Token counts of all rows, and how many are longer than `max_length` and would be left out."""
+def yaml_limits() -> dict[str, int]:
+    """`data.max_length` as it stands in each YAML of the project's folder, by the YAML's name."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*-config.yaml"))}
+    found = {name: re.search(r"^  max_length: *(\d+)", text, re.MULTILINE) for name, text in texts.items()}
+    return {name: int(match[1]) for name, match in found.items() if match}
+
+
+def show_lengths(rows: list[dict[str, str]], model: str, limits: dict[str, int]) -> None:
+    """Token counts of all rows, and how many are longer than each of the limits and would be left out."""
     from training.tokens import IGNORE_INDEX, TemplateError, encode_example, load_tokenizer
 
     try:
@@ -30,12 +40,13 @@ def show_lengths(rows: list[dict[str, str]], model: str, max_length: int) -> Non
     ]
     lengths = sorted(len(example["input_ids"]) for example in examples)
     labelled = sum(token != IGNORE_INDEX for example in examples for token in example["labels"])
-    dropped = sum(length > max_length for length in lengths)
     print(
         f"tokens a row: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}; "
         f"{labelled / sum(lengths):.0%} of all {sum(lengths):,} are the notes, which the loss is computed on\n"
-        f"rows: {len(rows):,}, of which max_length {max_length:,} would drop {dropped:,}"
+        f"rows: {len(rows):,}"
     )
+    for name, limit in limits.items():
+        print(f"  max_length {limit:,} ({name}) would drop {sum(length > limit for length in lengths):,}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--index", type=int, default=0, help="row to show (default: %(default)s)")
     parser.add_argument("--model", help="name or folder of a model, whose tokenizer counts the tokens")
-    parser.add_argument("--max_length", type=int, default=8192, help="as in the YAML, tokens (default: %(default)s)")
+    parser.add_argument("--max_length", type=int, help="tokens (default: that of each *-config.yaml)")
     return parser
 
 
@@ -88,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"no row {args.index}: {args.split} has the rows 0 to {len(rows) - 1}")
         show_example(rows[args.index])
         if args.model:
-            show_lengths(rows, args.model, args.max_length)
+            asked = args.max_length is not None
+            show_lengths(rows, args.model, {"as given": args.max_length} if asked else yaml_limits())
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
