@@ -1,7 +1,6 @@
 """`python train.py`: one formatted example as training sees it, and with a model the lengths in tokens."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,9 +20,10 @@ def show_example(row: dict[str, str]) -> None:
 
 def yaml_limits() -> dict[str, int]:
     """`data.max_length` as it stands in each YAML of the project's folder, by the YAML's name."""
-    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*-config.yaml"))}
-    found = {name: re.search(r"^  max_length: *(\d+)", text, re.MULTILINE) for name, text in texts.items()}
-    return {name: int(match[1]) for name, match in found.items() if match}
+    import yaml
+
+    configs = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in ROOT.glob("*-config.yaml")}
+    return {name: config["data"]["max_length"] for name, config in sorted(configs.items())}
 
 
 def show_lengths(rows: list[dict[str, str]], model: str, limits: dict[str, int]) -> None:
