@@ -43,7 +43,7 @@ def learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return subprocess.CompletedProcess(words, 3 if fails in " ".join(words) else 0)
 
         monkeypatch.setattr(learning.subprocess, "run", command)
-        arguments = ["--model", "m", "--data", "d", "--work_dir", str(tmp_path / "work")]
+        arguments = ["--model", "m", "--data", "d", "--work_dir", str(tmp_path / "new")]
         return learning.main([*arguments, "--output", str(tmp_path / "results.jsonl")])
 
     monkeypatch.setattr(learning, "split", lambda *_: dataset)
@@ -54,8 +54,8 @@ def learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("fails", "told"),
     [
-        ("work/full.yaml", "training failed; see {}/work/full.log"),
-        ("work/results/full", "eval.py ended with status 3"),
+        ("new/full.yaml", "training failed; see {}/new/full.log"),
+        ("new/results/full", "eval.py ended with status 3"),
     ],
 )
 def test_a_model_that_fails_is_told_in_a_line_and_takes_no_other_with_it(learn, tmp_path, capsys, fails, told) -> None:
