@@ -164,9 +164,16 @@ def test_the_adapter_is_one_that_vllm_loads():
     assert adapter["r"] <= 64
 
 
-@pytest.mark.parametrize(("checkpoint", "status"), [("global_step_48", 0), ("global_step_48.incomplete", 1)])
-def test_the_demo_trains_again_where_a_kill_left_half_a_checkpoint(tmp_path, checkpoint, status):
+@pytest.mark.parametrize(
+    ("checkpoint", "unfinished", "status"),
+    [("global_step_48", False, 0), ("global_step_48.incomplete", False, 1), ("global_step_48", True, 1)],
+)
+def test_the_demo_trains_again_where_a_kill_left_half_a_checkpoint_or_a_run_was_stopped(
+    tmp_path, checkpoint, unfinished, status
+):
     (tmp_path / checkpoint).mkdir()
+    if unfinished:
+        (tmp_path / "resume").mkdir()
     (tmp_path / checkpoint / "model.safetensors").touch()
     (function,) = re.findall(r"^trained\(\) .*", (ROOT / "demo/run.sh").read_text(), re.MULTILINE)
     assert subprocess.run(["bash", "-c", f'{function}\ntrained "$0"', tmp_path], timeout=60).returncode == status
@@ -176,6 +183,18 @@ def test_a_yaml_that_is_given_to_the_preview_is_answered_with_the_command_that_t
     done = subprocess.run([sys.executable, "train.py", FULL.name], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.endswith(f"training itself is: arctic_training {FULL.name}\n")
+
+
+def test_a_yaml_of_the_user_s_own_that_the_preview_cannot_use_is_passed_over_or_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preview, "ROOT", tmp_path)
+    (tmp_path / "a-config.yaml").write_text("data: {max_length: 100}")
+    for name, text in {"b": "data: {}", "c": "- x", "d": ""}.items():
+        (tmp_path / f"{name}-config.yaml").write_text(text)
+    assert preview.yaml_limits() == {"a-config.yaml": 100}
+    (tmp_path / "e-config.yaml").write_text("data: [")
+    monkeypatch.setattr(preview, "load_split", lambda *_: Dataset.from_list(rows(4)))
+    assert preview.main(["--model", "m"]) == 2
+    assert f"error: {tmp_path / 'e-config.yaml'} is no YAML" in capsys.readouterr().err
 
 
 def test_the_preview_counts_what_each_yaml_would_drop(monkeypatch, capsys):

@@ -19,11 +19,19 @@ def show_example(row: dict[str, str]) -> None:
 
 
 def yaml_limits() -> dict[str, int]:
-    """`data.max_length` as it stands in each YAML of the project's folder, by the YAML's name."""
+    """`data.max_length` of each YAML in the project's folder that sets it, by the YAML's name. Raises ValueError."""
     import yaml
 
-    configs = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in ROOT.glob("*-config.yaml")}
-    return {name: config["data"]["max_length"] for name, config in sorted(configs.items())}
+    limits = {}
+    for path in sorted(ROOT.glob("*-config.yaml")):
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML ({error}); correct it, or give --max_length") from None
+        match config:
+            case {"data": {"max_length": int(limit)}}:
+                limits[path.name] = limit
+    return limits
 
 
 def show_lengths(rows: list[dict[str, str]], model: str, limits: dict[str, int]) -> None:
