@@ -211,9 +211,10 @@ class SOAPTrainer(SFTTrainer):
         dropped = "" if moved else f" {rows - kept:,} longer than max_length {data.max_length:,} and left out,"
         steps = f"{self.training_horizon:,} steps in {config.epochs} epochs"
         print(f"data: {rows:,} rows,{dropped} {len(packs):,} packs; {steps}")
-        intervals = [checkpoint.save_every_n_steps for checkpoint in config.checkpoint if checkpoint.type == "resume"]
-        if intervals and min(intervals) >= self.training_horizon:
-            print(f"resume: no state before the end, because save_every_n_steps is {min(intervals)}")
+        for checkpoint in config.checkpoint:
+            every, by_epoch = checkpoint.save_every_n_steps, checkpoint.save_every_n_epochs
+            if checkpoint.type == "resume" and every >= self.training_horizon and not by_epoch:
+                print(f"resume: no state before the end, because save_every_n_steps is {every}")
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -376,7 +377,7 @@ class SOAPTrainer(SFTTrainer):
         """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""
         config, steps = engine.config, self.global_step
         in_epoch = not self.epoch_finished
-        stopped = self.early_stop and isinstance(engine, ResumeEngine) and steps
+        resumable = isinstance(engine, ResumeEngine) and (config.save_every_n_steps or config.save_every_n_epochs)
         return config.enabled and bool(
             (in_epoch and config.save_every_n_steps and steps and steps % config.save_every_n_steps == 0)
             or (
@@ -386,5 +387,5 @@ class SOAPTrainer(SFTTrainer):
                 and (self.epoch_idx + 1) % config.save_every_n_epochs == 0
             )
             or (self.training_finished and config.save_end_of_training)
-            or (self.training_finished and stopped and (config.save_every_n_steps or config.save_every_n_epochs))
+            or (self.early_stop and self.training_finished and steps and resumable)
         )

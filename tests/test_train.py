@@ -345,6 +345,21 @@ def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_modul
     assert capsys.readouterr().out.splitlines()[-1] == line
 
 
+@pytest.mark.parametrize(("every", "by_epoch", "told"), [(2, 0, True), (1, 0, False), (2, 1, False), (0, 0, False)])
+def test_a_run_too_short_for_a_resume_state_says_so(train_module, tmp_path, capsys, every, by_epoch, told):
+    from datasets import Dataset
+
+    data = train_module.SOAPDataConfig(type="soap", sources=[], cache_dir=tmp_path)
+    resume = SimpleNamespace(type="resume", save_every_n_steps=every, save_every_n_epochs=by_epoch)
+    export = SimpleNamespace(type="export", save_every_n_steps=9, save_every_n_epochs=0)
+    config = SimpleNamespace(data=data, epochs=1, min_iterations=0, checkpoint=[export, resume])
+    packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5], [5]]}))
+    trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
+    train_module.SOAPTrainer._print_data(trainer)
+    line = f"resume: no state before the end, because save_every_n_steps is {every}"
+    assert (line in capsys.readouterr().out) == told
+
+
 # --- what a resumed run must share -----------------------------------------------------------------------------------
 
 
@@ -636,7 +651,7 @@ def test_a_setting_that_this_trainer_leaves_out_is_refused_with_what_to_do_inste
     with pytest.raises(ValidationError) as caught:
         train_module.SOAPTrainerConfig(**config)
     problem, _ = explain(caught.value)
-    assert problem.startswith(section or setting) and name in problem + setting and remedy in problem
+    assert problem.startswith((f"{setting}: ", f"{section}: Value error, {name} ")) and remedy in problem
 
 
 @pytest.fixture
@@ -653,13 +668,6 @@ def resume_engine(train_module, monkeypatch, tmp_path):
     return SimpleNamespace(engine=engine, save=lambda: engine.save(model), folder=tmp_path)
 
 
-def ended_run(train_module, engine, *, saved: dict, early_stop: bool) -> SimpleNamespace:
-    trainer = SimpleNamespace(progress=None, training_finished=True, early_stop=early_stop, global_rank=0)
-    trainer.checkpoint_engines, trainer.saved_at, trainer.global_step = [engine, *saved], saved, 2
-    train_module.SOAPTrainer.post_train_callback(trainer)
-    return trainer
-
-
 @pytest.mark.parametrize(
     ("saved", "early_stop", "cleared"),
     [({"export": 2}, False, True), ({"export": 1}, False, False), ({}, False, False), ({"export": 2}, True, False)],
@@ -669,7 +677,9 @@ def test_a_resume_state_goes_only_when_the_finished_model_was_exported(
 ):
     resume_engine.save()
     state = resume_engine.engine.newest
-    ended_run(train_module, resume_engine.engine, saved=saved, early_stop=early_stop)
+    trainer = SimpleNamespace(progress=None, training_finished=True, early_stop=early_stop, global_rank=0)
+    trainer.checkpoint_engines, trainer.saved_at, trainer.global_step = [resume_engine.engine, *saved], saved, 2
+    train_module.SOAPTrainer.post_train_callback(trainer)
     assert state.exists() != cleared
     assert (f"{state} is kept: the same command goes on from there" in capsys.readouterr().out) != cleared
 

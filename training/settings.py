@@ -1,4 +1,4 @@
-"""What a YAML of `type: soap` may set: arctic_training's settings, two more, and none that would do nothing."""
+"""What a YAML of `type: soap` may set: two settings more than arctic_training's, and not some that did nothing here."""
 
 from arctic_training.config.model import ModelConfig
 from arctic_training.config.optimizer import OptimizerConfig
