@@ -148,9 +148,10 @@ def bootstrap_mean(passes: list[int], floor: int = 0) -> Interval:
     note more at both ends, as in Jeffreys' prior: notes that are all alike do not show that others cannot come.
     """
     top, count = len(SECTIONS), Counter(passes)
-    notes = {value: count[value] + (value in (floor, top)) / 2 for value in range(floor, top + 1)}
-    values, weights = zip(*((value, weight) for value, weight in notes.items() if weight), strict=True)
-    means = np.random.default_rng(0).dirichlet(weights, size=DRAWS) @ np.array(values) / top
+    values = np.arange(floor, top + 1)
+    notes = np.array([count[value] for value in values.tolist()], dtype=float)
+    notes[[0, -1]] += 0.5
+    means = np.random.default_rng(0).dirichlet(notes, size=DRAWS) @ values / top
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
     estimate = sum(passes) / (len(passes) * top)
     return [min(low, estimate), max(high, estimate)]
