@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import prompts
-from evaluation import inputs, models, placement
-from evaluation.errors import UserError
+from common.dataset import Row, content_hash, load_split
+from common.errors import UserError
+from evaluation import inputs
+from evaluation.engines import models, placement
+from evaluation.options import Options
 from evaluation.pipeline import Pipeline
-from evaluation.runs import SCORING, Run, judge_hash, open_runs, resolve, run_path, targets, tell
-from evaluation.server import without_credentials
+from evaluation.run.runs import Run, open_runs, print_line, resolve
 
 CONTROLS_HELP = (
     "judge inputs with known answers: N good and N bad ones a section; fewer leave wide intervals, and a finished run "
@@ -59,11 +61,11 @@ MEMORY_HELP = (
 )
 
 
-def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
-    """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
+def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | None) -> None:
+    """Turn records into results.json, report.html and the table. Raises UserError if records are missing."""
     from evaluation import report, scoring
 
-    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
+    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
     if plain < len(rows) * len(prompts.SECTIONS):
         raise UserError(
@@ -73,25 +75,16 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
     try:
         scores = scoring.score_run(predictions, judgements, rows, labels)
     except ValueError as error:
-        raise UserError(f"{args.human_labels or run.folder.path}: {error}; correct it, or start anew") from None
-    results = {
-        **{key: run.manifest[key] for key in ("model", "lora_path", "judge_model")},
-        "dataset": args.dataset_path,
-        **scores,
-        "date": run.manifest["date"],
-        **run.manifest["identity"]["data"],
-        "judge_hash": judge_hash(run),
-        "versions": run.manifest["versions"],
-        "timings_s": dict.fromkeys(("generate_init", "generate", "judge_init", "judge"), 0.0)
-        | run.manifest["timings_s"],
-    }
+        where = options.human_labels or run.folder.path
+        raise UserError(f"{where}: {error}; correct it, or add --overwrite") from None
+    results = {"dataset": options.dataset_path, **scores, **run.manifest.for_results()}
     report.write_results_json(run.folder.path / "results.json", results)
     report.write_report(run.folder.path / "report.html", results, report.view_rows(predictions, judgements, rows))
     print(f"{report.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
 
 
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
-    """The table of several finished runs; comparison.html into `output_dir`. Raises UserError."""
+    """Print the table of several finished runs; write comparison.html into `output_dir`. Raises UserError."""
     from evaluation import report, scoring
 
     runs = [inputs.load_run(folder) for folder in folders]
@@ -105,37 +98,35 @@ def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
         report.write_comparison(Path(output_dir) / "comparison.html", comparison, runs)
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Every model or adapter through the stages, then the scores. Raises UserError."""
+def evaluate(options: Options) -> None:
+    """Take every model or adapter through the stages, then score it. Raises UserError."""
     began = time.monotonic()
-    rows, dataset_hash = inputs.load_rows(args.dataset_path, args.split, args.limit)
-    labels = inputs.load_labels(args.human_labels) if args.human_labels else None
-    found, judge_model = resolve(args)
-    plan = make_plan(args, [model for model, _ in found if model], judge_model)
-    data = {"split": args.split, "n": len(rows), "dataset_hash": dataset_hash, "prompts_hash": prompts.prompts_hash()}
+    rows = load_split(options.dataset_path, options.split, options.limit)
+    labels = inputs.load_labels(options.human_labels) if options.human_labels else None
+    loaded, judge_model = resolve(options)
+    plan = make_plan(options, [model for model, _ in loaded if model], judge_model)
+    data = {"n": len(rows), "dataset_hash": content_hash(rows), "prompts_hash": prompts.prompts_hash()}
     with ExitStack() as stack:
-        runs = open_runs(args, found, judge_model, data, stack)
-        Pipeline(args, runs, rows, plan, judge_model, stack, began).run()
-    if args.stage in SCORING:
+        runs = open_runs(options, loaded, judge_model, {"split": options.split, **data}, stack)
+        Pipeline(options, runs, rows, plan, judge_model, began).run()
+    if options.reports:
         for run in runs:
-            score(args, run, rows, labels)
+            score(options, run, rows, labels)
         if len(runs) > 1:
-            compare([run.folder.path for run in runs], args.output_dir or "results")
+            compare([run.folder.path for run in runs], options.output_dir or "results")
 
 
-def make_plan(
-    args: argparse.Namespace, generators: list[models.Model], judge_model: models.Model | None
-) -> placement.Plan:
-    """Where the engines of this call run, told to the user. Raises UserError."""
+def make_plan(options: Options, generators: list[models.Model], judge_model: models.Model | None) -> placement.Plan:
+    """Decide where the engines of this call run, and print it. Raises UserError."""
     if not generators and not judge_model:
         return placement.Plan(None, None, False, "")
     needs = []
     for group in (generators, [judge_model] if judge_model else []):
         model = max(group, key=lambda model: model.weight_bytes, default=None)
-        length = max((models.context_length(args.max_model_len, model) for model in group), default=0)
+        length = max((models.context_length(options.max_model_len, model) for model in group), default=0)
         needs.append(model and placement.need(model.name, model.config, model.weight_bytes, length))
-    plan = placement.place(placement.find_gpus(), *needs, args.gpu_memory_utilization, placement.free_ram())
-    tell(plan.words)
+    plan = placement.place(placement.find_gpus(), *needs, options.gpu_memory_utilization, placement.free_ram())
+    print_line(plan.words)
     return plan
 
 
@@ -218,44 +209,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise UserError for arguments that do not go together."""
-    if args.compare:
-        if args.model or len(args.compare) < 2:
-            raise UserError("--compare takes two or more run folders and no model")
-        return
-    if not args.model:
-        raise UserError("no model given; `python eval.py --help` shows how")
-    folders = [run_path(args, *target) for target in targets(args)]
-    if len(set(folders)) < len(folders):
-        raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
-    if args.human_labels and len(folders) > 1:
-        raise UserError("--human_labels are verdicts on one run's notes; evaluate each model by itself")
-    if args.lora_path and args.api_base:
-        raise UserError(
-            "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"
-        )
-    for api_base in filter(None, (args.api_base, args.judge_api_base)):
-        without_credentials(api_base)
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    options = Options(**vars(build_parser().parse_args(argv)))
     os.umask(0o077)  # dialogues and notes are for the user's eyes alone
     try:
-        check(args)
-        if args.compare:
-            compare(args.compare, args.output_dir)
+        options.check()
+        if options.compare:
+            compare(options.compare, options.output_dir)
         else:
-            evaluate(args)
+            evaluate(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, no permission
-        print(f"error: {error.filename or 'disk'}: {error.strerror}; mend it and run the same command", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'disk'}: {error.strerror}; fix that and run the same command", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command to resume", file=sys.stderr)
         return 130
     return 0
 

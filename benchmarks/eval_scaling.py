@@ -67,7 +67,7 @@ def answers(judging: bool) -> Answer:
 
 
 def stand_in_engine() -> int:
-    """Speaks as evaluation.worker does."""
+    """Speaks as vllm_worker.py does."""
     answer = answers(judging=bool(json.loads(sys.stdin.readline())["schema"]))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -112,17 +112,17 @@ def stand_in_server() -> int:
 def run_eval(arguments: list[str]) -> int:
     """eval.main in this process, with stand-ins for the engines."""
     import eval
-    from evaluation import engine
-    from evaluation.placement import Placement, Plan
+    from evaluation.engines import vllm_engine
+    from evaluation.engines.placement import Placement, Plan
 
-    def start(spec: engine.EngineSpec, device: str, log: Path) -> subprocess.Popen:
+    def start(spec: vllm_engine.EngineSpec, device: str, log: Path) -> subprocess.Popen:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         process = subprocess.Popen([sys.executable, __file__, "--part", "engine"], start_new_session=True, **pipes)
         process.stdin.write(json.dumps({"schema": spec.schema}) + "\n")
         return process
 
     place = Placement(("",), {})
-    engine._start = start
+    vllm_engine._start = start
     eval.make_plan = lambda *_: Plan(place, place, True, "both at once, as on a GPU that holds both")
     return eval.main(arguments)
 

@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import prompts  # noqa: E402
-from evaluation import inputs, judge, models, stages  # noqa: E402
+from common.dataset import load_split  # noqa: E402
+from evaluation import judge, pipeline  # noqa: E402
+from evaluation.engines import models  # noqa: E402
+from evaluation.judging import verdicts  # noqa: E402
 
 NOTE_TOKENS, VERDICT_TOKENS = 420, 64
 DUMMY = {"load_format": "dummy"}
@@ -56,7 +59,7 @@ def run_reference_stage(args: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    rows, _ = inputs.load_rows(args.dataset_path, args.split, args.rows)
+    rows = load_split(args.dataset_path, args.split, args.rows)
     judging = args.reference_stage == "judge"
     model = models.resolve_model(args.judge_model if judging else args.model, need_weights=False)
     llm = LLM(
@@ -105,15 +108,15 @@ def run_ours(args: argparse.Namespace) -> int:
     """eval.main in this process, with the answers of dummy weights read as notes."""
     import eval
 
-    rows, _ = inputs.load_rows(args.dataset_path, args.split, args.rows)
-    take_record = stages.prediction_record
+    rows = load_split(args.dataset_path, args.split, args.rows)
+    take_record = pipeline.read_prediction
 
     def as_note(index: int, dialogue: str, done: Any) -> dict[str, Any]:
         note = {section: rows[index][section] for section in prompts.SECTIONS}
         return take_record(index, dialogue, done) | note | {"status": "ok", "reason": None}
 
-    stages.prediction_record = as_note
-    stages.TRIES = 1  # a verdict that is cut off on purpose is not asked for again
+    pipeline.read_prediction = as_note
+    verdicts.TRIES = 1  # a verdict that is cut off on purpose is not asked for again
     judge.VERDICT_SCHEMA = endless(judge.VERDICT_SCHEMA)
     notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
     return eval.main(

@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from train_throughput import append, gpus, hardware, override  # noqa: E402
 
-from evaluation import inputs, scoring  # noqa: E402
+from common.dataset import load_split  # noqa: E402
+from evaluation import scoring  # noqa: E402
 from prompts import SECTIONS  # noqa: E402
 
 CONFIGS = {"full": ROOT / "Qwen3-1.7B-config.yaml", "LoRA": ROOT / "Qwen3-1.7B-LoRA-config.yaml"}
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.work_dir.exists() and any(args.work_dir.iterdir()):  # an older run's checkpoints could be taken for new
         sys.exit(f"error: {args.work_dir} is not empty: remove it, or give another --work_dir")
     dataset = split(args.data, args.train_rows, args.test_rows, args.work_dir)
-    rows = list(inputs.load_rows(str(dataset), "test", None)[0])
+    rows = list(load_split(dataset, "test"))
     changes = {"base": [], "full": args.full, "LoRA": args.lora}
     machine, failed = hardware(), False
     for name in args.only:

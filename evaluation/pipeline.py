@@ -1,188 +1,294 @@
-"""The runs of one call on their way from dialogues to notes and verdicts, with one start of the judge."""
+"""The way of a dialogue: its note is written, read and recorded; each section of the note is judged and recorded.
 
-import argparse
+Every dialogue takes this way in a coroutine of its own. The loop over runs starts the next generator as soon as the
+notes of the one before are written, while the judge may still be reading them.
+"""
+
+import asyncio
+import contextlib
+import hashlib
 import itertools
-import os
+import random
 import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import prompts
-from evaluation import judge, models, placement
-from evaluation.engine import Engine, EngineSpec, LanguageModel
-from evaluation.runs import JUDGING, WRITING, Run, add_seconds, describe, stamp, tell
-from evaluation.server import Server
-from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_beside, write_notes
-from evaluation.store import describe_machine
+from common.dataset import Row
+from evaluation import judge
+from evaluation.engines.base import Completion, LanguageModel, Usage
+from evaluation.engines.models import Model, vllm_rank
+from evaluation.engines.placement import Placement, Plan
+from evaluation.engines.server import Server
+from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
+from evaluation.judging import verdicts
+from evaluation.judging.verdicts import judge_case, start_judge
+from evaluation.options import Options
+from evaluation.run.manifest import describe_machine
+from evaluation.run.records import JsonLines, Judgement, Prediction
+from evaluation.run.runs import Run, print_line
+from evaluation.tasks import BoundedTasks
 
-_ENGINE = {"seed": 0, "enable_prefix_caching": True}  # as vLLM's defaults are now: named, so that the manifest has them
+SEED = 0  # of controls and attacks
+CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
+_NOTES_AT_THE_JUDGE = 1000  # so many notes may wait for verdicts; then the generator's next ones wait
 
 
 class Pipeline:
-    """Notes and verdicts of several runs on the same rows. Its engines end with `stack`, whatever happens.
+    """Notes and verdicts of several runs on the same rows, with one start of the judge.
 
-    `began` is when the call did, by time.monotonic().
+    `began` is the start of the call, by time.monotonic().
     """
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        runs: Sequence[Run],
-        rows: Sequence,
-        plan: placement.Plan,
-        judge_model: models.Model | None,
-        stack: ExitStack,
+        self, options: Options, runs: Sequence[Run], rows: Sequence[Row], plan: Plan, judge_model: Model | None,
         began: float,
-    ):
+    ):  # fmt: skip
+        self.options, self.runs, self.rows, self.plan, self.judge_model = options, runs, rows, plan, judge_model
         self._began = began
-        self.args, self.runs, self.rows, self.plan, self.stack = args, runs, rows, plan, stack
-        self.judging = args.stage in JUDGING
-        # The judge starts beside the generator, and judges notes as they come.
-        self.together = self.judging and (plan.together or bool(args.api_base or args.judge_api_base))
-        self._judge_model, self._judge = judge_model, None
-        self._notes: dict[int, Iterator[dict]] = {}
-        self._adding: set[Path] = set()
         self._machine = describe_machine()
+        # Whether the judge runs beside the generator, and judges notes as they come.
+        self._together = options.judges and (plan.together or bool(options.api_base or options.judge_api_base))
+        self._judge: LanguageModel | None = None
+        self._judge_usage: dict[Run, Usage] = {}
+        self._judged: dict[Run, set[tuple]] = {}
+        self._changed: set[Run] = set()
+        self._judging = BoundedTasks(_NOTES_AT_THE_JUDGE)
+        known = 2 * options.judge_controls + options.attacks
+        self._verdicts_bar = ProgressBar("verdicts", len(prompts.SECTIONS) * (len(rows) * len(runs) + known))
 
     def run(self) -> None:
         """Bring every run as far as the stages of this call go. Raises UserError."""
-        for k, run in enumerate(self.runs):
-            describe(self.args, run, self._machine)
-            if self.together:
-                self._judge_notes(k, self._get_notes(k))
-            else:
-                exhaust(self._get_notes(k))
-        if self.judging and not self.together:
-            for k, run in enumerate(self.runs):
-                self._judge_notes(k, run.folder.predictions)
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        try:
+            async with self._judging:
+                for run in self.runs:
+                    self._describe(run)
+                    if self._together:
+                        await self._judge_existing_notes(run)
+                    if self.options.generates:
+                        await self._write_missing_notes(run)
+                if self.options.judges and not self._together:
+                    for run in self.runs:
+                        await self._judge_existing_notes(run)
+            if self.options.judges:
+                self._share_known_answers()
+        finally:
+            await self._finish()
+
+    # --- notes -------------------------------------------------------------------------------------------------------
+
+    async def _write_missing_notes(self, run: Run) -> None:
+        written = {record["index"] for record in run.folder.predictions}
+        missing = [index for index in range(len(self.rows)) if index not in written]
+        if not missing:
+            return
+        bar = ProgressBar("notes", len(self.rows), len(written))
+        async with self._generator(run) as generator, BoundedTasks(generator.model.window) as writing:
+            for index in missing:
+                await writing.add(self._write_note, run, generator, index, bar)
+        bar.close()
+
+    async def _write_note(self, run: Run, generator: Usage, index: int, bar: "ProgressBar") -> None:
+        dialogue = self.rows[index]["dialogue"]
+        completion = await generator.chat(prompts.note_messages(dialogue), group=index)
+        note = read_prediction(index, dialogue, completion)
+        self._append(run, run.folder.predictions, note)
+        bar.update()
+        if self._together:
+            await self._judging.add(self._judge_note, run, note)
+
+    @contextlib.asynccontextmanager
+    async def _generator(self, run: Run) -> AsyncIterator[Usage]:
+        """Run the generator for the time of the block, and beside it the judge, if both fit."""
+        if run.adapter:
+            shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps with another adapter
+            run.merged.mkdir()
+        model = start_generator(self.options, run, self.plan.generator)
+        usage = Usage(model)
+        try:
+            if self._together:
+                self._get_judge()
+            yield usage
+        finally:
+            await model.stop()
+            shutil.rmtree(run.merged, ignore_errors=True)
+            self._note_usage(run, "generate", usage, usage.model.ready - usage.model.started)
+
+    # --- verdicts ----------------------------------------------------------------------------------------------------
+
+    async def _judge_existing_notes(self, run: Run) -> None:
+        """Start to judge the notes on disk and, once for all runs, the inputs with known answers."""
+        self._judged[run] = {judge.record_key(record) for record in run.folder.judgements}
+        if run is self.runs[0]:
+            await self._judging.add(self._judge_known_answers, run)
+        existing = sum(1 for _ in run.folder.predictions)
+        await self._judging.add(self._judge_notes, run, itertools.islice(run.folder.predictions, existing))
+
+    async def _judge_notes(self, run: Run, notes: Iterable[Prediction]) -> None:
+        for note in notes:
+            await self._judging.add(self._judge_note, run, note)
+
+    async def _judge_note(self, run: Run, note: Prediction) -> None:
+        """Judge the four sections of a note; code decides what needs no judge.
+
+        The sections are asked for one right after the other, so that the prefix cache serves three of the four.
+        """
+        cases, decided = judge.plain_cases([note], self.rows)
+        for record in decided:
+            if judge.record_key(record) not in self._judged[run]:
+                self._append(run, run.folder.judgements, record)
+                self._verdicts_bar.update()
+        await asyncio.gather(*(self._judge_case(run, case) for case in cases))
+
+    async def _judge_known_answers(self, run: Run) -> None:
+        """Judge controls and attacks. They depend on data, judge and prompts alone, so one run does it for all."""
+        for case in known_answers(self.rows, self.options.judge_controls, self.options.attacks):
+            await self._judging.add(self._judge_case, run, case)
+
+    async def _judge_case(self, run: Run, case: judge.Case) -> None:
+        if case.key() in self._judged[run]:
+            return
+        if run not in self._judge_usage:
+            self._judge_usage[run] = Usage(self._get_judge())
+        record = await judge_case(self._judge_usage[run], case, verdicts.sampling(self.options))
+        self._append(run, run.folder.judgements, record)
+        self._verdicts_bar.update()
 
     def _get_judge(self) -> LanguageModel:
+        """Return the judge; the first call starts it."""
         if self._judge is None:
             log = self.runs[0].folder.path / "judge.log"
-            self._judge = self.stack.enter_context(start_judge(self.args, self._judge_model, log, self.plan.judge))
+            self._judge = start_judge(self.options, self.judge_model, log, self.plan.judge)
         return self._judge
 
-    def _stamped(self, run: Run, records: Iterable[dict | None]) -> Iterator[dict | None]:
-        """`records`; from the first on the manifest names this call, and gets its time when it ends.
+    def _share_known_answers(self) -> None:
+        known = [record for record in self.runs[0].folder.judgements if record["control"] or record["attack"]]
+        for run in self.runs[1:]:
+            for record in known:
+                if judge.record_key(record) not in self._judged[run]:
+                    self._append(run, run.folder.judgements, record)
 
-        None stands where none has come for a moment.
-        """
-        for record in records:
-            if record and run.folder.path not in self._adding:
-                self._adding.add(run.folder.path)
-                stamp(self.args, run, self._machine)
-                self.stack.callback(lambda: add_seconds(run, "total", time.monotonic() - self._began))
-            yield record
+    # --- manifest ----------------------------------------------------------------------------------------------------
 
-    def _get_notes(self, k: int) -> Iterator[dict]:
-        """Run k's records of notes, those on disk first; the generator for the others is starting."""
-        if k not in self._notes:
-            self._notes[k] = self._start_notes(k)
-        return self._notes[k]
+    def _describe(self, run: Run) -> None:
+        """Name the models in the manifest; `--stage report` adds nothing."""
+        if self.options.generates:
+            run.manifest.name_models(model=run.target.model, lora_path=run.target.lora_path)
+        if self.options.judges:
+            run.manifest.name_models(judge_model=self.options.judge_model)
+        if self.options.generates or self.options.judges:
+            if run.manifest.is_stamped:
+                run.manifest.write()
+            else:
+                run.manifest.stamp(self._machine, self.options.for_manifest())
 
-    def _start_notes(self, k: int) -> Iterator[dict]:
-        run, predictions = self.runs[k], self.runs[k].folder.predictions
-        written = [record["index"] for record in predictions]
-        on_disk = itertools.islice(predictions, len(written))  # the file grows meanwhile
-        done = set(written)
-        if self.args.stage not in WRITING or len(done) == len(self.rows):
-            return on_disk
-        if run.adapter:
-            shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps of another adapter
-            run.merged.mkdir()
-            self.stack.callback(shutil.rmtree, run.merged, ignore_errors=True)
-        generator = self.stack.enter_context(start_generator(self.args, run, self.plan.generator))
-        self.stack.callback(note_effort, run, "generate", generator)  # whatever ends the call
-        notes = progress(write_notes(generator, self.rows, done, predictions), "notes", len(self.rows), len(done))
-        if self.together:
-            self._get_judge()
-            thread, notes = write_beside(notes, predictions, len(written))
-            self.stack.callback(thread.join, 10)
-            self.stack.callback(generator.close)  # comes first, and ends what the thread waits for
-        return itertools.chain(on_disk, self._write(k, generator, notes))
+    def _append(self, run: Run, records: JsonLines, record: Prediction | Judgement) -> None:
+        """Write a record; with its first one, this call stamps the manifest."""
+        records.append(record)
+        if run not in self._changed:
+            self._changed.add(run)
+            run.manifest.stamp(self._machine, self.options.for_manifest())
 
-    def _write(self, k: int, generator: LanguageModel, notes: Iterator[dict]) -> Iterator[dict]:
-        run = self.runs[k]
-        yield from self._stamped(run, notes)
-        generator.close()
-        shutil.rmtree(run.merged, ignore_errors=True)  # several adapters' copies would add up
-        note_effort(run, "generate", generator)
-        if k + 1 < len(self.runs):  # the next generator starts while the judge still reads these notes
-            self._get_notes(k + 1)
+    def _note_usage(self, run: Run, stage: str, usage: Usage, init_seconds: float) -> None:
+        run.manifest.add_seconds(f"{stage}_init", init_seconds)
+        run.manifest.add_seconds(stage, usage.seconds)
+        run.manifest.add_tokens(stage, usage.tokens)
+        run.manifest.note_engine(stage, usage.model.settings)
+        run.manifest.write()
 
-    def _judge_notes(self, k: int, notes: Iterable[dict]) -> None:
-        """Judge what is not judged yet. The judge starts when there is something for it."""
-        args, run = self.args, self.runs[k]
-        judgements = run.folder.judgements
-        if k:
-            take_known_answers(run, self.runs[0])
-        cases = pending_cases(notes, self.rows, judgements, args.judge_controls, args.attacks)
-        first = next(filter(None, cases), None)
-        if first:
-            model = self._get_judge()
-            total = len(prompts.SECTIONS) * (len(self.rows) + 2 * args.judge_controls + args.attacks)
-            verdicts = judge_cases(model, itertools.chain([first], cases), judgements, judge_sampling(args))
-            try:
-                exhaust(self._stamped(run, progress(verdicts, "verdicts", total)))
-            finally:
-                note_effort(run, "judge", model)
+    async def _finish(self) -> None:
+        self._verdicts_bar.close()
+        if self._judge:
+            await self._judge.stop()
+        for number, (run, usage) in enumerate(self._judge_usage.items()):
+            self._note_usage(run, "judge", usage, 0 if number else usage.model.ready - usage.model.started)
+        for run in self._changed:
+            run.manifest.add_seconds("total", time.monotonic() - self._began)
+            run.manifest.write()
 
 
-def start_generator(args: argparse.Namespace, run: Run, place: placement.Placement | None) -> LanguageModel:
-    """The model that writes notes; it is starting when this returns."""
-    sampling = {"temperature": 0, "max_tokens": args.max_new_tokens, **args.sampling_args}
-    if args.api_base:
-        return Server("generator", args.api_base, run.name, sampling, concurrency=args.api_concurrency)
-    length = run.manifest["identity"]["generate"]["max_model_len"]  # its own: `place` is for all models of the call
-    vllm_args, merge_into = {**_ENGINE, **place.vllm_args, "max_model_len": length, **args.engine_args}, None
+class ProgressBar:
+    """A tqdm bar with the time left; it appears with the first update."""
+
+    def __init__(self, label: str, total: int, done: int = 0):
+        self._label, self._total, self._done, self._bar = label, total, done, None
+
+    def update(self) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            interval = 0.5 if sys.stderr.isatty() else 10  # seconds
+            self._bar = tqdm(
+                desc=self._label, total=self._total, initial=self._done, mininterval=interval, dynamic_ncols=True
+            )
+        self._bar.update()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.total = self._bar.n  # not every row makes a control
+            self._bar.close()
+
+
+def start_generator(options: Options, run: Run, placement: Placement | None) -> LanguageModel:
+    """Start the model that writes notes; it may not be ready yet when this returns."""
+    sampling = {"temperature": 0, "max_tokens": options.max_new_tokens, **options.sampling_args}
+    if options.api_base:
+        return Server("generator", options.api_base, run.target.model, sampling, concurrency=options.api_concurrency)
+    length = run.manifest.identity["generate"]["max_model_len"]  # its own: `placement` is for all models of the call
+    vllm_args, merge_into = (
+        {**VLLM_DEFAULTS, **placement.vllm_args, "max_model_len": length, **options.engine_args},
+        None,
+    )
     if run.adapter and vllm_args.get("enable_lora"):
-        vllm_args = {"max_loras": 1, "max_lora_rank": models.vllm_rank(run.adapter.rank)} | vllm_args
+        vllm_args = {"max_loras": 1, "max_lora_rank": vllm_rank(run.adapter.rank)} | vllm_args
     elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
-        tell(f"adding {run.lora_path} to a copy of the weights")
+        print_line(f"adding {run.target.lora_path} to a copy of the weights")
         merge_into = run.merged / "model"
     lora_path = run.adapter and run.adapter.path
     spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path=lora_path, merge_into=merge_into)
-    return Engine("generator", spec, run.folder.path / "generate.log", place.devices)
+    return Engine("generator", spec, run.folder.path / "generate.log", placement.devices)
 
 
-def judge_sampling(args: argparse.Namespace) -> dict[str, Any]:
-    return {"temperature": 0, "max_tokens": JUDGE_TOKENS, **args.judge_sampling_args}
+def read_prediction(index: int, dialogue: str, completion: Completion) -> Prediction:
+    """Return the line of predictions.jsonl for the generator's answer to dialogue number `index`."""
+    note, reason = dict.fromkeys(prompts.SECTIONS), None
+    if completion.finish_reason == "prompt_too_long":
+        reason = "the prompt is too long"
+    elif completion.finish_reason == "error":
+        reason = "the engine gave up"
+    else:
+        try:
+            note = prompts.read_note(completion.text)
+        except prompts.NoteError as error:
+            reason = str(error)
+    return {
+        "index": index,
+        "dialogue_hash": hashlib.sha256(dialogue.encode()).hexdigest()[:12],
+        "raw": completion.text,
+        "finish_reason": completion.finish_reason,
+        "status": "invalid" if reason else "ok",
+        "reason": reason,
+        **note,
+        "prompt_tokens": completion.prompt_tokens,
+        "output_tokens": completion.output_tokens,
+    }
 
 
-def start_judge(
-    args: argparse.Namespace, model: models.Model | None, log: Path, place: placement.Placement | None
-) -> LanguageModel:
-    """The model that judges; it is starting when this returns."""
-    sampling = judge_sampling(args)
-    if args.judge_api_base:
-        key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
-        served = (args.judge_api_base, args.judge_model, sampling, judge.VERDICT_SCHEMA)
-        return Server("judge", *served, concurrency=args.api_concurrency, key_variable=key)
-    vllm_args = {**_ENGINE, **place.vllm_args, **args.judge_engine_args}
-    spec = EngineSpec(model.path, vllm_args, sampling, judge.VERDICT_SCHEMA)
-    return Engine("judge", spec, log, place.devices)
+def known_answers(rows: Sequence[Row], controls: int, attacks: int) -> list[judge.Case]:
+    """Return `controls` good and as many bad inputs to the judge for each section, and `attacks`: the same each time.
 
-
-def take_known_answers(run: Run, other: Run) -> None:
-    """Controls and attacks depend on data, judge and prompts alone: what one run of a call has, the next one takes."""
-    done = {judge.record_key(record) for record in run.folder.judgements}
-    for record in other.folder.judgements:
-        if (record["control"] or record["attack"]) and judge.record_key(record) not in done:
-            run.folder.judgements.append(record)
-
-
-def note_effort(run: Run, stage: str, model: LanguageModel) -> None:
-    """Add to the manifest what `stage` has taken of `model` since this was last called."""
-    effort = model.effort()
-    if not any(effort.values()):
-        return
-    tokens = run.manifest["tokens"].setdefault(stage, {})
-    for kind in model.tokens:
-        tokens[kind] = tokens.get(kind, 0) + effort[kind]
-    add_seconds(run, f"{stage}_init", effort["init"])
-    add_seconds(run, stage, effort["busy"])
-    run.manifest["engines"][stage] = model.settings
-    run.folder.write_manifest(run.manifest)
+    They are made from at most CONTROL_SOURCES rows for each that is asked for.
+    """
+    if not controls and not attacks:
+        return []
+    most = CONTROL_SOURCES * max(controls, attacks)
+    indices: Iterable[int] = range(len(rows))
+    if len(rows) > most:
+        indices = sorted(random.Random(SEED).sample(indices, most))
+    sources: dict[int, Any] = {index: rows[index] for index in indices}
+    return [*judge.control_cases(sources, controls, SEED), *judge.attack_cases(sources, SEED, attacks)]

@@ -1,15 +1,16 @@
 """Shared parts of the tests: a tiny Qwen3 model that writes notes, a LoRA adapter for it, and a small dataset."""
 
+import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 import prompts
-from evaluation.engine import LanguageModel, Request
+from evaluation.engines.base import Completion, LanguageModel, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -207,11 +208,22 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_dataset(tmp_path_factory.mktemp("data") / "soap_dataset", {"train": rows(4), "test": rows(6)})
 
 
+def chats(model: LanguageModel, requests: Iterable[Request]) -> list[Completion]:
+    """All answers of `model`, in the order of the requests."""
+
+    async def ask_all() -> list[Completion]:
+        return await asyncio.gather(
+            *(model.chat(request.messages, request.group, **request.sampling) for request in requests)
+        )
+
+    return asyncio.run(ask_all())
+
+
 class FakeModel(LanguageModel):
     """Answers at once, with `answer(messages, attempt)`; counts what it was asked."""
 
-    def __init__(self, answer: Callable[[prompts.Messages, int], str]):
-        super().__init__("fake model", window=1000)
+    def __init__(self, answer: Callable[[prompts.Messages, int], str], window: int = 1000):
+        super().__init__("fake model", window)
         self.answer = answer
         self.asked: list[str] = []
         self.sampled: list[tuple[str, dict]] = []

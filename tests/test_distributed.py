@@ -193,7 +193,7 @@ def test_both_yamls_hold_a_variant_for_models_that_do_not_fit_one_gpu(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_model_spread_over_two_processes_learns_and_is_saved_as_a_whole_one(workplace, model_path, double, offload):
-    from evaluation.models import resolve_model
+    from evaluation.engines.models import resolve_model
 
     block = sharded_block(YAMLS[0], offload)
     sharded = finished(write_config(workplace, model_path, f"sharded-{offload}", deepspeed=block, **SHARED_STEP), *TWO)

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import LEARNED_NOTE, ROOT, rows
+from conftest import LEARNED_NOTE, ROOT, chats, rows
 
 import prompts
-from evaluation import engine as engine_module
-from evaluation import worker
-from evaluation.engine import Completion, Engine, EngineSpec, LanguageModel, Request
-from evaluation.errors import UserError
-from evaluation.processes import kill_groups
+from common.errors import UserError
+from evaluation.engines import vllm_engine as engine_module
+from evaluation.engines import vllm_worker as worker
+from evaluation.engines.base import Completion, LanguageModel, Request, Usage
+from evaluation.engines.processes import kill_groups
+from evaluation.engines.vllm_engine import Engine, EngineSpec
 
 CPU_ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
 GREEDY = {"temperature": 0, "max_tokens": 200}
@@ -44,39 +46,64 @@ class Delayed(LanguageModel):
         self.report({"id": number, "text": request.messages, "finish_reason": "stop", "prompt_tokens": 3})
 
 
-def test_answers_carry_the_tag_of_their_request_in_the_order_in_which_they_finish() -> None:
+def test_each_chat_gets_its_own_answer_in_whatever_order_they_come() -> None:
     model = Delayed()
-    answers = model.complete(Request(("tag", k), f"text {k}") for k in range(3))
+    finished: list[str] = []
+
+    async def ask(text: str) -> Completion:
+        completion = await usage.chat(text)
+        finished.append(text)
+        return completion
+
+    async def ask_all() -> list[Completion]:
+        return await asyncio.gather(*(ask(f"text {k}") for k in range(3)))
+
+    usage = Usage(model)
     threading.Timer(0.1, lambda: [model.answer(position) for position in (2, 0, 0)]).start()
-    assert list(answers) == [Completion(("tag", k), f"text {k}", "stop", 3) for k in (2, 0, 1)]
-    assert model.tokens == {"prompt": 9, "cached": 0, "output": 0}
+    assert asyncio.run(ask_all()) == [Completion(f"text {k}", "stop", 3) for k in range(3)]
+    assert finished == [f"text {k}" for k in (2, 0, 1)]
+    assert usage.tokens == {"prompt": 9, "cached": 0, "output": 0}
+    assert usage.seconds > 0.05
 
 
 def test_no_more_requests_are_in_flight_than_the_window_holds() -> None:
     model = Delayed(window=4)
-    answers = model.complete(Request(k, str(k)) for k in range(50))
-    tags = [next(answers).tag for _ in range(47)]
-    for _ in range(3):
-        model.answer(0)
-    tags += [answer.tag for answer in answers]
-    assert sorted(tags) == list(range(50))
+
+    async def ask_all() -> list[Completion]:
+        tasks = [asyncio.create_task(model.chat(str(k))) for k in range(50)]
+        done, _ = await asyncio.wait(tasks, timeout=0.2)
+        assert len(done) == 47
+        for _ in range(3):
+            model.answer(0)
+        return await asyncio.gather(*tasks)
+
+    assert [answer.text for answer in asyncio.run(ask_all())] == list(map(str, range(50)))
     assert model.most == 4
 
 
-def test_a_request_may_follow_from_an_answer() -> None:
-    model, seen = Delayed(window=1), []
-    for answer in model.complete([Request(0, "first")]):
-        seen.append(answer.text)
-        if answer.text == "first":
-            model.submit(Request(1, "second"))
-    assert seen == ["first", "second"]
+def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
+    model = Delayed(window=1)
+
+    async def give_up_and_ask_again() -> Completion:
+        first = asyncio.create_task(model.chat("first"))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        second = asyncio.create_task(model.chat("second"))
+        await asyncio.sleep(0.01)
+        return await second
+
+    model.window = 2  # Delayed answers at once when its window is full
+    threading.Timer(0.1, lambda: [model.answer(0), model.answer(0)]).start()
+    assert asyncio.run(give_up_and_ask_again()).text == "second"
+    assert model.in_flight == 0
 
 
 def test_an_engine_that_breaks_is_one_line() -> None:
     model = Delayed()
     model.report({"failed": "out of luck"})
     with pytest.raises(UserError, match=r"^the delayed model stopped: out of luck$"):
-        list(model.complete([Request(0, "text")]))
+        chats(model, [Request("text")])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +158,7 @@ def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_ada
 def test_an_engine_may_fork_while_requests_are_read() -> None:
     code = """
         import multiprocessing, time
-        from evaluation import worker
+        from evaluation.engines import vllm_worker as worker
 
         def serve(spec, lines, replies):
             while lines.empty():  # the thread has read one request, and waits for the next
@@ -164,26 +191,34 @@ def test_an_engine_may_fork_while_requests_are_read() -> None:
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Two replicas of the tiny model on vLLM."""
     spec = EngineSpec(tiny_model, CPU_ARGS, GREEDY)
-    with Engine("generator", spec, tmp_path_factory.mktemp("engine") / "log", devices=("", "")) as model:
+    with contextlib.closing(
+        Engine("generator", spec, tmp_path_factory.mktemp("engine") / "log", devices=("", ""))
+    ) as model:
         yield model
 
 
 @pytest.mark.slow
 def test_vllm_answers_chats_and_says_what_it_took(engine: Engine) -> None:
-    requests = [Request(k, prompts.note_messages(row["dialogue"]), group=k) for k, row in enumerate(rows(4))]
-    answers = sorted(engine.complete(requests), key=lambda answer: answer.tag)
+    usage = Usage(engine)
+
+    async def ask_all() -> list[Completion]:
+        return await asyncio.gather(
+            *(usage.chat(prompts.note_messages(row["dialogue"]), group=k) for k, row in enumerate(rows(4)))
+        )
+
+    answers = asyncio.run(ask_all())
     assert [prompts.read_note(answer.text) for answer in answers] == [LEARNED_NOTE] * 4
     assert {answer.finish_reason for answer in answers} == {"stop"}
     assert all(answer.prompt_tokens > 100 and answer.output_tokens > 20 for answer in answers)
-    assert engine.tokens["cached"] > 0, "the system prompt that all chats share must come from the prefix cache"
-    assert engine.init_seconds > 1 > 0 < engine.busy_seconds
+    assert usage.tokens["cached"] > 0, "the system prompt that all chats share must come from the prefix cache"
+    assert engine.ready - engine.started > 1 > 0 < usage.seconds
 
 
 @pytest.mark.slow
 def test_a_prompt_over_the_limit_is_marked_and_the_rest_go_on(engine: Engine) -> None:
     texts = ["A cough.", "word " * 5000, "A cough.", "word " * 5000]
-    answers = list(engine.complete(Request(k, prompts.note_messages(text)) for k, text in enumerate(texts)))
-    assert {answer.tag: answer.finish_reason for answer in answers} == {
+    answers = chats(engine, [Request(prompts.note_messages(text)) for text in texts])
+    assert {number: answer.finish_reason for number, answer in enumerate(answers)} == {
         0: "stop",
         1: "prompt_too_long",
         2: "stop",
@@ -193,17 +228,17 @@ def test_a_prompt_over_the_limit_is_marked_and_the_rest_go_on(engine: Engine) ->
 
 @pytest.mark.slow
 def test_a_note_cut_off_at_the_limit_says_so(engine: Engine) -> None:
-    (answer,) = engine.complete([Request(0, prompts.note_messages("A cough."), sampling={"max_tokens": 3})])
+    (answer,) = chats(engine, [Request(prompts.note_messages("A cough."), sampling={"max_tokens": 3})])
     assert (answer.finish_reason, answer.output_tokens) == ("length", 3)
 
 
 @pytest.mark.slow
 def test_a_failed_start_is_one_line_and_leaves_no_process(tiny_model: Path, tmp_path: Path) -> None:
     spec = EngineSpec(tiny_model, CPU_ARGS | {"max_model_len": 1 << 20}, GREEDY)
-    with Engine("judge", spec, tmp_path / "log") as model:
+    with contextlib.closing(Engine("judge", spec, tmp_path / "log")) as model:
         (process,) = model._processes
         with pytest.raises(UserError) as error:
-            list(model.complete([Request(0, prompts.note_messages("A cough."))]))
+            chats(model, [Request(prompts.note_messages("A cough."))])
     assert str(error.value).startswith("the judge stopped: ")
     assert str(tmp_path / "log") in str(error.value)
     assert "\n" not in str(error.value)
@@ -222,8 +257,8 @@ def spread(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
 def test_a_model_over_two_processes_answers_alike_and_leaves_neither_process_nor_memory(
     spread: EngineSpec, tmp_path: Path
 ) -> None:
-    with Engine("judge", spec=spread, log=tmp_path / "log") as model:
-        (answer,) = model.complete([Request(0, prompts.note_messages(rows(1)[0]["dialogue"]))])
+    with contextlib.closing(Engine("judge", spec=spread, log=tmp_path / "log")) as model:
+        (answer,) = chats(model, [Request(prompts.note_messages(rows(1)[0]["dialogue"]))])
         group = model._processes[0].pid
         shared = shared_memory(group)
         assert len(members(group)) >= 3 and shared
@@ -235,12 +270,12 @@ def test_a_model_over_two_processes_answers_alike_and_leaves_neither_process_nor
 @pytest.mark.slow
 def test_when_the_parent_is_killed_the_engine_and_all_it_started_are_gone(spread: EngineSpec, tmp_path: Path) -> None:
     code = f"""
-        import time
+        import asyncio, time
         from pathlib import Path
-        from evaluation.engine import Engine, EngineSpec, Request
+        from evaluation.engines.vllm_engine import Engine, EngineSpec
         spec = EngineSpec(Path({str(spread.model)!r}), {spread.vllm_args!r}, {GREEDY!r})
         model = Engine("generator", spec, Path({str(tmp_path / "log")!r}))
-        list(model.complete([Request(0, [{{"role": "user", "content": "A cough."}}])]))
+        asyncio.run(model.chat([{{"role": "user", "content": "A cough."}}]))
         print(model._processes[0].pid, flush=True)
         time.sleep(600)
     """
@@ -308,7 +343,7 @@ def test_what_cannot_be_killed_is_left_after_a_while(error: Exception, monkeypat
 def test_a_worker_ends_with_its_parent_even_where_the_rest_of_its_group_cannot_be_ended() -> None:
     code = """
         import os, time
-        from evaluation import worker
+        from evaluation.engines import vllm_worker as worker
 
         def refuse(*groups):
             raise PermissionError

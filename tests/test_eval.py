@@ -1,4 +1,3 @@
-import argparse
 import json
 import re
 import shutil
@@ -17,10 +16,13 @@ from conftest import AS_SAVED, LEARNED_NOTE, ROOT, FakeModel, rows
 
 import eval
 import prompts
-from evaluation import models, pipeline, store
-from evaluation.errors import UserError
-from evaluation.placement import Placement, Plan
-from evaluation.runs import Run
+from common.errors import UserError
+from evaluation import pipeline
+from evaluation.engines import models
+from evaluation.engines.placement import Placement, Plan
+from evaluation.options import Options
+from evaluation.run import records
+from evaluation.run.runs import Run
 
 INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # dialogues whose notes and verdicts are special
 
@@ -217,12 +219,12 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
     assert harness.run() == 0
     names, one_by_one = ("predictions", "judgements"), threading.Lock()
     whole, results = [harness.records(name) for name in names], harness.results()
-    append = store.JsonLines.append
+    append = records.JsonLines.append
     for moment in range(0, sum(map(len, whole)), 3):
         folder = tmp_path / f"killed_{moment}"
         left = moment
 
-        def append_or_die(lines: store.JsonLines, record: dict) -> None:
+        def append_or_die(lines: records.JsonLines, record: dict) -> None:
             nonlocal left
             with one_by_one:
                 if left == 0:
@@ -232,11 +234,11 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
                 left -= 1
                 append(lines, record)
 
-        monkeypatch.setattr(store.JsonLines, "append", append_or_die)
+        monkeypatch.setattr(records.JsonLines, "append", append_or_die)
         with pytest.raises(Killed):
             harness.run("--output_dir", str(folder))
-        monkeypatch.setattr(store.JsonLines, "append", append)
-        written = sum(1 for _ in store.open_records(folder)[0])
+        monkeypatch.setattr(records.JsonLines, "append", append)
+        written = sum(1 for _ in records.open_records(folder)[0])
         harness.generators.clear()
         harness.judges.clear()
         assert harness.run("--output_dir", str(folder)) == 0
@@ -251,8 +253,8 @@ class Held(FakeModel):
     """Gives its first answers, each after `delay` seconds, and holds the others until it is let go."""
 
     def __init__(self, answer: Callable, first: int, delay: float = 0):
-        super().__init__(answer)
-        self.first, self.delay, self.window, self.held = first, delay, 4, []
+        super().__init__(answer, window=4)
+        self.first, self.delay, self.held = first, delay, []
 
     def report(self, event: dict[str, Any]) -> None:
         if self.first == 0 and "id" in event:
@@ -333,8 +335,7 @@ def test_a_run_that_goes_on_keeps_the_times_and_tokens_of_the_calls_before(
         return answer
 
     def start_judge(*_: object) -> FakeModel:
-        harness.judges.append(Slow(judge_until(10 if len(harness.judges) == 0 else 1000)))
-        harness.judges[-1].window = 1
+        harness.judges.append(Slow(judge_until(10 if len(harness.judges) == 0 else 1000), window=1))
         return harness.judges[-1]
 
     monkeypatch.setattr(pipeline, "start_generator", lambda *_: Slow(write))
@@ -594,7 +595,7 @@ def test_adapters_of_one_model_are_runs_of_their_own(
     paths = [str(tmp_path / "ckpt" / f"global_step_{step}") for step in (1, 2)]
     copies = []
 
-    def start_generator(args: argparse.Namespace, run: Run, place: Placement) -> FakeModel:
+    def start_generator(options: Options, run: Run, place: Placement) -> FakeModel:
         copies.append(sorted(path.parent.name for path in harness.folder.glob("*/.merged")))
         return harness.start(harness.generators, write)
 

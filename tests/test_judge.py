@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 import prompts
 from evaluation import judge
-from evaluation.stages import pending_cases
-from evaluation.store import JsonLines
+from evaluation.pipeline import known_answers
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_number", "changed_side"]
@@ -228,7 +227,7 @@ def test_no_attack_leaves_its_quotation_or_brings_a_control_token(rows):
         assert "<|im_end|>" not in content and "<think>" not in content
 
 
-def test_of_many_dialogues_a_bounded_number_is_read_for_controls_and_attacks(rows, tmp_path):
+def test_of_many_dialogues_a_bounded_number_is_read_for_controls_and_attacks(rows):
     read = set()
 
     class Rows(list):
@@ -237,7 +236,7 @@ def test_of_many_dialogues_a_bounded_number_is_read_for_controls_and_attacks(row
             return super().__getitem__(index)
 
     many = Rows(rows * 20)
-    cases = list(pending_cases([], many, JsonLines(tmp_path / "judgements.jsonl"), controls=2, attacks=1))
+    cases = known_answers(many, controls=2, attacks=1)
     assert len(cases) == len(prompts.SECTIONS) * 5
     assert len(read) == 500 < len(many)
     assert all(case.dialogue == many[case.index]["dialogue"] for case in cases)

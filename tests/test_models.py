@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.errors import UserError
-from evaluation.models import context_length, resolve_adapter, resolve_model, vllm_rank
+from common.errors import UserError
+from evaluation.engines.models import context_length, resolve_adapter, resolve_model, vllm_rank
 
 
 @pytest.fixture

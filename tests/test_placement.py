@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.errors import UserError
-from evaluation.placement import GIB, Gpu, Need, find_gpus, need, place, read_gpus
+from common.errors import UserError
+from evaluation.engines.placement import GIB, Gpu, Need, find_gpus, need, place, read_gpus
 
 QWEN_1_7B = {
     "hidden_size": 2048,

@@ -87,7 +87,7 @@ def whole_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Who
 @pytest.mark.slow
 def test_a_whole_run_makes_no_connection_beyond_this_machine(whole_run: WholeRun):
     processes = lines(whole_run.folder / "processes")
-    for name in ("preprocess_data.py", "arctic_training_run", "eval.py", "evaluation.worker"):
+    for name in ("preprocess_data.py", "arctic_training_run", "eval.py", "evaluation.engines.vllm_worker"):
         assert any(name in process for process in processes), f"{name} was not watched"
     assert lines(whole_run.folder / "addresses") == []
 

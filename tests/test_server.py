@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import json
 import socket
@@ -15,11 +16,12 @@ from conftest import AS_SAVED, LEARNED_NOTE, rows, save_dataset
 
 import eval
 import prompts
-from evaluation.engine import Request
-from evaluation.errors import UserError
-from evaluation.processes import kill_groups
-from evaluation.server import Server, without_credentials
-from evaluation.worker import NO_FREE_WHITE_SPACE
+from common.errors import UserError
+from evaluation.engines.base import Completion
+from evaluation.engines.processes import kill_groups
+from evaluation.engines.server import Server
+from evaluation.engines.vllm_worker import NO_FREE_WHITE_SPACE
+from evaluation.options import without_credentials
 
 SCHEMA = {"type": "object"}
 KEY = "a-secret-key"
@@ -96,9 +98,13 @@ def fake() -> Iterator[FakeServer]:
 
 
 def ask(server: Server, *texts: str) -> list:
-    requests = (Request(k, [{"role": "user", "content": text}]) for k, text in enumerate(texts))
-    with server:
-        return sorted(server.complete(requests), key=lambda answer: answer.tag)
+    async def ask_all() -> list[Completion]:
+        try:
+            return await asyncio.gather(*(server.chat([{"role": "user", "content": text}]) for text in texts))
+        finally:
+            await server.stop()
+
+    return asyncio.run(ask_all())
 
 
 def connect(fake: FakeServer, **options: Any) -> Server:
@@ -124,8 +130,14 @@ def test_the_same_chat_sampling_and_schema_are_sent(fake: FakeServer, monkeypatc
 
 
 def test_no_more_requests_than_allowed_are_open_at_once(fake: FakeServer) -> None:
+    def let_go_when_three_are_open() -> None:
+        while fake.now < 3:
+            time.sleep(0.01)
+        time.sleep(0.3)  # for a fourth
+        fake.hold.set()
+
     fake.hold.clear()
-    threading.Timer(0.5, fake.hold.set).start()
+    threading.Thread(target=let_go_when_three_are_open, daemon=True).start()
     answers = ask(connect(fake, concurrency=3), *"abcdefghij")
     assert [answer.text for answer in answers] == list("ABCDEFGHIJ")
     assert fake.most == 3
@@ -141,18 +153,21 @@ def test_a_request_that_failed_for_the_moment_is_tried_again(fake: FakeServer, s
 
 def test_a_server_that_stays_away_ends_the_run_with_one_line(fake: FakeServer) -> None:
     fake.replies = [(503, {"message": "busy"})] * 1000
-    with pytest.raises(UserError, match=r"has not answered for \d+ s .* the same command goes on"):
+    with pytest.raises(UserError, match=r"has not answered for \d+ s .* the same command"):
         ask(connect(fake, patience=1.0), "a", "b")
 
 
 def test_time_without_requests_does_not_count_as_the_servers_absence(fake: FakeServer) -> None:
-    server = connect(fake, patience=1.0)
-    with server:
+    async def ask_twice() -> None:
+        server = connect(fake, patience=1.0)
         for replies in ([], [(503, {"message": "busy"})]):
-            time.sleep(1.2)  # the other model writes
+            await asyncio.sleep(1.2)  # the other model writes
             fake.replies = replies
-            (answer,) = server.complete([Request(0, [{"role": "user", "content": "a"}])])
+            answer = await server.chat([{"role": "user", "content": "a"}])
             assert answer.text == "A"
+        await server.stop()
+
+    asyncio.run(ask_twice())
 
 
 def test_a_server_that_refuses_ends_the_run_at_once_without_the_prompt(fake: FakeServer) -> None:
@@ -194,7 +209,7 @@ def test_a_request_without_an_answer_in_time_is_sent_again(fake: FakeServer, mon
             time.sleep(0.01)
         fake.hold.set()
 
-    monkeypatch.setattr("evaluation.server._TIMEOUT", 0.2)
+    monkeypatch.setattr("evaluation.engines.server._TIMEOUT", 0.2)
     fake.hold.clear()
     threading.Thread(target=let_go_at_the_second, daemon=True).start()
     (answer,) = ask(connect(fake), "a")

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from evaluation.errors import UserError
-from evaluation.store import FORMAT, JsonLines, RunFolder
+from common.errors import UserError
+from evaluation.run.folder import RunFolder
+from evaluation.run.manifest import FORMAT
+from evaluation.run.records import JsonLines
 
 RECORDS = [{"index": 0, "raw": 'قلب "♥"\n'}, {"index": 1, "raw": ""}, {"index": 2, "raw": "x" * 200_000}]
 DATA = {"data": {"dataset_hash": "a", "n": 3}}
@@ -79,7 +81,7 @@ def test_a_run_goes_on_when_nothing_differs(tmp_path: Path) -> None:
     for _ in range(2):
         with RunFolder(tmp_path / "run") as folder:
             manifest = folder.begin(identity, overwrite=None)
-            assert manifest["identity"] == identity
+            assert manifest.identity == identity
             add_record(folder.predictions)
     assert len(list(folder.predictions)) == 2
 
@@ -108,7 +110,7 @@ def test_what_has_no_records_yet_may_be_made_otherwise(tmp_path: Path) -> None:
             folder.begin(identity(2048), overwrite=None)
         judge_only = {part: values for part, values in identity(2048).items() if part != "generate"}
         manifest = folder.begin(judge_only, overwrite=None)
-        assert [manifest["identity"][part]["max_model_len"] for part in ("generate", "judge")] == [4096, 2048]
+        assert [manifest.identity[part]["max_model_len"] for part in ("generate", "judge")] == [4096, 2048]
         add_record(folder.judgements)
         with pytest.raises(UserError, match=r"2048, not 1024; .*--stage judge --overwrite"):
             folder.begin(judge_only | {"judge": {"max_model_len": 1024}}, overwrite=None)
@@ -118,7 +120,7 @@ def test_a_stage_that_was_not_run_before_is_added(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"generate": {"model": "m"}}, overwrite=None)
         manifest = folder.begin(DATA | {"judge": {"judge_model": "j"}}, overwrite=None)
-    assert manifest["identity"] == DATA | {"generate": {"model": "m"}, "judge": {"judge_model": "j"}}
+    assert manifest.identity == DATA | {"generate": {"model": "m"}, "judge": {"judge_model": "j"}}
 
 
 @pytest.mark.parametrize(("stage", "left"), [("judge", True), ("generate", False)])
@@ -146,7 +148,7 @@ def test_overwrite_deletes_nothing_where_the_call_is_refused(tmp_path: Path) -> 
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from evaluation.store import RunFolder; RunFolder(Path({str(tmp_path)!r}))"
+    code = f"from pathlib import Path; from evaluation.run.folder import RunFolder; RunFolder(Path({str(tmp_path)!r}))"
     with RunFolder(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert "another run is writing here" in second.stderr

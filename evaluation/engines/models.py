@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.errors import UserError
+from common.errors import UserError
 
 # vLLM's accepted values of max_lora_rank; a limit far above the adapter's rank slows every step.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -1,4 +1,4 @@
-"""The process that owns one vLLM engine: `python -m evaluation.worker`, started by evaluation.engine.
+"""The process that owns one vLLM engine: `python -m evaluation.engines.vllm_worker`, started by vllm_engine.py.
 
 Lines of JSON come in on stdin: first the specification of the engine, then requests. Lines of JSON go out on stdout:
 `ready` or `failed`, then one line a finished request, as it finishes. Everything that libraries print goes to stderr,
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from evaluation.processes import kill_groups
+from evaluation.engines.processes import kill_groups
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.errors import UserError
+from common.errors import UserError
 
 GIB = 1 << 30
 # A CUDA context, CUDA graphs and allocator slack of one engine, beside what is computed below.

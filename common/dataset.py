@@ -1,0 +1,65 @@
+"""The dataset that preprocess_data.py writes and that training and evaluation read."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from common.errors import UserError
+from prompts import SECTIONS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMNS = ("dialogue", *SECTIONS)
+_AGAIN = "run `python preprocess_data.py`"
+
+
+class Row(TypedDict):
+    """A dialogue and its reference note."""
+
+    dialogue: str
+    S: str
+    O: str  # noqa: E741
+    A: str
+    P: str
+
+
+def load_split(path: str | Path, split: str, limit: int | None = None) -> "Dataset":
+    """Return the first `limit` rows of a split, with the columns of Row; rows stay on the disk until they are read.
+
+    Raises UserError for a folder that does not exist or is damaged, a split that is not in it, and a split without
+    rows, with other columns or with missing values.
+    """
+    import datasets
+
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: no such folder; {_AGAIN} first")
+    datasets.disable_progress_bars()
+    try:
+        splits = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever a damaged folder makes pyarrow, json or datasets raise
+        words = " ".join((getattr(error, "strerror", None) or str(error)).split())[:100]
+        raise UserError(f"{path} cannot be read ({words}); {_AGAIN} again") from None
+    if not isinstance(splits, datasets.DatasetDict) or split not in splits:
+        found = ", ".join(splits) if isinstance(splits, datasets.DatasetDict) else "none"
+        raise UserError(f"{path} has no split {split} (it has: {found}); choose another")
+    rows = splits[split]
+    for name in COLUMNS:
+        if name not in rows.features or rows.features[name].dtype not in ("string", "large_string"):
+            raise UserError(f"{path}, split {split}: no column {name} of text; {_AGAIN} again")
+        if rows.data.column(name).null_count:
+            row = rows[name].index(None)
+            raise UserError(f"{path}, split {split}, row {row}: {name} is missing; {_AGAIN} again")
+    if not len(rows):
+        raise UserError(f"{path}, split {split} has no rows; choose another")
+    return rows.select_columns(list(COLUMNS)).select(range(min(len(rows), limit or len(rows))))
+
+
+def content_hash(rows: Iterable[Row]) -> str:
+    """Return 12 hex digits that change with any character of any row."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row[name] for name in COLUMNS]).encode())
+    return digest.hexdigest()[:12]

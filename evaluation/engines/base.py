@@ -1,0 +1,132 @@
+"""The interface of all language models here: `chat` in, `Completion` out."""
+
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import prompts
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat. Requests of one `group` share a prefix and go to the same replica.
+
+    `sampling` overrides the sampling parameters that all requests share.
+    """
+
+    messages: prompts.Messages
+    group: int = 0
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to a Request. finish_reason: stop, length, prompt_too_long or error."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class LanguageModel(ABC):
+    """A model that is started by its constructor and answers chats, also before it is ready.
+
+    At most `window` requests are in flight; further ones wait in the order in which they came. All calls of `chat` come
+    from one event loop. Answers arrive through `report`, from any thread.
+    """
+
+    def __init__(self, name: str, window: int, settings: dict[str, Any] | None = None):
+        self.name = name
+        self.settings = settings or {}  # all that determines the answers, for the manifest
+        self.window = window
+        self.in_flight = 0
+        self.started = self.ready = time.monotonic()
+        self._slots = asyncio.Semaphore(window)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._before_first_chat: list[dict[str, Any]] = []
+        self._waiting: dict[int, asyncio.Future[Completion]] = {}
+        self._sent = 0
+        self._failure: str | None = None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the model; nothing keeps running. Subclasses call this method last, which ends all waiting chats."""
+        self.report({"failed": "it was closed"})
+
+    async def stop(self) -> None:
+        """Like `close`; the event loop runs on meanwhile."""
+        await asyncio.to_thread(self.close)
+
+    @abstractmethod
+    def _send(self, number: int, request: Request) -> None:
+        """Start to answer a request; its answer is reported with `number` as id."""
+
+    async def chat(self, messages: prompts.Messages, group: int = 0, **sampling: Any) -> Completion:
+        """Return the model's answer. Raises UserError if the model stops before it has answered."""
+        async with self._slots:
+            self._loop = asyncio.get_running_loop()
+            while self._before_first_chat:
+                self._settle(self._before_first_chat.pop(0))
+            if self._failure:
+                raise UserError(self._failure)
+            number, self._sent = self._sent, self._sent + 1
+            answer = self._waiting[number] = self._loop.create_future()
+            self.in_flight += 1
+            try:
+                self._send(number, Request(messages, group, sampling))
+                return await answer
+            finally:
+                self.in_flight -= 1
+                del self._waiting[number]
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Take {"ready": True}, {"failed": reason} or {"id": number, "text": ..., ...} from any thread."""
+        if "ready" in event:
+            self.ready = time.monotonic()
+            return
+        if self._loop is None:
+            self._before_first_chat.append(event)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+            self._loop.call_soon_threadsafe(self._settle, event)  # in this order: answers before a failure count
+
+    def _settle(self, event: dict[str, Any]) -> None:
+        if "failed" in event:
+            self._failure = self._failure or f"the {self.name} stopped: {event['failed']}"
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(UserError(self._failure))
+            return
+        answer = self._waiting.get(event.pop("id"))
+        if answer and not answer.done():
+            answer.set_result(Completion(**event))
+
+
+class Usage:
+    """One run's share of a model: forwards its chats, and counts their seconds and tokens."""
+
+    def __init__(self, model: LanguageModel):
+        self.model = model
+        self.tokens: Counter[str] = Counter()
+        self._first_request = self._last_answer = 0.0
+
+    async def chat(self, messages: prompts.Messages, group: int = 0, **sampling: Any) -> Completion:
+        """Like LanguageModel.chat."""
+        self._first_request = self._first_request or time.monotonic()
+        completion = await self.model.chat(messages, group, **sampling)
+        self._last_answer = time.monotonic()
+        for kind in ("prompt", "cached", "output"):
+            self.tokens[kind] += getattr(completion, f"{kind}_tokens")
+        return completion
+
+    @property
+    def seconds(self) -> float:
+        """From the first request, or from the moment when the model was ready if later, to the last answer."""
+        return max(0.0, self._last_answer - max(self.model.ready, self._first_request))

@@ -1,0 +1,136 @@
+"""A model behind an OpenAI-compatible server, such as `vllm serve`, in place of an engine of our own."""
+
+import asyncio
+import itertools
+import os
+import time
+from typing import Any
+
+import prompts
+from common.errors import UserError
+from evaluation.engines.base import LanguageModel, Request
+from evaluation.options import without_credentials
+
+_TIMEOUT = 600  # seconds for one answer
+_PATIENCE = 900  # seconds that a server may be away, e.g. to restart
+
+
+class Server(LanguageModel):
+    """Sends chats to the server at `api_base`, at most `concurrency` at a time.
+
+    `model` is the name under which the server knows the model or the adapter. The environment variable `key_variable`
+    holds the key. The openai client retries failed requests, with growing pauses, for about `patience` seconds; then
+    the run stops, and the same command resumes it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        api_base: str,
+        model: str,
+        sampling: dict[str, Any],
+        schema: dict[str, Any] | None = None,
+        concurrency: int = 64,
+        patience: float = _PATIENCE,
+        key_variable: str = "OPENAI_API_KEY",
+    ):
+        import openai
+
+        self._address = without_credentials(api_base)  # for messages and files
+        super().__init__(name, concurrency, {"api_base": self._address, "model": model, "sampling": sampling})
+        self._model, self._sampling, self._patience = model, sampling, patience
+        self._extra: dict[str, Any] = {"chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
+        if schema:
+            self._extra["structured_outputs"] = {"json": schema}
+        self._client = openai.AsyncOpenAI(
+            base_url=api_base,
+            api_key=os.environ.get(key_variable) or "EMPTY",
+            timeout=_TIMEOUT,
+            max_retries=_retries(patience),
+            http_client=openai.DefaultAioHttpClient(),  # httpx takes twice the CPU time for a request
+        )
+        self._tasks: set[asyncio.Task] = set()
+
+    def close(self) -> None:
+        """Give up the requests in flight."""
+        super().close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def stop(self) -> None:
+        self.close()
+        await self._client.close()
+
+    def _send(self, number: int, request: Request) -> None:
+        task = asyncio.create_task(self._answer(number, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, number: int, request: Request) -> None:
+        try:
+            self.report({"id": number, **await self._ask(request)})
+        except UserError as error:
+            self.report({"failed": str(error)})
+        except Exception as error:  # in a task it would vanish, and the run would wait for ever
+            self.report({"failed": f"{type(error).__name__} while waiting for {self._address}"})
+
+    async def _ask(self, request: Request) -> dict[str, Any]:
+        import openai
+
+        asked = time.monotonic()
+        try:
+            async with asyncio.timeout(_TIMEOUT + self._patience):
+                return await self._fit(request)
+        except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError, TimeoutError) as error:
+            raise UserError(
+                f"{self._address} has not answered for {time.monotonic() - asked:.0f} s ({type(error).__name__}); "
+                "when it runs again, use the same command to resume"
+            ) from None
+        except openai.APIStatusError as error:
+            raise UserError(f"{self._address} refuses {self._model}: {self._message(error)}") from None
+
+    async def _fit(self, request: Request) -> dict[str, Any]:
+        """Ask with max_tokens; if prompt and answer exceed the server's limit together, with the room that is left."""
+        import openai
+
+        sampling = {**self._sampling, **request.sampling}
+        for parameters in (sampling, {key: value for key, value in sampling.items() if key != "max_tokens"}):
+            try:
+                return await self._post(request.messages, parameters)
+            except openai.BadRequestError as error:
+                if not _too_long(error):
+                    raise
+        return {"text": "", "finish_reason": "prompt_too_long"}
+
+    async def _post(self, messages: prompts.Messages, sampling: dict[str, Any]) -> dict[str, Any]:
+        body = {"model": self._model, "messages": messages, **sampling, **self._extra}
+        # Not `chat.completions.create`, which takes as long again to convert the request and the reply.
+        reply = await self._client.post("/chat/completions", cast_to=object, body=body)
+        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        return {
+            "text": choice["message"].get("content") or "",
+            "finish_reason": choice["finish_reason"],
+            "prompt_tokens": usage.get("prompt_tokens", 0),
+            "output_tokens": usage.get("completion_tokens", 0),
+            "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        }
+
+    def _message(self, error: Any) -> str:
+        """Return the start of the server's message, without the key. A longer one may quote the prompt."""
+        body = error.body if isinstance(error.body, dict) else {}
+        words = str(body.get("message", "")).replace(self._client.api_key, "***")
+        return f"status {error.status_code}, {words[:120] or 'no message'}"
+
+
+def _retries(patience: float) -> int:
+    """Return how often the openai client must retry to wait `patience` seconds in all.
+
+    Its pauses double from 0.5 to 8 seconds and are shortened at random by up to a quarter.
+    """
+    pauses = (0.75 * min(0.5 * 2**k, 8) for k in itertools.count())
+    waited = itertools.accumulate(pauses)
+    return next(retries for retries, seconds in enumerate(waited, 1) if seconds >= patience)
+
+
+def _too_long(error: Exception) -> bool:
+    return "context length" in str(error) or "max_model_len" in str(error) or "longer than" in str(error)

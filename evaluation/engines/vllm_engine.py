@@ -1,0 +1,124 @@
+"""vLLM in processes of its own, one for each replica: they end with this process and leave nothing behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import prompts
+from evaluation.engines.base import LanguageModel, Request
+from evaluation.engines.processes import kill_groups
+from evaluation.engines.vllm_worker import explain_by_log
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # all files are local by now
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's own engine process would cost a second start
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process with threads can hang
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # nvidia-smi's order
+    "VLLM_HOST_IP": "127.0.0.1",  # vLLM would look up this machine's address through 8.8.8.8, and listen there
+}
+
+VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own today; given, so that the manifest names them
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine is to run. Every answer follows `schema`, a JSON schema, if one is given.
+
+    With `merge_into`, the adapter in `lora_path` is added to a copy of the weights in that folder; without, vLLM
+    applies it at run time.
+    """
+
+    model: Path
+    vllm_args: dict[str, Any]
+    sampling: dict[str, Any]
+    schema: dict[str, Any] | None = None
+    lora_path: Path | None = None
+    merge_into: Path | None = None
+
+
+class Engine(LanguageModel):
+    """Replicas of one vLLM engine, each in its own process.
+
+    `devices` has one entry for each replica: the GPUs that it may see, e.g. ["0", "1"], or [""] without a GPU.
+    Libraries write to the file `log`.
+    """
+
+    def __init__(self, name: str, spec: EngineSpec, log: Path, devices: Iterable[str] = ("",), window: int = 4096):
+        devices = list(devices)
+        settings = {"vllm_args": spec.vllm_args, "sampling": spec.sampling, "merged": bool(spec.merge_into)}
+        super().__init__(name, window, settings | {"devices": devices})
+        log_start = log.stat().st_size if log.exists() else 0
+        self._processes = [_start(spec, device, log) for device in devices]
+        for process in self._processes:
+            threading.Thread(target=_read_events, args=(process, log, log_start, self.report), daemon=True).start()
+
+    def close(self) -> None:
+        """Kill the processes and all that they started; their memory is free afterwards. Calling it twice is safe."""
+        processes, self._processes = self._processes, []  # after the end, other processes may get their numbers
+        kill_groups(*(process.pid for process in processes))
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+        super().close()
+
+    def _send(self, number: int, request: Request) -> None:
+        line = {"id": number, "messages": request.messages, "sampling": request.sampling}
+        process = self._processes[request.group % len(self._processes)]
+        with contextlib.suppress(BrokenPipeError):  # it died: the thread that reads from it reports the cause
+            process.stdin.write(json.dumps(line) + "\n")
+            process.stdin.flush()
+
+
+def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
+    """Start a worker in a session of its own, and send it the specification."""
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
+    if device:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    with log.open("a", encoding="utf-8") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evaluation.engines.vllm_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            env=environment,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+        )
+    message = {**asdict(spec), "chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
+    process.stdin.write(json.dumps(message, default=str) + "\n")
+    process.stdin.flush()
+    return process
+
+
+def _read_events(
+    process: subprocess.Popen, log: Path, log_start: int, report: Callable[[dict[str, Any]], None]
+) -> None:
+    for line in process.stdout:
+        event = json.loads(line)
+        if "failed" in event:
+            written = log.read_bytes()[log_start:].decode(errors="replace") if log.exists() else ""
+            event["failed"] = f"{explain_by_log(event['failed'], written)} (log: {log})"
+        report(event)
+    with contextlib.suppress(ChildProcessError):  # already closed
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # keep the number reserved until `close`
+        status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        report({"failed": f"{_how_it_ended(status)} (log: {log})"})
+
+
+def _how_it_ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "killed by the system, most often for memory; try a smaller --max_model_len or a smaller model"
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

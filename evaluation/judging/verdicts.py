@@ -1,0 +1,59 @@
+"""The judge as a model: how it is started, asked, and asked again when its verdict cannot be read."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from evaluation import judge
+from evaluation.engines.base import LanguageModel, Usage
+from evaluation.engines.models import Model
+from evaluation.engines.placement import Placement
+from evaluation.engines.server import Server
+from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
+from evaluation.options import Options
+from evaluation.run.records import Judgement
+
+MAX_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
+TRIES = 3  # for a verdict that cannot be read
+
+
+def sampling(options: Options) -> dict[str, Any]:
+    return {"temperature": 0, "max_tokens": MAX_TOKENS, **options.judge_sampling_args}
+
+
+def start_judge(options: Options, model: Model | None, log: Path, placement: Placement | None) -> LanguageModel:
+    """Start the model that judges; it may not be ready yet when this returns."""
+    if options.judge_api_base:
+        key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
+        served = (options.judge_api_base, options.judge_model, sampling(options), judge.VERDICT_SCHEMA)
+        return Server("judge", *served, concurrency=options.api_concurrency, key_variable=key)
+    vllm_args = {**VLLM_DEFAULTS, **placement.vllm_args, **options.judge_engine_args}
+    spec = EngineSpec(model.path, vllm_args, sampling(options), judge.VERDICT_SCHEMA)
+    return Engine("judge", spec, log, placement.devices)
+
+
+async def judge_case(model: Usage, case: judge.Case, sampling: dict[str, Any]) -> Judgement:
+    """Return the verdict on `case`. One that cannot be read is asked for again, up to TRIES times, then unscored.
+
+    `sampling` is what `model` samples with. Raises UserError.
+    """
+    messages, changes = case.messages(), {}
+    for attempt in range(1, TRIES + 1):
+        reply = await model.chat(messages, group=case.index, **changes)
+        verdict, reason = judge.read_verdict(reply.text, reply.finish_reason)
+        if verdict != "unscored" or reply.finish_reason == "prompt_too_long":
+            break
+        changes = sampling_of_retry(sampling, attempt + 1)
+    return case.record(verdict, reason, raw=reply.text, attempts=attempt)
+
+
+def sampling_of_retry(sampling: dict[str, Any], attempt: int) -> dict[str, Any]:
+    """Return the changes to `sampling` in the second and third try for a verdict that cannot be read.
+
+    Greedy decoding repeats itself, so the second try has more room, and the third samples at random, with a seed that
+    does not depend on other requests.
+    """
+    room = {"max_tokens": 4 * sampling["max_tokens"]} if sampling.get("max_tokens") else {}
+    if attempt == 2:
+        return room
+    return room | {"temperature": max(0.5, sampling["temperature"] or 0), "seed": sampling.get("seed", 0)}

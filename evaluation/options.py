@@ -1,0 +1,117 @@
+"""What a call of eval.py asks for. Field names are those of the flags; eval.py alone knows argparse."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import UserError
+
+
+class Target(NamedTuple):
+    """A model, or a model with an adapter, as the user names them."""
+
+    model: str
+    lora_path: str | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The resolved flags; their meaning is in `python eval.py --help`."""
+
+    model: list[str]
+    lora_path: list[str]
+    judge_model: str
+    compare: list[str] | None
+    dataset_path: str
+    split: str
+    limit: int | None
+    output_dir: str | None
+    overwrite: bool
+    stage: str
+    judge_controls: int
+    attacks: int
+    human_labels: str | None
+    max_new_tokens: int
+    max_model_len: int | None
+    gpu_memory_utilization: float
+    engine_args: dict[str, Any]
+    judge_engine_args: dict[str, Any]
+    sampling_args: dict[str, Any]
+    judge_sampling_args: dict[str, Any]
+    api_base: str | None
+    judge_api_base: str | None
+    api_concurrency: int
+
+    @property
+    def generates(self) -> bool:
+        """Whether this call writes notes."""
+        return self.stage in ("all", "generate")
+
+    @property
+    def judges(self) -> bool:
+        return self.stage in ("all", "judge")
+
+    @property
+    def reports(self) -> bool:
+        return self.stage in ("all", "judge", "report")
+
+    @property
+    def overwritten_stage(self) -> str | None:
+        """The first stage whose records --overwrite replaces."""
+        return {"all": "generate"}.get(self.stage, self.stage) if self.overwrite else None
+
+    @property
+    def targets(self) -> list[Target]:
+        """One for each run: the model with each adapter or, of several models, each one, then the adapters."""
+        adapted = [Target(self.model[0], path) for path in self.lora_path]
+        return adapted if adapted and len(self.model) == 1 else [Target(name, None) for name in self.model] + adapted
+
+    def run_path(self, target: Target) -> Path:
+        """Return --output_dir or, for several runs or without it, a folder named after model and adapter."""
+        if self.output_dir and len(self.targets) == 1:
+            return Path(self.output_dir)
+        return Path(self.output_dir or "results") / "-".join(_label(name) for name in target if name)
+
+    def settings(self, *names: str) -> dict[str, Any]:
+        """Return the flags of these names."""
+        return {name: getattr(self, name) for name in names}
+
+    def for_manifest(self) -> dict[str, Any]:
+        """Return all flags, without the password that an address may hold."""
+        addresses = self.settings("api_base", "judge_api_base")
+        return asdict(self) | {name: value and without_credentials(value) for name, value in addresses.items()}
+
+    def check(self) -> None:
+        """Raise UserError for flags that exclude each other."""
+        if self.compare:
+            if self.model or len(self.compare) < 2:
+                raise UserError("--compare takes two or more run folders and no model")
+            return
+        if not self.model:
+            raise UserError("no model given; `python eval.py --help` shows how")
+        folders = [self.run_path(target) for target in self.targets]
+        if len(set(folders)) < len(folders):
+            raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
+        if self.human_labels and len(folders) > 1:
+            raise UserError("--human_labels are verdicts on one run's notes; evaluate each model by itself")
+        if self.lora_path and self.api_base:
+            raise UserError(
+                "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"
+            )
+        for api_base in filter(None, (self.api_base, self.judge_api_base)):
+            without_credentials(api_base)
+
+
+def without_credentials(api_base: str) -> str:
+    """Return the address without user name and password. Raises UserError if it is no address of a server."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(api_base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{api_base} is no address of a server; give e.g. http://localhost:8000/v1")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _label(name: str) -> str:
+    path = Path(name)
+    return f"{path.parent.name}-{path.name}" if path.name.startswith("global_step_") else path.resolve().name

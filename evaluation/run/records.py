@@ -1,0 +1,137 @@
+"""The records of a run folder: one JSON object a line, appended as they are made.
+
+predictions.jsonl has one line for each dialogue, judgements.jsonl one for each (dialogue, section).
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypedDict, TypeVar
+
+from common.errors import UserError
+
+DAMAGED = "restore the file, or add --overwrite to replace the run"
+
+
+class Prediction(TypedDict):
+    """The generator's answer to one dialogue. `status` is ok or invalid; the sections of an invalid note are None."""
+
+    index: int
+    dialogue_hash: str
+    raw: str
+    finish_reason: str
+    status: str
+    reason: str | None
+    S: str | None
+    O: str | None  # noqa: E741
+    A: str | None
+    P: str | None
+    prompt_tokens: int
+    output_tokens: int
+
+
+class Control(TypedDict):
+    """An input to the judge whose right verdict is known. `expected` is pass or fail."""
+
+    kind: str
+    expected: str
+
+
+class Judgement(TypedDict):
+    """One verdict. `verdict` is pass, fail or unscored; `source` is judge or code; `raw` is the judge's last reply."""
+
+    index: int
+    section: str
+    verdict: str
+    reason: str
+    raw: str | None
+    source: str
+    attempts: int
+    control: Control | None
+    attack: str | None
+
+
+PREDICTION_KEYS = ("index", "dialogue_hash", "finish_reason", "status", *"SOAP")
+JUDGEMENT_KEYS = ("index", "section", "verdict", "source", "control", "attack")
+
+T = TypeVar("T")
+
+
+def parse_record(line: bytes, where: str, advice: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Parse a line of JSON that must hold an object with `keys`. Raises UserError with `where` and `advice`."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is no JSON object; {advice}")
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise UserError(f"{where} has no {missing[0]}; {advice}")
+    if type(record.get("index", 0)) is not int:
+        raise UserError(f"{where}: the index is no number; {advice}")
+    return record
+
+
+class JsonLines(Generic[T]):
+    """An append-only file with one JSON object a line.
+
+    A killed run can leave a last line without a line break. It is no record: reading skips it, writing replaces it.
+    """
+
+    def __init__(self, path: Path, keys: tuple[str, ...] = ()):
+        self.path, self._keys = path, keys
+        self._stream = None
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the records in the order of the file; none if it does not exist. Raises UserError for a bad line."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as stream:
+            for row, line in enumerate(stream, 1):
+                if line.endswith(b"\n"):
+                    yield parse_record(line, f"{self.path}:{row}", DAMAGED, self._keys)
+
+    def append(self, record: T) -> None:
+        """Write one record; the operating system has it when this returns. Raises UserError if the disk is full."""
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        try:
+            if self._stream is None:
+                self._truncate_unfinished_line()
+                self._stream = self.path.open("ab", buffering=0)
+            written = self._stream.write(line)
+            if written != len(line):
+                raise OSError("the disk is full")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path}: {reason}; make room, then run the same command to resume") from None
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _truncate_unfinished_line(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("r+b") as stream:
+            size = end = stream.seek(0, os.SEEK_END)
+            while end > 0:
+                start = max(0, end - 65536)
+                stream.seek(start)
+                newline = stream.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
+                    break
+                end = start
+            if end < size:
+                stream.truncate(end)
+
+
+def open_records(folder: Path) -> tuple[JsonLines[Prediction], JsonLines[Judgement]]:
+    """Return predictions.jsonl and judgements.jsonl of a run folder."""
+    return (
+        JsonLines(folder / "predictions.jsonl", PREDICTION_KEYS),
+        JsonLines(folder / "judgements.jsonl", JUDGEMENT_KEYS),
+    )

@@ -1,0 +1,119 @@
+"""The runs of one call: each a model, or a model with an adapter, and its locked run folder."""
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluation.engines import models
+from evaluation.options import Options, Target
+from evaluation.run.folder import RunFolder
+from evaluation.run.manifest import Identity, Manifest
+
+
+class Loaded(NamedTuple):
+    """The files behind a Target; None for those that this call does not load."""
+
+    model: models.Model | None
+    adapter: models.Adapter | None
+
+
+@dataclass(eq=False)
+class Run:
+    """One model, or model and adapter, to evaluate."""
+
+    target: Target
+    folder: RunFolder
+    manifest: Manifest
+    model: models.Model | None
+    adapter: models.Adapter | None
+
+    @property
+    def merged(self) -> Path:
+        """Folder for the copy of the weights to which the adapter is added; exists while the notes are written."""
+        return self.folder.path / ".merged"
+
+
+def resolve(options: Options) -> tuple[list[Loaded], models.Model | None]:
+    """Return the model and adapter of each run, and the judge; None for what this call does not load.
+
+    Local files are checked before anything is downloaded; the judge, usually the largest, is downloaded last. Raises
+    UserError.
+    """
+    load = options.generates and not options.api_base
+    load_judge = options.judges and not options.judge_api_base
+    weights, judge_weights = (
+        args.get("load_format") != "dummy" for args in (options.engine_args, options.judge_engine_args)
+    )
+    for name, lora_path in options.targets if load else ():
+        models.find_model(name, weights, _ignore)
+        if lora_path:
+            models.find_adapter(lora_path, _ignore)
+    if load_judge:
+        models.find_model(options.judge_model, judge_weights, _ignore)
+    loaded: list[Loaded] = []
+    for name, lora_path in options.targets:
+        model = models.resolve_model(name, weights, print_line) if load else None
+        adapter = models.resolve_adapter(lora_path, model, print_line) if model and lora_path else None
+        loaded.append(Loaded(model, adapter))
+    return loaded, models.resolve_model(options.judge_model, judge_weights, print_line) if load_judge else None
+
+
+def open_runs(
+    options: Options,
+    loaded: list[Loaded],
+    judge_model: models.Model | None,
+    data: dict[str, Any],
+    stack: ExitStack,
+) -> list[Run]:
+    """Lock the run folders, and check that the records in them belong to this call. Raises UserError.
+
+    `data` identifies the dataset. --overwrite deletes only after all folders have been checked.
+    """
+    overwrite = options.overwritten_stage
+    runs, identities = [], []
+    for target, (model, adapter) in zip(options.targets, loaded, strict=True):
+        folder = stack.enter_context(RunFolder(options.run_path(target)))
+        identities.append(identify(options, data, target, model, adapter, judge_model))
+        runs.append(Run(target, folder, folder.check(identities[-1], overwrite), model, adapter))
+        if overwrite != "generate":
+            folder.check_notes(data["n"], all_needed=not options.generates)
+    for run, identity in zip(runs, identities, strict=True):
+        run.manifest = run.folder.begin(identity, overwrite)
+    return runs
+
+
+def identify(
+    options: Options,
+    data: dict[str, Any],
+    target: Target,
+    model: models.Model | None,
+    adapter: models.Adapter | None,
+    judge_model: models.Model | None,
+) -> Identity:
+    """Return all that must not change between two calls on one run folder, as far as this call determines it."""
+    identity = {"data": data}
+    if options.generates:
+        identity["generate"] = {
+            "model": model.fingerprint if model else f"served as {target.model}",
+            "adapter": adapter and adapter.fingerprint,
+            "max_model_len": model and models.context_length(options.max_model_len, model),
+            **options.settings("max_new_tokens", "engine_args", "sampling_args"),
+        }
+    if options.judges:
+        identity["judge"] = {
+            "judge_model": judge_model.fingerprint if judge_model else f"served as {options.judge_model}",
+            "max_model_len": judge_model and models.context_length(options.max_model_len, judge_model),
+            **options.settings("judge_engine_args", "judge_sampling_args"),
+        }
+    return identity
+
+
+def print_line(line: str) -> None:
+    """Print a line for the user on stderr; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ignore(line: str) -> None:
+    pass
