@@ -1,8 +1,8 @@
-"""Measure how good a model's SOAP notes are: it writes notes, and a judge model passes or fails each section.
+"""Measure how good a model's SOAP notes are: the model writes notes, and a judge passes or fails each section.
 
-In: a model (hub name, folder, or folder of global_step_N checkpoints), optionally LoRA adapters, and the dataset that
-preprocess_data.py wrote. Out: a table, and a run folder with predictions.jsonl, judgements.jsonl, results.json,
-report.html and manifest.json. After an interruption the same command goes on where it was.
+Input: a model (hub name, folder, or folder of global_step_N checkpoints), optionally LoRA adapters, and the dataset
+that preprocess_data.py wrote. Output: a table, and a run folder with predictions.jsonl, judgements.jsonl,
+results.json, report.html and manifest.json. After an interruption, run the same command to resume.
 
     python eval.py Qwen/Qwen3-1.7B
     python eval.py Qwen/Qwen3-1.7B --lora_path ./ckpt/Qwen3-1.7B-LoRA
@@ -29,34 +29,35 @@ from evaluation.pipeline import Pipeline
 from evaluation.run.runs import Run, open_runs, print_line, resolve
 
 CONTROLS_HELP = (
-    "judge inputs with known answers: N good and N bad ones a section; fewer leave wide intervals, and a finished run "
-    "takes more (default: %(default)s; 0: none)"
+    "judge N good and N bad texts with known answers for each section; with fewer the intervals are wide; a finished "
+    "run can be given more (default: %(default)s; 0: none)"
 )
 ATTACKS_HELP = (
-    "notes that try to talk the judge into a pass: N a section; a finished run takes more (default: %(default)s)"
+    "judge N texts for each section that try to talk the judge into a pass; a finished run can be given more "
+    "(default: %(default)s)"
 )
 JUDGE_HELP = (
-    "hub name or folder of the model that passes or fails each section; with --judge_api_base its name there "
+    "hub name or folder of the model that passes or fails each section; with --judge_api_base, its name on that server "
     "(default: %(default)s)"
 )
 STAGE_HELP = (
-    "generate: only write notes; judge: judge the notes that are there, and report; report: scores, table and page "
-    "from the records, no model; all: what of these is still to do (default: %(default)s)"
+    "generate: only write notes; judge: judge the notes on disk, and report; report: make scores, table and page from "
+    "the records, without a model; all: do all of these that are not done yet (default: %(default)s)"
 )
 LORA_HELP = (
-    "LoRA adapter of the (first) model; given again, another run. It is added to a copy of the weights; with "
+    "LoRA adapter of the (first) model; repeat it for several runs. It is added to a copy of the weights; with "
     "--engine_args '{\"enable_lora\": true}' vLLM applies it at run time"
 )
 OUTPUT_HELP = (
-    "run folder (default: ./results/<model>[-<adapter>]); of several runs the folder above theirs; with --compare the "
-    "folder for comparison.html (default: the console only)"
+    "run folder (default: ./results/<model>[-<adapter>]); for several runs, the folder above theirs; with --compare, "
+    "the folder for comparison.html (default: console only)"
 )
 LENGTH_HELP = (
-    "tokens of a prompt and its answer; a dialogue that is longer counts as a note that failed (default: the model's "
-    "own limit, at most 8192)"
+    "most tokens of a prompt and its answer; a longer dialogue counts as a failed note (default: the model's own limit, "
+    "at most 8192)"
 )
 MEMORY_HELP = (
-    "share of each GPU's memory to plan for both models together; at the peak they can take 2%% of it more "
+    "share of each GPU's memory that both models may take together; the peak can be 2%% of the memory higher "
     "(default: %(default)s)"
 )
 
@@ -124,9 +125,9 @@ def make_plan(options: Options, generators: list[models.Model], judge_model: mod
     for group in (generators, [judge_model] if judge_model else []):
         model = max(group, key=lambda model: model.weight_bytes, default=None)
         length = max((models.context_length(options.max_model_len, model) for model in group), default=0)
-        needs.append(model and placement.need(model.name, model.config, model.weight_bytes, length))
-    plan = placement.place(placement.find_gpus(), *needs, options.gpu_memory_utilization, placement.free_ram())
-    print_line(plan.words)
+        needs.append(model and placement.memory_needs(model.name, model.config, model.weight_bytes, length))
+    plan = placement.plan_engines(placement.find_gpus(), *needs, options.gpu_memory_utilization, placement.free_ram())
+    print_line(plan.summary)
     return plan
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from evaluation.engines.placement import GIB, Gpu, Need, find_gpus, need, place, read_gpus
+from evaluation.engines.placement import GIB, Gpu, MemoryNeeds, find_gpus, memory_needs, plan_engines, read_gpus
 
 QWEN_1_7B = {
     "hidden_size": 2048,
@@ -23,8 +23,8 @@ QWEN_8B = QWEN_1_7B | {
     "num_attention_heads": 32,
     "tie_word_embeddings": False,
 }
-SMALL, LARGE = need("1.7B", QWEN_1_7B, 0, 8192), need("8B", QWEN_8B, 0, 8192)
-HUGE = Need("70B", 140 * GIB, 320 * 1024, 300_000, 500_000_000, 8, 8192)
+SMALL, LARGE = memory_needs("1.7B", QWEN_1_7B, 0, 8192), memory_needs("8B", QWEN_8B, 0, 8192)
+HUGE = MemoryNeeds("70B", 140 * GIB, 320 * 1024, 300_000, 500_000_000, 8, 8192)
 
 
 def gpus(n: int, gib: float, free: float | None = None) -> list[Gpu]:
@@ -38,20 +38,20 @@ def test_sizes_counted_from_the_shapes_are_the_published_ones() -> None:
 
 
 def test_weights_in_32_bits_take_half_of_their_files() -> None:
-    assert need("m", QWEN_1_7B | {"torch_dtype": "float32"}, 1000, 8192).weights == 500
-    assert need("m", QWEN_1_7B | {"torch_dtype": "bfloat16"}, 1000, 8192).weights == 1000
+    assert memory_needs("m", QWEN_1_7B | {"torch_dtype": "float32"}, 1000, 8192).weights == 500
+    assert memory_needs("m", QWEN_1_7B | {"torch_dtype": "bfloat16"}, 1000, 8192).weights == 1000
 
 
 def test_a_model_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="no 'hidden_size'"):
-        need("gpt2", {"n_embd": 768}, 1000, 8192)
+        memory_needs("gpt2", {"n_embd": 768}, 1000, 8192)
 
 
 def test_both_models_share_an_80_gb_card_within_the_bound() -> None:
     for utilization in (0.9, 0.6):
-        plan = place(gpus(1, 79), SMALL, LARGE, utilization)
+        plan = plan_engines(gpus(1, 79), SMALL, LARGE, utilization)
         assert plan.together
-        assert "both at once" in plan.words
+        assert "both at once" in plan.summary
         shares = [p.vllm_args["gpu_memory_utilization"] for p in (plan.generator, plan.judge)]
         assert sum(shares) <= utilization
         for placement, model in ((plan.generator, SMALL), (plan.judge, LARGE)):
@@ -60,55 +60,55 @@ def test_both_models_share_an_80_gb_card_within_the_bound() -> None:
 
 
 def test_on_a_24_gb_card_the_models_run_in_turn() -> None:
-    plan = place(gpus(1, 23.5), SMALL, LARGE, 0.9)
+    plan = plan_engines(gpus(1, 23.5), SMALL, LARGE, 0.9)
     assert not plan.together
-    assert plan.words.endswith("one after the other")
+    assert plan.summary.endswith("one after the other")
     assert [p.devices for p in (plan.generator, plan.judge)] == [("0",), ("0",)]
     assert all(p.vllm_args["gpu_memory_utilization"] <= 0.9 for p in (plan.generator, plan.judge))
 
 
 def test_memory_that_others_hold_is_left_to_them() -> None:
-    plan = place(gpus(1, 79, free=30), SMALL, LARGE, 0.9)
+    plan = plan_engines(gpus(1, 79, free=30), SMALL, LARGE, 0.9)
     assert not plan.together
     assert plan.judge.vllm_args["gpu_memory_utilization"] * 79 < 30
 
 
 def test_a_model_that_fits_one_gpu_runs_once_on_each() -> None:
-    plan = place(gpus(4, 79), SMALL, LARGE, 0.9)
+    plan = plan_engines(gpus(4, 79), SMALL, LARGE, 0.9)
     assert plan.generator.devices == plan.judge.devices == ("0", "1", "2", "3")
     assert plan.together
-    assert "4 replicas" in plan.words
+    assert "4 replicas" in plan.summary
 
 
 def test_a_model_too_large_for_one_gpu_is_split_over_the_fewest() -> None:
-    plan = place(gpus(8, 79), SMALL, HUGE, 0.9)
+    plan = plan_engines(gpus(8, 79), SMALL, HUGE, 0.9)
     assert plan.judge.vllm_args["tensor_parallel_size"] == 4
     assert plan.judge.devices == ("0,1,2,3", "4,5,6,7")
     assert plan.generator.vllm_args["tensor_parallel_size"] == 1
     assert not plan.together
-    assert "2 replicas of 4 GPUs" in plan.words
+    assert "2 replicas of 4 GPUs" in plan.summary
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_a_way_out() -> None:
     with pytest.raises(UserError, match=r"70B .* does not fit: .*smaller"):
-        place(gpus(1, 79), SMALL, HUGE, 0.9)
+        plan_engines(gpus(1, 79), SMALL, HUGE, 0.9)
     with pytest.raises(UserError, match="8B needs"):
-        place([], None, LARGE, 0.9, free_ram=16 * GIB)
+        plan_engines([], None, LARGE, 0.9, free_ram=16 * GIB)
 
 
 def test_one_stage_alone_gets_the_whole_card() -> None:
-    plan = place(gpus(1, 79), None, LARGE, 0.9)
+    plan = plan_engines(gpus(1, 79), None, LARGE, 0.9)
     assert plan.generator is None
     assert plan.judge.vllm_args["gpu_memory_utilization"] == pytest.approx(0.9, abs=0.001)
     assert "kv_cache_memory_bytes" not in plan.judge.vllm_args
 
 
 def test_without_a_gpu_the_engines_run_in_turn_on_the_cpu() -> None:
-    tiny = need("tiny", QWEN_1_7B | {"num_hidden_layers": 2}, 0, 4096)
-    plan = place([], tiny, tiny, 0.9)
+    tiny = memory_needs("tiny", QWEN_1_7B | {"num_hidden_layers": 2}, 0, 4096)
+    plan = plan_engines([], tiny, tiny, 0.9)
     assert not plan.together
     assert plan.generator.devices == ("",)
-    assert "CPU" in plan.words
+    assert "CPU" in plan.summary
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Which engine runs on which GPU with how much memory. Pure, but for `find_gpus` and `free_ram`.
+"""Decide which engine runs on which GPU with how much memory. Pure, except for `find_gpus` and `free_ram`.
 
-Two engines share a GPU when both fit: the judge starts while the generator writes. Otherwise they run in turn.
+Two engines share a GPU if both fit: the judge starts while the generator writes. Otherwise they run in turn.
 """
 
 import math
@@ -15,7 +15,7 @@ from common.errors import UserError
 GIB = 1 << 30
 # A CUDA context, CUDA graphs and allocator slack of one engine, beside what is computed below.
 _FIXED_BYTES = int(1.6 * GIB)
-_SMALLEST_SHARED_CACHE = 4 * GIB  # with less, the two engines would rather run in turn
+_SMALLEST_SHARED_CACHE = 4 * GIB  # with less, the two engines run in turn
 _GENERATOR_SHARE = 0.6  # of the cache memory: notes are long, verdicts short
 _CPU_CACHE = 4 * GIB
 _NO_GPU = ("", "-1", "none", "void", "NoDevFiles")  # in CUDA_VISIBLE_DEVICES
@@ -33,8 +33,8 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a model asks of a GPU, in bytes: its weights, and the cache of one token."""
+class MemoryNeeds:
+    """The memory that a model takes on a GPU: bytes for its weights, for each token's cache and activations."""
 
     name: str
     weights: int
@@ -47,7 +47,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Placement:
-    """Replicas (the GPUs that each may see, as CUDA_VISIBLE_DEVICES) and vLLM's arguments that go with them."""
+    """Replicas of an engine, by the GPUs that each may see (CUDA_VISIBLE_DEVICES), and vLLM's arguments for them."""
 
     devices: tuple[str, ...]
     vllm_args: dict[str, Any]
@@ -55,18 +55,18 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where generator and judge run (None: not at all), whether both at once, and a line that says so."""
+    """Where generator and judge run (None: not at all), whether both at once, and a line for the user."""
 
     generator: Placement | None
     judge: Placement | None
     together: bool
-    words: str
+    summary: str
 
 
-def need(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: int) -> Need:
-    """A model's need from its config.json. `weight_bytes` 0: counted from the shapes. Raises UserError.
+def memory_needs(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: int) -> MemoryNeeds:
+    """Return a model's needs by its config.json. If `weight_bytes` is 0, its weights are counted from the shapes.
 
-    Engines compute in 16 bits, whatever the files hold.
+    Engines compute in 16 bits, whatever the files hold. Raises UserError for an architecture without these shapes.
     """
     try:
         hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
@@ -81,7 +81,7 @@ def need(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: in
         weight_bytes = 2 * (embeddings + layers * (attention + 3 * hidden * inner))
     elif "float32" in (config.get("dtype"), config.get("torch_dtype")):
         weight_bytes //= 2
-    return Need(
+    return MemoryNeeds(
         name,
         weights=weight_bytes,
         cache_per_token=4 * layers * kv_heads * head_dim,  # key and value, 2 bytes each
@@ -92,20 +92,24 @@ def need(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: in
     )
 
 
-def place(
-    gpus: list[Gpu], generator: Need | None, judge: Need | None, utilization: float, free_ram: int = 16 * GIB
+def plan_engines(
+    gpus: list[Gpu],
+    generator: MemoryNeeds | None,
+    judge: MemoryNeeds | None,
+    utilization: float,
+    free_ram: int = 16 * GIB,
 ) -> Plan:
-    """Where to run generator and judge; None for one that is not to run.
+    """Decide where to run generator and judge; None for one that is not to run.
 
-    `utilization` is the share of a GPU that is planned for all its engines together. It is no strict bound: what CUDA
-    and CUDA graphs take is estimated, and at 0.9 one engine alone took 0.915 of an H100 at its peak (two took 0.874).
-    Raises UserError when a model fits nowhere.
+    `utilization` is the share of a GPU that is planned for all its engines together. It is no strict bound: the memory
+    of CUDA and of CUDA graphs is estimated, and at 0.9 one engine alone took 0.915 of an H100 at its peak (two took
+    0.874). Raises UserError if a model fits nowhere.
     """
     if not gpus:
         placements = [model and _on_cpu(model, free_ram) for model in (generator, judge)]
         return Plan(*placements, False, "no GPU found: running on the CPU, one engine after the other")
     placements = [model and _on_gpus(gpus, model, utilization) for model in (generator, judge)]
-    lines = [f"{m.name}: {_words(p)}" for m, p in zip((generator, judge), placements, strict=True) if m]
+    lines = [f"{m.name}: {_describe(p)}" for m, p in zip((generator, judge), placements, strict=True) if m]
     if generator and judge and all(p.vllm_args["tensor_parallel_size"] == 1 for p in placements):
         shared = _shared(gpus, generator, judge, utilization)
         if shared:
@@ -116,7 +120,10 @@ def place(
 
 
 def find_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none when there is no driver. Or UserError."""
+    """Return the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none without a driver.
+
+    Raises UserError if the driver does not answer or the variable names something else.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in _NO_GPU:
         return []
@@ -125,7 +132,7 @@ def find_gpus() -> list[Gpu]:
         output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except subprocess.TimeoutExpired:
         raise UserError(
-            "nvidia-smi has not answered for 30 s; see to the driver, or set CUDA_VISIBLE_DEVICES=-1"
+            "nvidia-smi has not answered for 30 s; check the driver, or set CUDA_VISIBLE_DEVICES=-1"
         ) from None
     except (OSError, subprocess.CalledProcessError):
         return []
@@ -133,9 +140,9 @@ def find_gpus() -> list[Gpu]:
 
 
 def read_gpus(output: str, visible: str | None) -> list[Gpu]:
-    """nvidia-smi's lines (index, uuid, name, MiB total, MiB free) -> GPUs, in the order of CUDA_VISIBLE_DEVICES.
+    """Parse nvidia-smi's lines (index, uuid, name, MiB total, MiB free), in the order of CUDA_VISIBLE_DEVICES.
 
-    Raises UserError for a GPU of unknown memory, and where the variable names first what nvidia-smi does not list.
+    Raises UserError for a GPU of unknown memory, and if the variable's first entry is not in nvidia-smi's list.
     """
     lines = [[part.strip() for part in line.split(",")] for line in output.splitlines()]
     found = {name: line for line in lines for name in line[:2]}
@@ -147,7 +154,7 @@ def read_gpus(output: str, visible: str | None) -> list[Gpu]:
                 "used); give a number or UUID of `nvidia-smi -L`, or -1 for the CPU"
             )
         if part not in found:
-            break  # CUDA, too, ignores what follows an entry that it does not know
+            break  # like CUDA, ignore all that follows an unknown entry
         index, _, name, total, free = found[part]
         if not (total.isdecimal() and free.isdecimal()):
             raise UserError(
@@ -159,18 +166,18 @@ def read_gpus(output: str, visible: str | None) -> list[Gpu]:
 
 
 def free_ram() -> int:
-    """Bytes of memory that the machine can still give."""
+    """Return the bytes of memory that are available on this machine."""
     values = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     return int(values["MemAvailable"].split()[0]) << 10
 
 
 def _computes_in_bfloat16() -> bool:
-    """Whether the CPU has instructions for it; without them every product is many times slower than in float32."""
+    """Return whether the CPU has bfloat16 instructions; without them it is many times slower than in float32."""
     flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _on_cpu(model: Need, free_ram: int) -> Placement:
+def _on_cpu(model: MemoryNeeds, free_ram: int) -> Placement:
     wide = 1 if _computes_in_bfloat16() else 2
     weights, cache_per_token = wide * model.weights, wide * model.cache_per_token
     full = cache_per_token * model.max_model_len * _SEQUENCES["cpu"]
@@ -192,8 +199,8 @@ def _on_cpu(model: Need, free_ram: int) -> Placement:
     )
 
 
-def _on_gpus(gpus: list[Gpu], model: Need, utilization: float) -> Placement:
-    """As many replicas as GPUs if the model fits on one, else tensor parallel over the fewest GPUs that hold it."""
+def _on_gpus(gpus: list[Gpu], model: MemoryNeeds, utilization: float) -> Placement:
+    """Place a replica on each GPU if the model fits on one, else split it over the fewest GPUs that hold it."""
     batch = _batch_tokens(gpus)
     for width in (w for w in (1, 2, 4, 8, 16) if w <= len(gpus) and model.heads % w == 0):
         wanted = model.weights // width + _overhead(model, batch) + model.cache_per_token * model.max_model_len // width
@@ -209,8 +216,10 @@ def _on_gpus(gpus: list[Gpu], model: Need, utilization: float) -> Placement:
     )
 
 
-def _shared(gpus: list[Gpu], generator: Need, judge: Need, utilization: float) -> tuple[Placement, Placement] | None:
-    """Placements of both on every GPU, each with a fixed cache, or None where that leaves too little."""
+def _shared(
+    gpus: list[Gpu], generator: MemoryNeeds, judge: MemoryNeeds, utilization: float
+) -> tuple[Placement, Placement] | None:
+    """Place both on every GPU, each with a fixed cache; return None if that leaves too little cache."""
     batch = _batch_tokens(gpus)
     fixed = [model.weights + _overhead(model, batch) for model in (generator, judge)]
     cache = min(_budget(gpu, utilization) for gpu in gpus) - sum(fixed)
@@ -222,8 +231,8 @@ def _shared(gpus: list[Gpu], generator: Need, judge: Need, utilization: float) -
     return tuple(
         Placement(
             tuple(gpu.id for gpu in gpus),
-            # vLLM measures its free memory at the start, which the other engine's start would falsify: the cache's
-            # size is given, and the share only says what must be free.
+            # vLLM measures free memory at its start, which the other engine's start would falsify. So the cache's size
+            # is given, and the share only says how much must be free.
             _gpu_args(model, batch, (size + bytes_) / total)
             | {"tensor_parallel_size": 1, "kv_cache_memory_bytes": bytes_},
         )
@@ -231,14 +240,14 @@ def _shared(gpus: list[Gpu], generator: Need, judge: Need, utilization: float) -
     )
 
 
-def _gpu_args(model: Need, batch: int, share: float) -> dict[str, Any]:
+def _gpu_args(model: MemoryNeeds, batch: int, share: float) -> dict[str, Any]:
     sizes = [1, 2, 4, 8, *range(16, 65, 16), *range(96, _SEQUENCES["cuda"] + 1, 32)]
     return {
         "max_model_len": model.max_model_len,
         "max_num_seqs": _SEQUENCES["cuda"],
         "max_num_batched_tokens": batch,
         "gpu_memory_utilization": math.floor(share * 1000) / 1000,
-        # CUDA graphs for decoding without torch.compile, whose cold start takes longer than it saves here.
+        # CUDA graphs for decoding, without torch.compile, whose cold start takes longer than it saves here.
         "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes},
     }
 
@@ -248,15 +257,15 @@ def _budget(gpu: Gpu, utilization: float) -> int:
 
 
 def _batch_tokens(gpus: list[Gpu]) -> int:
-    """Prompt tokens a step: enough to fill the GPU; fewer where activations would crowd out the cache."""
+    """Return the prompt tokens of a step: enough to fill the GPU, fewer if activations would crowd out the cache."""
     return 8192 if min(gpu.total for gpu in gpus) >= 40 * GIB else 2048
 
 
-def _overhead(model: Need, batch: int) -> int:
+def _overhead(model: MemoryNeeds, batch: int) -> int:
     return _FIXED_BYTES + batch * model.activations_per_token + model.logits
 
 
-def _words(placement: Placement) -> str:
+def _describe(placement: Placement) -> str:
     width = placement.vllm_args["tensor_parallel_size"]
     replicas = f"{len(placement.devices)} replica{'s' if len(placement.devices) > 1 else ''}"
     return f"{replicas} of {width} GPUs" if width > 1 else f"{replicas}, one GPU each"

@@ -1,4 +1,4 @@
-"""The end of a worker: all its processes, and the shared memory that they leave."""
+"""End a worker: kill all its processes, and remove the shared memory that they leave."""
 
 import contextlib
 import os
@@ -9,17 +9,17 @@ from pathlib import Path
 
 import psutil
 
-# In /proc/PID/maps: what is written to by several and has, or had at first, a name right below /dev/shm. Files that a
-# user keeps there, such as a model, are mapped to be read only, or lie in folders.
+# In /proc/PID/maps: match shared writable mappings of files directly under /dev/shm, even if since unlinked. A user's
+# files there, such as a model, are mapped read-only, or lie in folders.
 _SHARED = re.compile(r"^\S+ rw.s \S+ \S+ (\d+) +/dev/shm/[^/\n]+$", re.MULTILINE)
 
 
 def kill_groups(*groups: int, patience: float = 30.0) -> None:
-    """SIGKILL every process of the groups but the caller, wait until they are gone, and remove the memory they shared.
+    """Kill every process of the groups except the caller, wait for their end, and remove the memory that they shared.
 
-    Where vLLM spreads a model over GPUs that is hundreds of MB, and prompts among it. Its name outlives the killed:
-    Python's own resource tracker is killed with them, and does not know of what vLLM's C++ code shares. A process that
-    does not end, such as one that waits for a driver, is left behind after `patience` seconds.
+    A model that vLLM splits over GPUs shares hundreds of MB, prompts among them. That memory outlives the processes:
+    Python's resource tracker is killed with them, and does not know the memory of vLLM's C++ code. A process that does
+    not end within `patience` seconds, e.g. because it waits for a driver, is left behind.
     """
     deadline = time.monotonic() + patience
     shared = _shared_memory(os.getpid()) if os.getpgrp() in groups else set()
@@ -37,7 +37,7 @@ def kill_groups(*groups: int, patience: float = 30.0) -> None:
 
 
 def _others(groups: Collection[int]) -> list[psutil.Process]:
-    """Processes of the groups without the caller and without zombies, which hold nothing."""
+    """Return the processes of the groups, except the caller and zombies, which hold no memory."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -48,7 +48,7 @@ def _others(groups: Collection[int]) -> list[psutil.Process]:
 
 
 def _shared_memory(pid: int) -> set[int]:
-    """The inodes of memory and semaphores that a process shares; none of one that has ended."""
+    """Return the inodes of the memory and semaphores that a process shares; none if it has ended."""
     with contextlib.suppress(OSError):
         return {int(inode) for inode in _SHARED.findall(Path(f"/proc/{pid}/maps").read_text(errors="replace"))}
     return set()
