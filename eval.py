@@ -53,7 +53,7 @@ OUTPUT_HELP = (
     "the folder for comparison.html (default: console only)"
 )
 LENGTH_HELP = (
-    "most tokens of a prompt and its answer; a longer dialogue counts as a failed note (default: the model's own limit, "
+    "most tokens of a prompt and its answer; a longer dialogue counts as a failed note (default: the model's limit, "
     "at most 8192)"
 )
 MEMORY_HELP = (
