@@ -15,7 +15,7 @@ import train_throughput
 from conftest import ROOT, rows, save_dataset
 
 
-def test_learning_starts_in_an_empty_folder_for_an_older_checkpoint_would_pass_for_a_new_one(tmp_path: Path) -> None:
+def test_learning_refuses_a_folder_that_holds_an_older_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "LoRA/global_step_255").mkdir(parents=True)
     command = [sys.executable, str(ROOT / "benchmarks/learning.py"), "--model", "m", "--data", "d"]
     done = subprocess.run([*command, "--work_dir", str(tmp_path)], capture_output=True, text=True, timeout=120)
@@ -128,7 +128,7 @@ def test_the_table_on_paper_is_made_from_measured_figures_that_stand_in_results(
     assert [line for line in lines if f"| {' | '.join(line)} |" not in scaling] == []
 
 
-def test_a_benchmark_leaves_deepspeed_as_many_gpus_as_it_says_and_of_the_visible_ones(monkeypatch) -> None:
+def test_a_benchmark_limits_deepspeed_to_its_gpus_among_the_visible_ones(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert train_throughput.gpus(2) == {"CUDA_VISIBLE_DEVICES": "0,1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")

@@ -254,7 +254,7 @@ def spread(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
 
 
 @pytest.mark.slow
-def test_a_model_over_two_processes_answers_alike_and_leaves_neither_process_nor_memory(
+def test_a_split_model_answers_alike_and_leaves_no_process_and_no_memory(
     spread: EngineSpec, tmp_path: Path
 ) -> None:
     with contextlib.closing(Engine("judge", spec=spread, log=tmp_path / "log")) as model:
@@ -294,7 +294,7 @@ def test_when_the_parent_is_killed_the_engine_and_all_it_started_are_gone(spread
     assert not [path for path in shared if path.exists()]
 
 
-def test_the_end_of_a_group_takes_the_memory_that_it_shared_and_no_file_that_it_only_reads() -> None:
+def test_killing_a_group_removes_its_shared_memory_but_no_file_that_it_only_reads() -> None:
     """A process tree as vLLM's: memory and a semaphore of Python's, memory of C++ code, and weights kept in memory."""
     code = """
         import mmap, multiprocessing, os, subprocess, sys
@@ -340,7 +340,7 @@ def test_what_cannot_be_killed_is_left_after_a_while(error: Exception, monkeypat
         process.kill()
 
 
-def test_a_worker_ends_with_its_parent_even_where_the_rest_of_its_group_cannot_be_ended() -> None:
+def test_a_worker_ends_with_its_parent_even_if_its_group_cannot_be_killed() -> None:
     code = """
         import os, time
         from evaluation.engines import vllm_worker as worker

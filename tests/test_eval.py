@@ -123,7 +123,7 @@ def test_a_run_leaves_the_records_and_results_that_others_read(harness: Harness,
     assert (harness.folder / "report.html").stat().st_size > 1000
 
 
-def test_a_note_that_is_none_costs_no_judge_call(harness: Harness) -> None:
+def test_an_invalid_note_costs_no_call_of_the_judge(harness: Harness) -> None:
     assert harness.run("--judge_controls", "0") == 0
     (model,) = harness.judges
     asked = Counter(number_of(chat) for chat in model.asked)
@@ -195,7 +195,7 @@ def test_a_machine_without_git_evaluates(harness: Harness, monkeypatch: pytest.M
     assert manifest_of(harness.folder)["git_commit"] is None
 
 
-def test_with_room_for_both_models_notes_are_judged_as_they_come_with_the_same_result(
+def test_judging_notes_as_they_come_gives_the_same_result_as_in_turn(
     harness: Harness, both_at_once: None, tmp_path: Path
 ) -> None:
     assert harness.run() == 0
@@ -211,7 +211,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(
+def test_a_run_killed_anywhere_resumes_to_the_same_result(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest, at_once: bool
 ) -> None:
     if at_once:
@@ -318,7 +318,7 @@ def test_times_and_tokens_are_each_runs_own(harness: Harness, tiny_model: Path, 
     assert manifests[1]["tokens"]["judge"]["output"] == 5 * sum(record["attempts"] for record in verdicts)
 
 
-def test_a_run_that_goes_on_keeps_the_times_and_tokens_of_the_calls_before(
+def test_a_resumed_run_keeps_the_times_and_tokens_of_earlier_calls(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(FakeModel):
@@ -551,7 +551,7 @@ def test_several_models_are_judged_with_one_start_of_the_judge(
     assert "two minus one" in capsys.readouterr().out
 
 
-def test_the_next_generator_starts_while_the_judge_is_still_at_the_notes_of_the_one_before(
+def test_the_next_generator_starts_while_the_judge_reads_the_earlier_notes(
     harness: Harness, tiny_model: Path, tmp_path: Path, both_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SlowJudge(FakeModel):
@@ -636,7 +636,7 @@ def test_runs_on_other_data_are_not_compared(harness: Harness, tmp_path: Path, c
     assert "other data" in capsys.readouterr().err
 
 
-def test_peoples_verdicts_stand_beside_the_controls(harness: Harness, tmp_path: Path) -> None:
+def test_peoples_verdicts_are_reported_beside_the_controls(harness: Harness, tmp_path: Path) -> None:
     labels = tmp_path / "labels.jsonl"
     labels.write_text(
         "\n".join(json.dumps({"index": k, "section": "S", "verdict": "pass"}) for k in (0, 3)), encoding="utf-8"

@@ -512,7 +512,7 @@ def contents() -> dict[Path, bytes | None]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_one_line_with_what_where_and_what_to_do_and_leaves_every_file_whole(
+def test_a_fault_is_one_clear_line_and_leaves_every_file_whole(
     name: str, place: Path, launcher: Launcher
 ):
     fault = FAULTS[name]

@@ -123,7 +123,7 @@ def test_cuda_visible_devices_chooses_the_gpus(visible: str | None, ids: list[st
 
 
 @pytest.mark.parametrize("visible", ["MIG-0a1b", "0,MIG-0a1b", "7", "GPU-c"])
-def test_what_cuda_visible_devices_names_and_nvidia_smi_does_not_is_told_not_left_to_the_cpu(visible: str) -> None:
+def test_a_visible_device_that_nvidia_smi_does_not_list_is_an_error(visible: str) -> None:
     with pytest.raises(UserError, match=rf"CUDA_VISIBLE_DEVICES={visible}: .*{visible[-5:]}"):
         read_gpus("0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 81000\n", visible)
 

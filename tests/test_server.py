@@ -198,7 +198,7 @@ def test_credentials_in_an_address_do_not_reach_files() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "host:8000", "ftp://host/v1", "http://", "file:///etc/passwd"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="no address"):
         without_credentials(address)
 
@@ -258,7 +258,7 @@ def read_records(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_vllms_server_gives_what_our_own_engine_gives_though_it_starts_late_and_is_killed_half_way(
+def test_a_vllm_server_that_starts_late_and_is_killed_gives_what_our_engine_gives(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

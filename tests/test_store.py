@@ -32,7 +32,7 @@ def test_a_file_that_is_not_there_has_no_records(tmp_path: Path) -> None:
     assert list(JsonLines(tmp_path / "records.jsonl")) == []
 
 
-def test_wherever_a_kill_cuts_the_file_whole_records_stay_and_appending_goes_on(tmp_path: Path) -> None:
+def test_wherever_a_kill_cuts_the_file_whole_records_stay_and_more_follow(tmp_path: Path) -> None:
     whole = b"".join(json.dumps({"index": k, "raw": "ü"}, ensure_ascii=False).encode() + b"\n" for k in range(3))
     for cut in range(len(whole) + 1):
         path = tmp_path / f"{cut}.jsonl"
@@ -76,7 +76,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         JsonLines(path).append({"index": 0})
 
 
-def test_a_run_goes_on_when_nothing_differs(tmp_path: Path) -> None:
+def test_a_run_resumes_if_nothing_differs(tmp_path: Path) -> None:
     identity = DATA | {"generate": {"model": "m", "adapter": None}}
     for _ in range(2):
         with RunFolder(tmp_path / "run") as folder:
@@ -98,7 +98,7 @@ def test_a_difference_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> 
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
-def test_what_has_no_records_yet_may_be_made_otherwise(tmp_path: Path) -> None:
+def test_settings_may_change_until_records_depend_on_them(tmp_path: Path) -> None:
     def identity(length: int) -> dict:
         return DATA | {part: {"max_model_len": length} for part in ("generate", "judge")}
 
@@ -124,7 +124,7 @@ def test_a_stage_that_was_not_run_before_is_added(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "left"), [("judge", True), ("generate", False)])
-def test_overwrite_starts_a_stage_anew_and_all_that_follows_it(tmp_path: Path, stage: str, left: bool) -> None:
+def test_overwrite_replaces_a_stage_and_all_that_follows_it(tmp_path: Path, stage: str, left: bool) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"generate": {"model": "m"}, "judge": {"judge_model": "j"}}, overwrite=None)
         add_record(folder.predictions)
