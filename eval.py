@@ -61,7 +61,8 @@ MEMORY_HELP = (
 
 def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
     """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
-    from evaluation import report, scoring
+    from evaluation.report import html as report
+    from evaluation.scoring import scores as scoring
 
     predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
@@ -92,7 +93,8 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
 
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
     """The table of several finished runs; comparison.html into `output_dir`. Raises UserError."""
-    from evaluation import report, scoring
+    from evaluation.report import html as report
+    from evaluation.scoring import scores as scoring
 
     runs = [inputs.load_run(folder) for folder in folders]
     try:

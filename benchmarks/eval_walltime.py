@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import prompts  # noqa: E402
-from evaluation import inputs, judge, models, stages  # noqa: E402
+from evaluation import inputs, models, stages  # noqa: E402
+from evaluation.judging import judge  # noqa: E402
 
 NOTE_TOKENS, VERDICT_TOKENS = 420, 64
 DUMMY = {"load_format": "dummy"}

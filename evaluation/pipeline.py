@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import prompts
-from evaluation import judge, models, placement
+from evaluation import models, placement
 from evaluation.engine import Engine, EngineSpec, LanguageModel
+from evaluation.judging import judge
 from evaluation.runs import JUDGING, WRITING, Run, add_seconds, describe, stamp, tell
 from evaluation.server import Server
 from evaluation.stages import JUDGE_TOKENS, exhaust, judge_cases, pending_cases, progress, write_beside, write_notes

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import prompts
-from evaluation import judge
 from evaluation.engine import Completion, LanguageModel, Request
+from evaluation.judging import judge
 from evaluation.store import JsonLines
 
 JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prompts
-from evaluation import judge
+from evaluation.judging import judge
 from evaluation.stages import pending_cases
 from evaluation.store import JsonLines
 

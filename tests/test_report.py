@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import report, scoring
+from evaluation.report import html as report
+from evaluation.scoring import scores as scoring
 from prompts import SECTIONS
 
 # What a file from strangers may hold, in every place where text is shown.
@@ -724,7 +725,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_has_the_contrast_that_wcag_asks_for(theme):
-    css = (Path(report.__file__).parent / "report.css").read_text()
+    css = (Path(report.__file__).parent / "templates" / "report.css").read_text()
     blocks = [
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
     ]

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from rouge_score.rouge_scorer import RougeScorer
 
-from evaluation import scoring
+from evaluation.scoring import scores as scoring
 
 SECTIONS = ("S", "O", "A", "P")
 ROW = {"dialogue": "Doctor: ...", "S": "Cough for 3 days.", "O": "Lungs clear.", "A": "Bronchitis.", "P": "Fluids."}

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from evaluation.judge import Record, Row, record_key
+from evaluation.judging.judge import Record, Row, record_key
 from prompts import SECTIONS
 
 Ruling = tuple[str, str]  # (verdict, source)

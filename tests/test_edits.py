@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prompts
-from evaluation import controls
+from evaluation.judging import edits
 
 NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
 NUMBERS = re.compile(rf"\d+(?:[.,]\d+)*|\b(?:{NUMBER_WORDS})\b", re.IGNORECASE)
@@ -21,17 +21,17 @@ NEGATIONS = re.compile(
     re.IGNORECASE,
 )
 EDITS = {
-    "reword": lambda text: controls.reword(text),
-    "drop_finding": lambda text: controls.drop_finding(text, RARITY),
-    "turn_negation": lambda text: controls.turn_negation(text, RARITY),
-    "change_number": lambda text: controls.change_number(text),
-    "change_side": lambda text: controls.change_side(text),
+    "reword": lambda text: edits.reword(text),
+    "drop_finding": lambda text: edits.drop_finding(text, RARITY),
+    "turn_negation": lambda text: edits.turn_negation(text, RARITY),
+    "change_number": lambda text: edits.change_number(text),
+    "change_side": lambda text: edits.change_side(text),
 }
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 DEMO = [json.loads(line) for line in DEMO_FILE.read_text("utf-8").splitlines()]
 DEMO_SECTIONS = [text for row in DEMO for text in prompts.read_soap(row["soap"]).values()]
-RARITY = controls.Rarity(DEMO_SECTIONS)
+RARITY = edits.Rarity(DEMO_SECTIONS)
 
 # Sentences with slots, joined to sections that no list in the code was written for.
 SENTENCES = [
@@ -86,8 +86,8 @@ def check_reworded(text: str, edited: str) -> None:
 def check_dropped(text: str, edited: str) -> None:
     old, new = changed_part(text, edited)
     assert len(old) > len(new)
-    assert len(controls.words(old) - controls.words(edited)) >= 3
-    assert controls.words(edited) <= controls.words(text)
+    assert len(edits.words(old) - edits.words(edited)) >= 3
+    assert edits.words(edited) <= edits.words(text)
 
 
 def check_negation(text: str, edited: str) -> None:
@@ -115,7 +115,7 @@ def check_side(text: str, edited: str) -> None:
     for pattern in (NUMBERS, NEGATIONS):
         assert found(pattern, edited) == found(pattern, text)
     assert edited != text
-    assert controls.change_side(edited) == text
+    assert edits.change_side(edited) == text
     assert SIDES.sub("#", edited) == SIDES.sub("#", text)
 
 
@@ -170,7 +170,7 @@ def test_an_edit_takes_time_linear_in_the_length(name, piece):
 
 
 def test_no_synonym_or_abbreviation_touches_a_number_a_side_or_a_negation():
-    pairs = [*controls._SYNONYMS.items(), *controls._ABBREVIATIONS.items()]
+    pairs = [*edits._SYNONYMS.items(), *edits._ABBREVIATIONS.items()]
     assert len(pairs) > 80
     for old, new in pairs:
         for pattern in (NUMBERS, SIDES, NEGATIONS):
@@ -226,6 +226,6 @@ def test_an_edit_of_a_known_text_gives_the_known_result(name, text, edited):
 
 
 def test_of_several_sentences_the_one_with_the_rarest_words_is_dropped():
-    rarity = controls.Rarity(["Abdomen soft without tenderness."] * 50 + ["Splenic infarction confirmed today."])
+    rarity = edits.Rarity(["Abdomen soft without tenderness."] * 50 + ["Splenic infarction confirmed today."])
     text = "Abdomen soft without tenderness. Splenic infarction confirmed today."
-    assert controls.drop_finding(text, rarity) == "Abdomen soft without tenderness."
+    assert edits.drop_finding(text, rarity) == "Abdomen soft without tenderness."

@@ -18,7 +18,7 @@ from prompts import SECTION_NAMES, SECTIONS
 
 MOST_DIALOGUES = 1_000  # in one report: 6 MB for dialogues of 200 words, which a browser opens and searches at ease
 
-_HERE = Path(__file__).parent
+_TEMPLATES = Path(__file__).parent / "templates"
 _TELLS_NOTHING = "this judge tells nothing"
 
 # --- figures as text -------------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ def _facts(results: dict, labels: tuple[str, ...] = ()) -> list[tuple[str, str]]
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_visible,
@@ -408,8 +408,8 @@ def _environment() -> jinja2.Environment:
     }
     environment.globals |= {
         "section_names": SECTION_NAMES,
-        "style": Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        "script": Markup((_HERE / "report.js").read_text(encoding="utf-8")),
+        "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "script": Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
     }
     return environment
 

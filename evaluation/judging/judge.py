@@ -1,6 +1,6 @@
 """The judge's questions and answers: verdict schema, cases from predictions, controls and attacks with known answers.
 
-No files and no models. How a control's text is made stands in controls.py.
+No files and no models. How a control's text is made stands in edits.py.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import prompts
-from evaluation import controls
+from evaluation.judging import edits
 
 MAX_REASON = 200  # characters
 
@@ -157,14 +157,14 @@ def control_cases(rows: dict[int, Row] | list[Row], n: int, seed: int) -> list[C
 
 
 def _section_controls(rows: dict[int, Row], section: str, n: int, seed: int) -> Iterator[Case]:
-    rarity = controls.Rarity(row[section] for row in rows.values())
+    rarity = edits.Rarity(row[section] for row in rows.values())
     order = _shuffled(rows, section, seed)
     makers = {
         "other_patient": lambda index: _other_patient(rows, section, order, index),
-        "dropped_finding": lambda index: controls.drop_finding(rows[index][section], rarity),
-        "turned_negation": lambda index: controls.turn_negation(rows[index][section], rarity),
-        "changed_number": lambda index: controls.change_number(rows[index][section]),
-        "changed_side": lambda index: controls.change_side(rows[index][section]),
+        "dropped_finding": lambda index: edits.drop_finding(rows[index][section], rarity),
+        "turned_negation": lambda index: edits.turn_negation(rows[index][section], rarity),
+        "changed_number": lambda index: edits.change_number(rows[index][section]),
+        "changed_side": lambda index: edits.change_side(rows[index][section]),
     }
 
     def made(kind: str, expected: str, make: Callable[[int], str | None], used: set[int]) -> Iterator[Case]:
@@ -181,7 +181,7 @@ def _section_controls(rows: dict[int, Row], section: str, n: int, seed: int) -> 
                     control = {"kind": kind, "expected": expected}
                     yield Case(index, section, row["dialogue"], row[section], text, control=control)
 
-    yield from islice(made("reworded", "pass", lambda index: controls.reword(rows[index][section]), set()), n)
+    yield from islice(made("reworded", "pass", lambda index: edits.reword(rows[index][section]), set()), n)
     used: set[int] = set()
     yield from islice(_in_turn([made(kind, "fail", make, used) for kind, make in makers.items()]), n)
 
@@ -200,11 +200,11 @@ def _in_turn(iterators: list[Iterator[Case]]) -> Iterator[Case]:
 def _other_patient(rows: dict[int, Row], section: str, order: list[int], index: int) -> str | None:
     """The section of another row: of the next eight, the one that shares fewest words with this one's."""
     start = order.index(index)
-    own = controls.words(rows[index][section])
+    own = edits.words(rows[index][section])
     texts = [rows[order[(start + step) % len(order)]][section] for step in range(1, min(9, len(order)))]
-    texts = [text for text in texts if len(controls.words(text)) >= 3]
-    other = min(texts, key=lambda text: _shared(own, controls.words(text)), default=None)
-    return other if other is not None and _shared(own, controls.words(other)) < 0.6 else None
+    texts = [text for text in texts if len(edits.words(text)) >= 3]
+    other = min(texts, key=lambda text: _shared(own, edits.words(text)), default=None)
+    return other if other is not None and _shared(own, edits.words(other)) < 0.6 else None
 
 
 def _shared(one: set[str], other: set[str]) -> float:
