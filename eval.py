@@ -62,7 +62,7 @@ MEMORY_HELP = (
 def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
     """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
     from evaluation.report import html as report
-    from evaluation.scoring import scores as scoring
+    from evaluation.scoring.scores import score_run
 
     predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
@@ -72,7 +72,7 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
             "run the same command with --stage all first"
         )
     try:
-        scores = scoring.score_run(predictions, judgements, rows, labels)
+        scores = score_run(predictions, judgements, rows, labels)
     except ValueError as error:
         raise UserError(f"{args.human_labels or run.folder.path}: {error}; correct it, or start anew") from None
     results = {
@@ -94,11 +94,11 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
     """The table of several finished runs; comparison.html into `output_dir`. Raises UserError."""
     from evaluation.report import html as report
-    from evaluation.scoring import scores as scoring
+    from evaluation.scoring.comparison import compare_runs
 
     runs = [inputs.load_run(folder) for folder in folders]
     try:
-        comparison = scoring.compare_runs(runs)
+        comparison = compare_runs(runs)
     except ValueError as error:
         raise UserError(f"{error}; compare runs on the same data, prompts and judge") from None
     print(report.comparison_table(comparison, runs))

@@ -458,7 +458,7 @@ FAULTS = {
     "results on other data": Fault(
         "eval.py --compare run other",
         lambda: (shutil.copytree("run", "other"), change("other/results.json", ("dataset_hash", "0"))),
-        "other data",
+        "different data",
     ),
 }
 
