@@ -15,6 +15,8 @@ from typing import Any
 import prompts
 from evaluation.engine import Completion, LanguageModel, Request
 from evaluation.judging import judge
+from evaluation.judging.attacks import attack_cases
+from evaluation.judging.known_answers import control_cases
 from evaluation.store import JsonLines
 
 JUDGE_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
@@ -109,7 +111,7 @@ def pending_cases(
     """
     done = {judge.record_key(record) for record in out}
     sources = _sample(rows, CONTROL_SOURCES * max(1, controls, attacks)) if controls or attacks else {}
-    known = itertools.chain(judge.control_cases(sources, controls, SEED), judge.attack_cases(sources, SEED, attacks))
+    known = itertools.chain(control_cases(sources, controls, SEED), attack_cases(sources, attacks, SEED))
     yield from (case for case in known if case.key() not in done)
     for prediction in predictions:
         if prediction is None:
