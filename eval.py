@@ -61,7 +61,8 @@ MEMORY_HELP = (
 
 def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict] | None) -> None:
     """Records -> results.json, report.html and the table. Raises UserError when records are missing or contradict."""
-    from evaluation.report import html as report
+    from evaluation.report import html, text
+    from evaluation.report.results import write_results_json
     from evaluation.scoring.scores import score_run
 
     predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk anew
@@ -86,14 +87,14 @@ def score(args: argparse.Namespace, run: Run, rows: Sequence, labels: list[dict]
         "timings_s": dict.fromkeys(("generate_init", "generate", "judge_init", "judge"), 0.0)
         | run.manifest["timings_s"],
     }
-    report.write_results_json(run.folder.path / "results.json", results)
-    report.write_report(run.folder.path / "report.html", results, report.view_rows(predictions, judgements, rows))
-    print(f"{report.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
+    write_results_json(run.folder.path / "results.json", results)
+    html.write_report(run.folder.path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
+    print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
 
 
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
     """The table of several finished runs; comparison.html into `output_dir`. Raises UserError."""
-    from evaluation.report import html as report
+    from evaluation.report import html, text
     from evaluation.scoring.comparison import compare_runs
 
     runs = [inputs.load_run(folder) for folder in folders]
@@ -101,10 +102,10 @@ def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
         comparison = compare_runs(runs)
     except ValueError as error:
         raise UserError(f"{error}; compare runs on the same data, prompts and judge") from None
-    print(report.comparison_table(comparison, runs))
+    print(text.comparison_table(comparison, runs))
     if output_dir:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        report.write_comparison(Path(output_dir) / "comparison.html", comparison, runs)
+        html.write_comparison(Path(output_dir) / "comparison.html", comparison, runs)
 
 
 def evaluate(args: argparse.Namespace) -> None:
