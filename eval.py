@@ -64,7 +64,9 @@ MEMORY_HELP = (
 
 def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | None) -> None:
     """Turn records into results.json, report.html and the table. Raises UserError if records are missing."""
-    from evaluation import report, scoring
+    from evaluation.report import html, text
+    from evaluation.report.results import write_results_json
+    from evaluation.scoring.scores import score_run
 
     predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk
     plain = sum(not record["control"] and not record["attack"] for record in judgements)
@@ -74,29 +76,30 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
             "run the same command with --stage all first"
         )
     try:
-        scores = scoring.score_run(predictions, judgements, rows, labels)
+        scores = score_run(predictions, judgements, rows, labels)
     except ValueError as error:
         where = options.human_labels or run.folder.path
         raise UserError(f"{where}: {error}; correct it, or add --overwrite") from None
     results = {"dataset": options.dataset_path, **scores, **run.manifest.for_results()}
-    report.write_results_json(run.folder.path / "results.json", results)
-    report.write_report(run.folder.path / "report.html", results, report.view_rows(predictions, judgements, rows))
-    print(f"{report.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
+    write_results_json(run.folder.path / "results.json", results)
+    html.write_report(run.folder.path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
+    print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
 
 
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
     """Print the table of several finished runs; write comparison.html into `output_dir`. Raises UserError."""
-    from evaluation import report, scoring
+    from evaluation.report import html, text
+    from evaluation.scoring.comparison import compare_runs
 
     runs = [inputs.load_run(folder) for folder in folders]
     try:
-        comparison = scoring.compare_runs(runs)
+        comparison = compare_runs(runs)
     except ValueError as error:
         raise UserError(f"{error}; compare runs on the same data, prompts and judge") from None
-    print(report.comparison_table(comparison, runs))
+    print(text.comparison_table(comparison, runs))
     if output_dir:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        report.write_comparison(Path(output_dir) / "comparison.html", comparison, runs)
+        html.write_comparison(Path(output_dir) / "comparison.html", comparison, runs)
 
 
 def evaluate(options: Options) -> None:

@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 import prompts  # noqa: E402
 from common.dataset import load_split  # noqa: E402
-from evaluation import judge, pipeline  # noqa: E402
+from evaluation import pipeline  # noqa: E402
 from evaluation.engines import models  # noqa: E402
-from evaluation.judging import verdicts  # noqa: E402
+from evaluation.judging import asking, judge  # noqa: E402
 
 NOTE_TOKENS, VERDICT_TOKENS = 420, 64
 DUMMY = {"load_format": "dummy"}
@@ -116,7 +116,7 @@ def run_ours(args: argparse.Namespace) -> int:
         return take_record(index, dialogue, done) | note | {"status": "ok", "reason": None}
 
     pipeline.read_prediction = as_note
-    verdicts.TRIES = 1  # a verdict that is cut off on purpose is not asked for again
+    asking.TRIES = 1  # a verdict that is cut off on purpose is not asked for again
     judge.VERDICT_SCHEMA = endless(judge.VERDICT_SCHEMA)
     notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
     return eval.main(

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from train_throughput import append, gpus, hardware, override  # noqa: E402
 
 from common.dataset import load_split  # noqa: E402
-from evaluation import scoring  # noqa: E402
+from evaluation.scoring import scores  # noqa: E402
 from prompts import SECTIONS  # noqa: E402
 
 CONFIGS = {"full": ROOT / "Qwen3-1.7B-config.yaml", "LoRA": ROOT / "Qwen3-1.7B-LoRA-config.yaml"}
@@ -87,7 +87,7 @@ def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str)
 
 
 def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float | None) -> dict:
-    _, readable, _, rouge = scoring.read_notes(predictions, rows)
+    _, readable, _, rouge = scores.read_notes(predictions, rows)
     means = {f"ROUGE-L {section}": round(sum(rouge[section]) / len(rows), 3) for section in SECTIONS}
     training = {"training s": seconds and round(seconds)}
     return {"model": name, **training, "readable notes": f"{readable} of {len(rows)}", **means}

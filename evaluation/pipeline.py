@@ -8,31 +8,26 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import random
 import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
 
 import prompts
 from common.dataset import Row
-from evaluation import judge
 from evaluation.engines.base import Completion, LanguageModel, Usage
 from evaluation.engines.models import Model, vllm_rank
 from evaluation.engines.placement import Placement, Plan
 from evaluation.engines.server import Server
 from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
-from evaluation.judging import verdicts
-from evaluation.judging.verdicts import judge_case, start_judge
+from evaluation.judging import asking, judge
+from evaluation.judging.asking import judge_case, start_judge
 from evaluation.options import Options
 from evaluation.run.manifest import describe_machine
 from evaluation.run.records import JsonLines, Judgement, Prediction
 from evaluation.run.runs import Run, print_line
 from evaluation.tasks import BoundedTasks
 
-SEED = 0  # of controls and attacks
-CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
 _NOTES_AT_THE_JUDGE = 1000  # so many notes may wait for verdicts; then the generator's next ones wait
 
 
@@ -147,7 +142,7 @@ class Pipeline:
 
     async def _judge_known_answers(self, run: Run) -> None:
         """Judge controls and attacks. They depend on data, judge and prompts alone, so one run does it for all."""
-        for case in known_answers(self.rows, self.options.judge_controls, self.options.attacks):
+        for case in asking.known_cases(self.rows, self.options.judge_controls, self.options.attacks):
             await self._judging.add(self._judge_case, run, case)
 
     async def _judge_case(self, run: Run, case: judge.Case) -> None:
@@ -155,7 +150,7 @@ class Pipeline:
             return
         if run not in self._judge_usage:
             self._judge_usage[run] = Usage(self._get_judge())
-        record = await judge_case(self._judge_usage[run], case, verdicts.sampling(self.options))
+        record = await judge_case(self._judge_usage[run], case, asking.sampling(self.options))
         self._append(run, run.folder.judgements, record)
         self._verdicts_bar.update()
 
@@ -277,18 +272,3 @@ def read_prediction(index: int, dialogue: str, completion: Completion) -> Predic
         "prompt_tokens": completion.prompt_tokens,
         "output_tokens": completion.output_tokens,
     }
-
-
-def known_answers(rows: Sequence[Row], controls: int, attacks: int) -> list[judge.Case]:
-    """Return `controls` good and as many bad inputs to the judge for each section, and `attacks`: the same each time.
-
-    They are made from at most CONTROL_SOURCES rows for each that is asked for.
-    """
-    if not controls and not attacks:
-        return []
-    most = CONTROL_SOURCES * max(controls, attacks)
-    indices: Iterable[int] = range(len(rows))
-    if len(rows) > most:
-        indices = sorted(random.Random(SEED).sample(indices, most))
-    sources: dict[int, Any] = {index: rows[index] for index in indices}
-    return [*judge.control_cases(sources, controls, SEED), *judge.attack_cases(sources, SEED, attacks)]

@@ -254,9 +254,7 @@ def spread(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
 
 
 @pytest.mark.slow
-def test_a_split_model_answers_alike_and_leaves_no_process_and_no_memory(
-    spread: EngineSpec, tmp_path: Path
-) -> None:
+def test_a_split_model_answers_alike_and_leaves_no_process_and_no_memory(spread: EngineSpec, tmp_path: Path) -> None:
     with contextlib.closing(Engine("judge", spec=spread, log=tmp_path / "log")) as model:
         (answer,) = chats(model, [Request(prompts.note_messages(rows(1)[0]["dialogue"]))])
         group = model._processes[0].pid

@@ -633,7 +633,7 @@ def test_runs_on_other_data_are_not_compared(harness: Harness, tmp_path: Path, c
     assert harness.run() == 0
     assert harness.run("--output_dir", str(tmp_path / "other"), "--split", "train") == 0
     assert eval.main(["--compare", str(harness.folder), str(tmp_path / "other")]) == 2
-    assert "other data" in capsys.readouterr().err
+    assert "different data" in capsys.readouterr().err
 
 
 def test_peoples_verdicts_are_reported_beside_the_controls(harness: Harness, tmp_path: Path) -> None:

@@ -458,7 +458,7 @@ FAULTS = {
     "results on other data": Fault(
         "eval.py --compare run other",
         lambda: (shutil.copytree("run", "other"), change("other/results.json", ("dataset_hash", "0"))),
-        "other data",
+        "different data",
     ),
 }
 
@@ -512,9 +512,7 @@ def contents() -> dict[Path, bytes | None]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_one_clear_line_and_leaves_every_file_whole(
-    name: str, place: Path, launcher: Launcher
-):
+def test_a_fault_is_one_clear_line_and_leaves_every_file_whole(name: str, place: Path, launcher: Launcher):
     fault = FAULTS[name]
     made = fault.make()
     command = [part.replace("{}", made) if "{}" in part else part for part in shlex.split(fault.command)]

@@ -1,4 +1,4 @@
-"""Verdicts, the cases put to the judge, and its controls and attacks."""
+"""Verdicts, the cases of a note, controls and attacks."""
 
 import json
 from collections import Counter
@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prompts
-from evaluation import judge
-from evaluation.pipeline import known_answers
+from evaluation.judging import judge
+from evaluation.judging.asking import known_cases
+from evaluation.judging.attacks import ATTACKS, attack_cases
+from evaluation.judging.known_answers import control_cases
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_number", "changed_side"]
@@ -63,25 +65,25 @@ def test_a_reply_of_the_schema_is_read(verdict):
         (json.dumps({"reason": "x" * 201, "verdict": "pass"}), "stop", "the reason"),
     ],
 )
-def test_anything_else_is_unscored_with_the_reason_and_never_guessed(raw, finish_reason, why):
+def test_any_other_reply_is_unscored_with_the_reason_and_never_guessed(raw, finish_reason, why):
     verdict, reason = judge.read_verdict(raw, finish_reason)
     assert verdict == "unscored"
     assert why in reason
 
 
 @given(st.text())
-def test_no_reply_makes_reading_fail(raw):
+def test_no_reply_raises_an_error(raw):
     verdict, reason = judge.read_verdict(raw, "stop")
     assert verdict == "unscored" and reason
 
 
-def test_a_reason_that_is_no_text_can_still_be_written_to_a_file():
+def test_a_reason_with_half_a_surrogate_pair_can_be_written_to_a_file():
     verdict, reason = judge.read_verdict('{"reason": "dose \\ud800", "verdict": "fail"}', "stop")
     assert verdict == "fail"
     reason.encode("utf-8")
 
 
-def test_the_schema_allows_what_is_read_and_asks_for_the_reason_first():
+def test_the_schema_matches_the_parser_and_asks_for_the_reason_first():
     assert list(judge.VERDICT_SCHEMA["properties"]) == judge.VERDICT_SCHEMA["required"] == ["reason", "verdict"]
     assert judge.VERDICT_SCHEMA["additionalProperties"] is False
     longest = json.dumps({"reason": "x" * judge.VERDICT_SCHEMA["properties"]["reason"]["maxLength"], "verdict": "pass"})
@@ -117,23 +119,21 @@ def test_a_note_that_the_engine_failed_to_write_is_unscored(rows):
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "N/A", "none", "Subjective:", "[S]", "TBD", "—"])
-def test_an_empty_or_trivial_section_fails_without_the_judge(rows, text):
+def test_an_empty_section_or_a_placeholder_fails_without_the_judge(rows, text):
     cases, decided = judge.plain_cases([prediction(0, O=text)], rows)
     assert [case.section for case in cases] == ["S", "A", "P"]
     assert [(record["section"], record["verdict"], record["attempts"]) for record in decided] == [("O", "fail", 0)]
 
 
-def test_a_section_that_says_there_is_nothing_goes_to_the_judge(rows):
+def test_a_section_that_states_a_lack_of_findings_goes_to_the_judge(rows):
     said = "No examination findings were mentioned."
     assert len(judge.plain_cases([prediction(0, O=said)], rows)[0]) == 4
     nothing = [rows[0] | {"O": "N/A"}]
     assert len(judge.plain_cases([prediction(0, O="None")], nothing)[0]) == 4
 
 
-def test_a_record_carries_its_case_s_key(rows):
-    cases = (
-        judge.control_cases(rows, 5, 0) + judge.attack_cases(rows, 0, 5) + judge.plain_cases([prediction()], rows)[0]
-    )
+def test_a_record_and_its_case_have_the_same_key(rows):
+    cases = control_cases(rows, 5, 0) + attack_cases(rows, 5, 0) + judge.plain_cases([prediction()], rows)[0]
     for case in cases:
         record = case.record("pass", "agrees", raw="{}", attempts=2)
         assert judge.record_key(json.loads(json.dumps(record))) == case.key()
@@ -143,8 +143,8 @@ def test_a_record_carries_its_case_s_key(rows):
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
-def test_each_section_gets_n_good_and_n_bad_controls_of_all_kinds(rows):
-    cases = judge.control_cases(rows, 10, seed=1)
+def test_each_section_gets_n_controls_to_pass_and_n_to_fail_of_all_kinds(rows):
+    cases = control_cases(rows, 10, seed=1)
     for section in prompts.SECTIONS:
         kinds = Counter((case.control["kind"], case.control["expected"]) for case in cases if case.section == section)
         assert kinds.pop(("reworded", "pass")) == 10
@@ -156,48 +156,48 @@ def test_each_section_gets_n_good_and_n_bad_controls_of_all_kinds(rows):
 
 
 def test_the_same_rows_n_and_seed_give_the_same_controls(rows):
-    assert judge.control_cases(rows, 7, 3) == judge.control_cases(dict(enumerate(rows)), 7, 3)
-    assert judge.control_cases(rows, 7, 3) != judge.control_cases(rows, 7, 4)
+    assert control_cases(rows, 7, 3) == control_cases(dict(enumerate(rows)), 7, 3)
+    assert control_cases(rows, 7, 3) != control_cases(rows, 7, 4)
 
 
-def test_more_controls_begin_with_the_same_ones(rows):
-    few = {case.key() for case in judge.control_cases(rows, 4, 0)}
-    assert few < {case.key() for case in judge.control_cases(rows, 8, 0)}
+def test_more_controls_include_the_fewer_ones(rows):
+    few = {case.key() for case in control_cases(rows, 4, 0)}
+    assert few < {case.key() for case in control_cases(rows, 8, 0)}
 
 
-def test_bad_controls_of_a_section_come_from_different_rows_where_there_are_enough(rows):
+def test_controls_to_fail_use_different_rows_if_there_are_enough(rows):
     for section in prompts.SECTIONS:
         bad = [
             case
-            for case in judge.control_cases(rows, 15, 0)
+            for case in control_cases(rows, 15, 0)
             if case.section == section and case.control["expected"] == "fail"
         ]
         assert len({case.index for case in bad}) == len(bad) == 15
 
 
-def test_few_rows_give_few_controls_and_none_twice(rows):
-    cases = judge.control_cases(rows[:3], 50, 0)
+def test_few_rows_give_few_controls_without_duplicates(rows):
+    cases = control_cases(rows[:3], 50, 0)
     assert len({case.key() for case in cases}) == len(cases)
     assert {case.control["kind"] for case in cases} >= {"reworded", "other_patient", "dropped_finding"}
-    assert judge.control_cases(rows, 0, 0) == judge.control_cases([], 5, 0) == []
+    assert control_cases(rows, 0, 0) == control_cases([], 5, 0) == []
 
 
-def test_the_other_patient_s_section_is_another_row_s_with_other_content(rows):
-    cases = [case for case in judge.control_cases(rows, 60, 0) if case.control["kind"] == "other_patient"]
+def test_another_patient_s_section_comes_from_another_row(rows):
+    cases = [case for case in control_cases(rows, 60, 0) if case.control["kind"] == "other_patient"]
     assert len(cases) >= 40
     for case in cases:
         others = [row[case.section] for k, row in enumerate(rows) if k != case.index]
         assert case.prediction in others
 
 
-def test_a_row_that_stands_twice_is_no_other_patient(rows):
-    cases = judge.control_cases([rows[0], dict(rows[0])], 5, 0)
+def test_a_duplicate_row_is_not_another_patient(rows):
+    cases = control_cases([rows[0], dict(rows[0])], 5, 0)
     assert "other_patient" not in {case.control["kind"] for case in cases}
 
 
-def test_a_section_without_a_place_for_a_kind_gives_way_to_another_row(rows):
+def test_a_row_that_a_kind_cannot_be_made_from_is_skipped(rows):
     plain = {"dialogue": "d", "S": "Itchy skin.", "O": "Dry skin.", "A": "Eczema.", "P": "Emollient cream."}
-    cases = judge.control_cases([*[plain] * 30, *rows[:10]], 5, 0)
+    cases = control_cases([*[plain] * 30, *rows[:10]], 5, 0)
     edited = [case for case in cases if case.control["kind"] != "other_patient"]
     assert edited
     assert all(case.index >= 30 for case in edited)
@@ -206,28 +206,28 @@ def test_a_section_without_a_place_for_a_kind_gives_way_to_another_row(rows):
 # --- attacks ---------------------------------------------------------------------------------------------------------
 
 
-def test_attacks_are_wrong_content_with_text_that_asks_for_a_pass(rows):
-    cases = judge.attack_cases(rows, 0, 10)
+def test_attacks_are_wrong_sections_of_all_kinds(rows):
+    cases = attack_cases(rows, 10, 0)
     assert Counter(case.section for case in cases) == dict.fromkeys("SOAP", 10)
-    assert len(judge.ATTACKS) >= 10
-    assert {case.attack for case in cases} == set(judge.ATTACKS)
+    assert len(ATTACKS) >= 10
+    assert {case.attack for case in cases} == set(ATTACKS)
     assert all(case.control is None for case in cases)
     for case in cases:
         assert case.reference not in case.prediction
         assert "{wrong}" not in case.prediction
-    assert cases == judge.attack_cases(rows, 0, 10)
-    assert judge.attack_cases(rows, 0, 0) == []
+    assert cases == attack_cases(rows, 10, 0)
+    assert attack_cases(rows, 0, 0) == []
 
 
-def test_no_attack_leaves_its_quotation_or_brings_a_control_token(rows):
-    for case in judge.attack_cases(rows, 0, 13):
+def test_no_attack_escapes_its_json_string_or_adds_a_control_token(rows):
+    for case in attack_cases(rows, 13, 0):
         content = case.messages()[1]["content"]
         question = json.loads(content)
         assert set(question) == {"dialogue", "section", "reference", "prediction"}
         assert "<|im_end|>" not in content and "<think>" not in content
 
 
-def test_of_many_dialogues_a_bounded_number_is_read_for_controls_and_attacks(rows):
+def test_controls_and_attacks_read_a_bounded_number_of_dialogues(rows):
     read = set()
 
     class Rows(list):
@@ -236,7 +236,7 @@ def test_of_many_dialogues_a_bounded_number_is_read_for_controls_and_attacks(row
             return super().__getitem__(index)
 
     many = Rows(rows * 20)
-    cases = known_answers(many, controls=2, attacks=1)
+    cases = known_cases(many, controls=2, attacks=1)
     assert len(cases) == len(prompts.SECTIONS) * 5
     assert len(read) == 500 < len(many)
     assert all(case.dialogue == many[case.index]["dialogue"] for case in cases)

@@ -12,16 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import report, scoring
+from evaluation.report import html
+from evaluation.report.results import write_results_json
+from evaluation.report.text import comparison_table, console_table
+from evaluation.scoring.comparison import compare_runs
+from evaluation.scoring.scores import score_run
 from prompts import SECTIONS
 
-# What a file from strangers may hold, in every place where text is shown.
+# What an untrusted file may contain wherever the report shows text.
 HOSTILE = [
-    "<script>window.planted = 1</script>",
-    "</script><script>window.planted = 1</script>",
-    '"><img src=x onerror="window.planted = 1">',
-    "<svg onload='window.planted = 1'></svg><style>body { display: none }</style>",
-    "<a href='javascript:window.planted = 1'>Dose</a><iframe srcdoc='<script>parent.planted = 1</script>'></iframe>",
+    "<script>window.injected = 1</script>",
+    "</script><script>window.injected = 1</script>",
+    '"><img src=x onerror="window.injected = 1">',
+    "<svg onload='window.injected = 1'></svg><style>body { display: none }</style>",
+    "<a href='javascript:window.injected = 1'>Dose</a><iframe srcdoc='<script>parent.injected = 1</script>'></iframe>",
     "--></textarea></title></style><base href='http://127.0.0.1:1/'><meta http-equiv=refresh content='0;http://127.0.0.1:1/'>",
     "{{ 7 * 7 }} {% raw %} ${7 * 7}",
     "NUL \x00, escape \x1b[31m, half a pair \ud800, reordered \u202e50 mg",
@@ -30,14 +34,14 @@ HOSTILE = [
 ]
 
 
-# --- figures as scoring returns them ---------------------------------------------------------------------------------
+# --- figures in the form of scoring -----------------------------------------------------------------------------------
 
 
 def around(rate: float, half: float = 0.06) -> list[float]:
     return [max(0.0, rate - half), min(1.0, rate + half)]
 
 
-def trust(sensitivity: float, specificity: float, corrected: float | None, n: int = 20) -> dict:
+def check(sensitivity: float, specificity: float, corrected: float | None, n: int = 20) -> dict:
     by_kind = {"reworded": ("pass", sensitivity)} | dict.fromkeys(
         ("other_patient", "dropped_finding", "turned_negation", "changed_number"), ("fail", specificity)
     )
@@ -92,10 +96,10 @@ def results() -> dict:
         "sections": {"S": section(161, 4), "O": section(142, 0), "A": section(127, 0), "P": section(162, 0)},
         "mean": {"accuracy": 0.592, "ci95": [0.561, 0.622]},
         "judge_controls": {
-            "S": trust(0.9, 0.85, 0.658),
-            "O": trust(0.95, 0.8, 0.491),
-            "A": trust(0.85, 0.9, 0.544),
-            "P": trust(0.9, 0.75, 0.612),
+            "S": check(0.9, 0.85, 0.658),
+            "O": check(0.95, 0.8, 0.491),
+            "A": check(0.85, 0.9, 0.544),
+            "P": check(0.9, 0.75, 0.612),
         },
         "human_labels": None,
         "attacks": None,
@@ -104,9 +108,9 @@ def results() -> dict:
 
 
 @pytest.fixture
-def results_of_a_silent_judge(results: dict) -> dict:
-    results["judge_controls"]["O"] = trust(0.95, 0.05, None)
-    results["judge_controls"]["P"] = trust(0.5, 0.5, None)
+def results_of_an_uninformative_judge(results: dict) -> dict:
+    results["judge_controls"]["O"] = check(0.95, 0.05, None)
+    results["judge_controls"]["P"] = check(0.5, 0.5, None)
     return results
 
 
@@ -152,7 +156,7 @@ def runs_of(comparison: dict, results: dict) -> list[dict]:
 
 
 def cells(table: str, first: str) -> list[str]:
-    """The cells of the line of a Markdown table that begins with `first`."""
+    """Return the cells of the first line of a Markdown table that begins with `first`."""
     row = next(row for row in table.splitlines() if row.startswith(f"| {first} "))
     return [cell.strip() for cell in row.strip("|").split("|")]
 
@@ -161,7 +165,7 @@ def cells(table: str, first: str) -> list[str]:
 
 
 def test_the_console_shows_rate_interval_unscored_and_rouge_of_each_section(results):
-    text = report.console_table(results)
+    text = console_table(results)
     assert text.startswith("Qwen3-1.7B + Qwen3-1.7B-LoRA, judged by Qwen3-8B, 250 dialogues")
     assert cells(text, "S") == ["S", "64.4%", "58.4-70.4%", "4 (pass rate 64.4-66.0%)", "0.412"]
     assert cells(text, "O") == ["O", "56.8%", "50.8-62.8%", "0", "0.412"]
@@ -169,67 +173,67 @@ def test_the_console_shows_rate_interval_unscored_and_rouge_of_each_section(resu
     assert "Readable notes: 247 of 250; 3 reached the token limit." in text
 
 
-def test_the_lines_of_a_console_table_are_equally_long(results):
-    table = report.console_table(results).split("\n\n")[1].splitlines()
+def test_the_lines_of_a_console_table_have_the_same_length(results):
+    table = console_table(results).split("\n\n")[1].splitlines()
     assert len(table) == 7
     assert len({len(row) for row in table}) == 1
 
 
 def test_the_console_shows_sensitivity_and_specificity_with_intervals(results):
-    judge = report.console_table(results).split("\n\n")[3]
+    judge = console_table(results).split("\n\n")[3]
     assert cells(judge, "S")[1:] == ["90.0% (70.0-100.0%, n = 20)", "85.0% (65.0-100.0%, n = 20)", "65.8% (50.8-80.8%)"]
 
 
-def test_the_console_says_so_when_the_judge_tells_nothing(results_of_a_silent_judge):
-    text = report.console_table(results_of_a_silent_judge)
-    assert "WARNING: In O and P this judge tells nothing" in text
-    assert cells(text, "O")[1] == "56.8% (judge tells nothing)"
+def test_the_console_warns_of_an_uninformative_judge(results_of_an_uninformative_judge):
+    text = console_table(results_of_an_uninformative_judge)
+    assert "WARNING: The judge is uninformative in O and P:" in text
+    assert cells(text, "O")[1] == "56.8% (judge uninformative)"
     judge = text.split("\n\n")[3]
     assert [cells(judge, key)[3] for key in SECTIONS] == [
         "65.8% (50.8-80.8%)",
-        "this judge tells nothing",
+        "judge uninformative",
         "54.4% (39.4-69.4%)",
-        "this judge tells nothing",
+        "judge uninformative",
     ]
 
 
-def test_without_controls_the_console_says_that_the_judge_was_not_checked(results):
+def test_the_console_says_if_the_judge_was_not_checked(results):
     results["judge_controls"] = None
-    text = report.console_table(results)
-    assert text.endswith("The judge was not checked in this run: nobody knows how often its verdicts are wrong.")
+    text = console_table(results)
+    assert text.endswith("The judge was not checked in this run, so it is unknown how often its verdicts are wrong.")
     assert "Sensitivity" not in text
 
 
-def test_people_can_check_the_judge_in_place_of_controls(results):
-    labels = {key: {**trust(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
-    labels["O"] = {**trust(0.5, 0.5, None), "by_kind": {}, "agreement": 0.5}
-    text = report.console_table({**results, "judge_controls": None, "human_labels": labels})
-    assert "WARNING: In O this judge tells nothing" in text
-    assert cells(text, "O")[1] == "56.8% (judge tells nothing)"
+def test_human_labels_can_check_the_judge_instead_of_controls(results):
+    labels = {key: {**check(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
+    labels["O"] = {**check(0.5, 0.5, None), "by_kind": {}, "agreement": 0.5}
+    text = console_table({**results, "judge_controls": None, "human_labels": labels})
+    assert "WARNING: The judge is uninformative in O:" in text
+    assert cells(text, "O")[1] == "56.8% (judge uninformative)"
 
 
-def test_a_section_without_controls_of_both_sides_is_not_checked(results):
+def test_a_section_without_controls_to_pass_and_to_fail_is_not_checked(results):
     results["judge_controls"]["A"] |= {"n_bad": 0, "specificity": None, "specificity_ci95": None, "informative": False}
-    text = report.console_table(results)
+    text = console_table(results)
     assert cells(text.split("\n\n")[3], "A")[2:] == ["not checked", "not checked"]
     assert "The judge could not be checked in A" in text
-    assert "tells nothing" not in text
+    assert "uninformative" not in text
 
 
-def test_a_run_without_one_valid_note_has_a_table(results):
+def test_a_run_without_a_valid_note_has_a_table(results):
     results |= {"valid_notes": 0, "finish_reasons": {"length": 240, "prompt_too_long": 10}}
     results["sections"] = {key: {**section(0, 0), "rougeL": 0.0} for key in SECTIONS}
     results["mean"] = {"accuracy": 0.0, "ci95": [0.0, 0.0]}
-    text = report.console_table(results)
+    text = console_table(results)
     assert cells(text, "P") == ["P", "0.0%", "0.0-6.0%", "0", "0.000"]
     assert "Readable notes: 0 of 250; 240 reached the token limit; 10 not written because the dialogue is too" in text
 
 
-def test_people_and_attacks_are_in_the_console_when_they_are_in_the_results(results):
-    results["human_labels"] = {key: {**trust(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
+def test_the_console_shows_human_labels_and_attacks_if_there_are_any(results):
+    results["human_labels"] = {key: {**check(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
     results["attacks"] = attacks()
-    text = report.console_table(results)
-    assert "passed of people's pass" in text
+    text = console_table(results)
+    assert "of sections people passed" in text
     assert "Attacks on the judge: 16.7% (6.7-35.9%) of 24 got a pass." in text
 
 
@@ -242,31 +246,31 @@ def attacks() -> dict:
 
 
 def test_the_comparison_has_a_column_for_each_run_and_the_best_in_bold(comparison, results):
-    text = report.comparison_table(comparison, runs_of(comparison, results))
+    text = comparison_table(comparison, runs_of(comparison, results))
     assert cells(text, "Section") == ["Section", "Qwen3-1.7B", "Finetuned", "LoRA Adapter"]
     assert cells(text, "S") == ["S", "35.6%", "**73.6%**", "64.4%"]
     assert cells(text, "P") == ["P", "54.8%", "**70.8%**", "**70.8%**"]
     assert cells(text, "mean") == ["mean", "48.9%", "**71.5%**", "60.7%"]
 
 
-def test_the_comparison_shows_what_needs_no_judge(comparison, results):
-    text = report.comparison_table(comparison, runs_of(comparison, results))
+def test_the_comparison_shows_the_measures_that_need_no_judge(comparison, results):
+    text = comparison_table(comparison, runs_of(comparison, results))
     rouge = f"{results['sections']['O']['rougeL']:.3f}"
     assert cells(text, "Readable notes") == ["Readable notes", *["247 of 250"] * 3]
     assert cells(text, "ROUGE-L, O") == ["ROUGE-L, O", *[rouge] * 3]
 
 
-def test_rouge_of_readable_notes_stands_beside_that_of_all_where_they_differ(comparison, results):
+def test_rouge_of_readable_notes_is_shown_if_it_differs_from_rouge_of_all(comparison, results):
     runs = [run | {"results": copy.deepcopy(run["results"])} for run in runs_of(comparison, results)]
     for run, readable in zip(runs, (None, 0.5, 0.412), strict=True):
         run["results"]["sections"]["S"]["rougeL_readable"] = readable
     expected = ["0.412 (no note readable)", "0.412 (readable: 0.500)", "0.412"]
-    assert cells(report.comparison_table(comparison, runs), "ROUGE-L, S")[1:] == expected
-    assert expected[1] in report.console_table(runs[1]["results"])
+    assert cells(comparison_table(comparison, runs), "ROUGE-L, S")[1:] == expected
+    assert expected[1] in console_table(runs[1]["results"])
 
 
 def test_the_comparison_has_differences_mcnemar_and_flips_of_each_pair(comparison, results):
-    text = report.comparison_table(comparison, runs_of(comparison, results))
+    text = comparison_table(comparison, runs_of(comparison, results))
     first = text[text.index("Finetuned minus Qwen3-1.7B") : text.index("LoRA Adapter minus Qwen3-1.7B")]
     assert cells(first, "O") == ["O", "+22.6", "+14.6 to +30.6", "< 0.001", "43", "12", "1"]
     assert cells(first, "mean") == ["mean", "+22.6", "+18.6 to +26.6", "", "", "", "3"]
@@ -275,28 +279,28 @@ def test_the_comparison_has_differences_mcnemar_and_flips_of_each_pair(compariso
     assert cells(last, "O")[1:4] == ["+0.0", "-8.0 to +8.0", "1.000"]  # never "-0.0"
 
 
-def test_a_pair_that_has_no_scored_verdicts_in_common_is_shown_without_figures(comparison, results):
+def test_a_pair_without_a_note_scored_in_both_is_shown_without_figures(comparison, results):
     empty = {"n": 0, "unscored": 250, "difference": None, "ci95": None, "only_a": 0, "only_b": 0, "p": None}
     comparison["pairs"][0]["sections"]["A"] = empty
-    text = report.comparison_table(comparison, runs_of(comparison, results))
+    text = comparison_table(comparison, runs_of(comparison, results))
     assert ["A", "-", "-", "-", "-", "-", "250"] in [cells(part, "A") for part in text.split("\n\n") if "| A " in part]
 
 
-def test_a_comparison_by_a_judge_that_tells_nothing_is_called_so(comparison, results_of_a_silent_judge):
-    text = report.comparison_table(comparison, runs_of(comparison, results_of_a_silent_judge))
+def test_the_comparison_warns_of_an_uninformative_judge(comparison, results_of_an_uninformative_judge):
+    text = comparison_table(comparison, runs_of(comparison, results_of_an_uninformative_judge))
     assert text.count("WARNING: ") == 3
-    assert "Finetuned: In O and P this judge tells nothing" in text
+    assert "Finetuned: The judge is uninformative in O and P:" in text
 
 
 # --- results.json ----------------------------------------------------------------------------------------------------
 
 
-def test_results_json_has_the_same_key_order_whatever_the_order_of_the_results(results, tmp_path):
+def test_results_json_always_has_the_same_key_order(results, tmp_path):
     shuffled = dict(reversed(results.items()))
     shuffled["sections"] = dict(reversed(results["sections"].items()))
     texts = []
     for values in (results, shuffled):
-        report.write_results_json(tmp_path / "results.json", values)
+        write_results_json(tmp_path / "results.json", values)
         texts.append(json.loads((tmp_path / "results.json").read_text()))
     assert [list(text)[:11] for text in texts] == [list(texts[0])[:11]] * 2
     assert list(texts[1]["sections"]) == list(SECTIONS)
@@ -313,53 +317,53 @@ def test_results_json_has_the_same_key_order_whatever_the_order_of_the_results(r
         (lambda results: results["mean"].update(accuracy=float("nan")), "not JSON compliant"),
     ],
 )
-def test_incomplete_results_are_refused_and_the_old_file_stays(results, tmp_path, spoil, message):
+def test_incomplete_results_are_refused_and_the_old_file_is_kept(results, tmp_path, spoil, message):
     path = tmp_path / "results.json"
     path.write_text("old")
     spoil(results)
     with pytest.raises(ValueError, match=message):
-        report.write_results_json(path, results)
+        write_results_json(path, results)
     assert path.read_text() == "old"
 
 
 # --- differences of words --------------------------------------------------------------------------------------------
 
 
-def marked(runs: report.Runs) -> list[str]:
-    return [text for text, only_here in runs if only_here]
+def marked(pieces: html.Pieces) -> list[str]:
+    return [text for text, only_here in pieces if only_here]
 
 
-def test_words_of_only_one_text_are_marked():
-    left, right = report.word_differences(
+def test_words_in_only_one_text_are_marked():
+    left, right = html.word_differences(
         "Denies fever. Metoprolol 50 mg twice daily.", "denies fever, metoprolol 25 mg twice daily"
     )
     assert (marked(left), marked(right)) == (["50"], ["25"])
 
 
 def test_a_mark_ends_before_the_space():
-    left, _ = report.word_differences("one two\nthree four", "one four")
+    left, _ = html.word_differences("one two\nthree four", "one four")
     assert left == [("one", False), (" ", False), ("two\nthree", True), (" ", False), ("four", False), ("", False)]
 
 
 @given(st.text(), st.text())
 def test_marking_changes_no_character(left, right):
-    runs = report.word_differences(left, right)
-    assert ["".join(text for text, _ in side) for side in runs] == [left.strip(), right.strip()]
+    pieces = html.word_differences(left, right)
+    assert ["".join(text for text, _ in side) for side in pieces] == [left.strip(), right.strip()]
 
 
 @pytest.mark.parametrize("words", [1_000, 20_000])
-def test_texts_made_to_be_slow_are_compared_in_bounded_time(words):
+def test_texts_designed_to_be_slow_are_compared_in_bounded_time(words):
     start = time.perf_counter()
-    report.word_differences("a b " * (words // 2), "b a " * (words // 2))
-    report.word_differences(" " * 1_000_000, "x" * 1_000_000)
+    html.word_differences("a b " * (words // 2), "b a " * (words // 2))
+    html.word_differences(" " * 1_000_000, "x" * 1_000_000)
     assert time.perf_counter() - start < 2
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def make_run(n: int, words: int = 600, seed: int = 0) -> tuple[list[dict], list[dict], list[dict]]:
-    """predictions, judgements and rows of n dialogues with `words` words; every tenth note is unreadable."""
+    """Return predictions, judgements and rows of n dialogues of `words` words; every tenth note is unreadable."""
     rng = random.Random(seed)
     vocabulary = [a + b for a, b in itertools.product(("ca", "dor", "fe", "lum", "ne", "pre", "sta", "vi"), repeat=2)]
     predictions, judgements, rows = [], [], []
@@ -403,7 +407,7 @@ def make_run(n: int, words: int = 600, seed: int = 0) -> tuple[list[dict], list[
     return predictions, judgements, rows
 
 
-def test_what_scoring_returns_can_be_shown(results, tmp_path):
+def test_the_figures_from_scoring_can_be_shown(results, tmp_path):
     predictions, judgements, rows = make_run(60, words=200)
     for index, key in itertools.product(range(12), SECTIONS):
         record = {**judgements[0], "index": index, "section": key}
@@ -412,45 +416,45 @@ def test_what_scoring_returns_can_be_shown(results, tmp_path):
             judgements.append({**record, "verdict": verdict, "control": {"kind": kind, "expected": expected}})
         judgements.append({**record, "verdict": "fail" if index else "pass", "attack": "fake_verdict"})
     labels = [{"index": index, "section": "S", "verdict": ("pass", "fail")[index % 2]} for index in range(8)]
-    results |= scoring.score_run(predictions, judgements, rows, labels)
+    results |= score_run(predictions, judgements, rows, labels)
     results |= {"dataset_hash": "d", "prompts_hash": "p", "judge_hash": "j"}
-    text = report.console_table(results)
-    assert "WARNING: In P this judge tells nothing" in text
+    text = console_table(results)
+    assert "WARNING: The judge is uninformative in P:" in text
     assert "Attacks on the judge: 8.3%" in text
     run = {"name": "a", "results": results, "predictions": predictions, "judgements": judgements}
-    comparison = scoring.compare_runs([run, {**run, "name": "b"}])
-    assert cells(report.comparison_table(comparison, [run, run]), "S")[1:] == ["**30.0%**", "**30.0%**"]
-    report.write_results_json(tmp_path / "results.json", results)
-    report.write_report(tmp_path / "report.html", results, report.view_rows(predictions, judgements, rows))
-    report.write_comparison(tmp_path / "comparison.html", comparison, [run, run])
+    comparison = compare_runs([run, {**run, "name": "b"}])
+    assert cells(comparison_table(comparison, [run, run]), "S")[1:] == ["**30.0%**", "**30.0%**"]
+    write_results_json(tmp_path / "results.json", results)
+    html.write_report(tmp_path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
+    html.write_comparison(tmp_path / "comparison.html", comparison, [run, run])
 
 
-def test_a_kind_of_control_whose_verdicts_could_not_be_read_has_no_rate_but_a_report(results, tmp_path):
+def test_a_kind_of_control_without_a_readable_verdict_has_no_rate(results, tmp_path):
     for entry in results["judge_controls"]["S"]["by_kind"].values():
         entry |= {"right": 0, "unscored": entry["n"], "rate": None, "ci95": None}
-    report.write_report(tmp_path / "report.html", results, [])
+    html.write_report(tmp_path / "report.html", results, [])
     unread = results["judge_controls"]["S"]["by_kind"]["reworded"]["n"]
-    assert f"0 of 0, {unread} unread" in (tmp_path / "report.html").read_text()
+    assert f"0 of 0, {unread} unreadable" in (tmp_path / "report.html").read_text()
 
 
-def test_a_report_of_more_dialogues_than_a_page_holds_shows_the_first_ones_and_says_so(results, tmp_path):
+def test_a_report_of_too_many_dialogues_shows_the_first_and_says_so(results, tmp_path):
     predictions, judgements, rows = make_run(10, words=200)
-    view = report.view_rows(predictions[::-1], judgements[::-1], rows, most=3)
+    view = html.select_dialogues(predictions[::-1], judgements[::-1], rows, most=3)
     assert [entry["index"] for entry in view] == [0, 1, 2]
-    report.write_report(tmp_path / "report.html", results, view)
+    html.write_report(tmp_path / "report.html", results, view)
     page = (tmp_path / "report.html").read_text()
     assert "The first 3 of 250 dialogues" in page and "All notes" not in page
-    report.write_report(tmp_path / "report.html", results | {"n": 3}, view)
+    html.write_report(tmp_path / "report.html", results | {"n": 3}, view)
     assert "All notes" in (tmp_path / "report.html").read_text()
 
 
-def test_the_rows_of_the_report_hold_plain_verdicts_only():
+def test_the_dialogues_of_a_report_have_no_verdicts_on_controls_or_attacks():
     predictions, judgements, rows = make_run(10, words=200)
     extra = [
         {**judgements[0], "verdict": "unscored", "control": {"kind": "reworded", "expected": "pass"}},
         {**judgements[0], "verdict": "unscored", "attack": "fake_verdict"},
     ]
-    view = report.view_rows(predictions, judgements + extra, rows)
+    view = html.select_dialogues(predictions, judgements + extra, rows)
     assert len(view) == 10
     assert view[0]["judgements"]["S"] == {"verdict": "pass", "reason": "Reason number 0.", "source": "judge"}
     assert view[0]["prediction"] == {key: predictions[0][key] for key in SECTIONS}
@@ -480,7 +484,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """Opens a report from disk. At the end nothing may have been logged, thrown, or asked of the network."""
+    """Open a report from disk; fail if it logs, throws or requests anything from the network."""
     contexts, complaints, requests = [], [], []
 
     def open_page(path: Path, width: int = 1280, **options):
@@ -502,13 +506,13 @@ def open_page(browser, tmp_path):
 
 @pytest.fixture
 def small_report(results, tmp_path) -> Path:
-    report.write_report(tmp_path / "report.html", results, report.view_rows(*make_run(10, words=200)))
+    html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(10, words=200)))
     return tmp_path / "report.html"
 
 
 @pytest.fixture
 def hostile_report(results, tmp_path) -> Path:
-    """A report in which every text is hostile, from the model's name to the judge's reasons."""
+    """Write a report in which every text is hostile, from the model's name to the judge's reasons."""
     predictions, judgements, rows = make_run(len(HOSTILE), words=200)
     for row, prediction, text in zip(rows, predictions, HOSTILE, strict=True):
         row.update(dict.fromkeys(row, text))
@@ -521,23 +525,23 @@ def hostile_report(results, tmp_path) -> Path:
         results[key] = "".join(HOSTILE)
     results["versions"] = {HOSTILE[0]: HOSTILE[1]}
     results["attacks"] = {**attacks(), "by_kind": {text: attacks() for text in HOSTILE}}
-    report.write_report(tmp_path / "hostile.html", results, report.view_rows(predictions, judgements, rows))
+    html.write_report(tmp_path / "hostile.html", results, html.select_dialogues(predictions, judgements, rows))
     return tmp_path / "hostile.html"
 
 
 def shown(page) -> tuple[int, int]:
-    """Numbers of dialogues and sections that a reader sees."""
+    """Return the numbers of visible dialogues and sections."""
     count = "selector => Array.from(document.querySelectorAll(selector)).filter(e => e.checkVisibility()).length"
     return page.evaluate(count, "article"), page.evaluate(count, "article .section")
 
 
-def test_filters_leave_the_sections_that_match_both(open_page, small_report):
+def test_filters_keep_the_sections_that_match_both(open_page, small_report):
     page = open_page(small_report)
     assert shown(page) == (10, 40)
     page.get_by_role("radio", name="Objective").check()
     assert shown(page) == (10, 10)
     page.get_by_role("radio", name="fail").check()
-    assert shown(page) == (4, 4)  # O of the dialogues 0, 3, 6, and of 9, which is unreadable
+    assert shown(page) == (4, 4)  # O of dialogues 0, 3 and 6, and of 9, which is unreadable
     assert page.get_by_role("status").inner_text() == "4 of 10 dialogues, 4 sections shown"
     page.get_by_role("radio", name="all").first.check()
     assert shown(page) == (10, 16)
@@ -551,13 +555,13 @@ def test_search_finds_words_in_dialogues_notes_and_reasons(open_page, results, t
     rows[2]["dialogue"] += "\nPatient: Since Tuesday my ANKLE hurts."
     predictions[4]["P"] += " Ménière"
     judgements[4 * 6]["reason"] = "The ankle is missing."
-    report.write_report(tmp_path / "report.html", results, report.view_rows(predictions, judgements, rows))
+    html.write_report(tmp_path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
     page = open_page(tmp_path / "report.html")
     search = page.get_by_role("searchbox", name="Search")
     for text, dialogues in (("ankle", 2), ("tuesday ankle", 1), ("meniere", 1), ("ankle meniere", 0), ("", 10)):
         search.fill(text)
         assert shown(page)[0] == dialogues, text
-    search.fill("Prediction")  # a label of the page, not of the data
+    search.fill("Prediction")  # a label of the page, not part of the data
     assert shown(page)[0] == 0
 
 
@@ -568,15 +572,15 @@ def test_filters_work_with_the_keyboard_alone(open_page, small_report):
     assert shown(page) == (9, 12)
     page.keyboard.press("Tab")
     page.keyboard.type("number 8")
-    page.keyboard.press("Enter")  # sends the form nowhere
+    page.keyboard.press("Enter")  # does not submit the form
     assert shown(page) == (1, 1)
 
 
-def test_planted_scripts_are_shown_as_text_and_do_not_run(open_page, hostile_report):
+def test_injected_scripts_are_shown_as_text_and_do_not_run(open_page, hostile_report):
     page = open_page(hostile_report)
     for details in page.locator("details").all():
         details.evaluate("element => element.open = true")
-    assert page.evaluate("window.planted") is None
+    assert page.evaluate("window.injected") is None
     assert page.locator("script").count() == 1
     assert page.locator("article :is(img, svg, style, iframe, base, meta, form)").count() == 0
     for text in HOSTILE[:6]:
@@ -587,14 +591,14 @@ def test_planted_scripts_are_shown_as_text_and_do_not_run(open_page, hostile_rep
     assert shown(page) == (len(HOSTILE), 4 * len(HOSTILE))
 
 
-def test_a_script_that_got_into_the_page_would_still_not_run(open_page, small_report):
+def test_a_script_added_to_the_page_does_not_run(open_page, small_report):
     page = open_page(small_report)
     blocked = page.evaluate(
         """async () => {
             const blocked = [];
             document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.effectiveDirective));
             const script = document.createElement("script");
-            script.textContent = "window.planted = 1";
+            script.textContent = "window.injected = 1";
             const image = document.createElement("img");
             image.src = "http://127.0.0.1:1/x.png";
             document.body.append(script, image);
@@ -604,9 +608,9 @@ def test_a_script_that_got_into_the_page_would_still_not_run(open_page, small_re
         }"""
     )
     assert {"script-src-elem", "img-src", "connect-src"} <= set(blocked)
-    assert page.evaluate("window.planted") is None
+    assert page.evaluate("window.injected") is None
     assert all("Content Security Policy" in complaint for complaint in open_page.complaints[:3])
-    assert open_page.requests[1:] in ([], ["http://127.0.0.1:1/x.png"])  # the image that was asked for and blocked
+    assert open_page.requests[1:] in ([], ["http://127.0.0.1:1/x.png"])  # the blocked image
     open_page.complaints.clear()
     open_page.requests.clear()
 
@@ -615,7 +619,7 @@ def test_a_script_that_got_into_the_page_would_still_not_run(open_page, small_re
 def test_no_page_is_wider_than_the_screen(
     open_page, small_report, hostile_report, comparison, results, width, tmp_path
 ):
-    report.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, results))
+    html.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, results))
     for path in (small_report, hostile_report, tmp_path / "comparison.html"):
         page = open_page(path, width)
         for details in page.locator("details").all():
@@ -624,9 +628,9 @@ def test_no_page_is_wider_than_the_screen(
 
 
 def test_250_dialogues_open_in_under_two_seconds(open_page, results, tmp_path):
-    report.write_report(tmp_path / "report.html", results, report.view_rows(*make_run(250)))
+    html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(250)))
     seconds = []
-    for _ in range(2):  # the first start of a browser may have to wait for a busy disk
+    for _ in range(2):  # the first start may wait for a busy disk
         page = open_page(tmp_path / "report.html")
         page.get_by_role("status").get_by_text("250 of 250").wait_for()
         timing = "Math.max(...performance.getEntries().map(entry => entry.loadEventEnd || entry.startTime)) / 1000"
@@ -656,16 +660,16 @@ def test_print_shows_the_notes_without_filters_on_white(open_page, small_report)
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(29, 28, 26)"
 
 
-def test_without_javascript_every_note_can_be_read(open_page, small_report):
+def test_every_note_can_be_read_without_javascript(open_page, small_report):
     page = open_page(small_report, java_script_enabled=False)
     assert page.locator("article .section:visible").count() == 40
     assert not page.locator("form").is_visible()
 
 
-def test_the_report_shows_table_chart_and_trust(open_page, results, tmp_path):
+def test_the_report_shows_table_chart_and_checks_of_the_judge(open_page, results, tmp_path):
     results["attacks"] = attacks()
-    results["human_labels"] = {key: {**trust(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
-    report.write_report(tmp_path / "report.html", results, report.view_rows(*make_run(2, words=200)))
+    results["human_labels"] = {key: {**check(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
+    html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(2, words=200)))
     page = open_page(tmp_path / "report.html")
     assert page.get_by_role("heading", level=1).inner_text() == "Qwen3-1.7B + Qwen3-1.7B-LoRA"
     table = page.get_by_role("region", name="Results for each section").inner_text()
@@ -673,25 +677,30 @@ def test_the_report_shows_table_chart_and_trust(open_page, results, tmp_path):
     chart = "S: 64.4%, 95% interval 58.4–70.4%; corrected 65.8%, 50.8–80.8%"
     assert page.get_by_role("img", name=chart).is_visible()
     text = page.locator("main").inner_text()
-    for words in ("Sensitivity", "turned negation", "The attack worked in 16.7%", "Judge and people agree on S 86.0%"):
+    for words in (
+        "Sensitivity",
+        "turned negation",
+        "The attack succeeded in 16.7%",
+        "Judge and people agree on S 86.0%",
+    ):
         assert words in text
     assert page.get_by_text("Not for clinical use.").count() == 2
     assert page.locator(".alarm").count() == 0
 
 
-def test_a_judge_that_tells_nothing_is_called_so_in_the_report(open_page, results_of_a_silent_judge, tmp_path):
-    report.write_report(tmp_path / "report.html", results_of_a_silent_judge, [])
+def test_the_report_warns_of_an_uninformative_judge(open_page, results_of_an_uninformative_judge, tmp_path):
+    html.write_report(tmp_path / "report.html", results_of_an_uninformative_judge, [])
     page = open_page(tmp_path / "report.html")
     assert page.locator(".alarm:visible").count() == 2
-    assert "In O and P this judge tells nothing" in page.locator("header .alarm").inner_text()
+    assert "The judge is uninformative in O and P:" in page.locator("header .alarm").inner_text()
     for name in ("Results for each section", "The judge on sections with known answers"):
-        assert page.get_by_role("region", name=name).get_by_text("judge tells nothing").count() == 2
+        assert page.get_by_role("region", name=name).get_by_text("judge uninformative").count() == 2
     assert page.get_by_role("img", name="corrected").count() == 2
 
 
 def test_an_unchecked_judge_and_an_empty_run_have_a_report(open_page, results, tmp_path):
     results |= {"judge_controls": None, "n": 0, "valid_notes": 0}
-    report.write_report(tmp_path / "report.html", results, [])
+    html.write_report(tmp_path / "report.html", results, [])
     page = open_page(tmp_path / "report.html")
     assert page.get_by_text("The judge was not checked in this run").is_visible()
     assert page.get_by_role("status").inner_text() == "0 of 0 dialogues, 0 sections shown"
@@ -699,7 +708,7 @@ def test_an_unchecked_judge_and_an_empty_run_have_a_report(open_page, results, t
 
 def test_the_comparison_page_shows_rates_differences_and_flips(open_page, comparison, results, tmp_path):
     comparison["pairs"][0]["sections"]["A"] |= {"n": 0, "difference": None, "ci95": None, "p": None}
-    report.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, results))
+    html.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, results))
     page = open_page(tmp_path / "comparison.html")
     rates = page.get_by_role("region", name="Pass rates of all runs")
     assert rates.locator("b").all_inner_texts() == ["73.6%", "72.4%", "69.2%", "70.8%", "70.8%", "71.5%"]
@@ -716,15 +725,15 @@ def test_the_comparison_page_shows_rates_differences_and_flips(open_page, compar
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of #rrggbb, WCAG 2.2."""
+    """Return the relative luminance of #rrggbb by WCAG 2.2."""
     channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_text_has_the_contrast_that_wcag_asks_for(theme):
-    css = (Path(report.__file__).parent / "report.css").read_text()
+def test_text_has_the_contrast_that_wcag_requires(theme):
+    css = (Path(html.__file__).parent / "templates" / "report.css").read_text()
     blocks = [
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
     ]

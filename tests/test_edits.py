@@ -1,4 +1,4 @@
-"""Edits of a section: the one that keeps every fact, and the four that break exactly one thing."""
+"""Edits of a section: one keeps every fact, four break exactly one thing."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prompts
-from evaluation import controls
+from evaluation.judging import edits
 
 NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
 NUMBERS = re.compile(rf"\d+(?:[.,]\d+)*|\b(?:{NUMBER_WORDS})\b", re.IGNORECASE)
@@ -21,19 +21,19 @@ NEGATIONS = re.compile(
     re.IGNORECASE,
 )
 EDITS = {
-    "reword": lambda text: controls.reword(text),
-    "drop_finding": lambda text: controls.drop_finding(text, RARITY),
-    "turn_negation": lambda text: controls.turn_negation(text, RARITY),
-    "change_number": lambda text: controls.change_number(text),
-    "change_side": lambda text: controls.change_side(text),
+    "reword": lambda text: edits.reword(text),
+    "drop_finding": lambda text: edits.drop_finding(text, RARITY),
+    "turn_negation": lambda text: edits.turn_negation(text, RARITY),
+    "change_number": lambda text: edits.change_number(text),
+    "change_side": lambda text: edits.change_side(text),
 }
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 DEMO = [json.loads(line) for line in DEMO_FILE.read_text("utf-8").splitlines()]
 DEMO_SECTIONS = [text for row in DEMO for text in prompts.read_soap(row["soap"]).values()]
-RARITY = controls.Rarity(DEMO_SECTIONS)
+RARITY = edits.Rarity(DEMO_SECTIONS)
 
-# Sentences with slots, joined to sections that no list in the code was written for.
+# Sentences with slots, joined to sections that the patterns were not written for.
 SENTENCES = [
     "The patient reports {n} weeks of {side} knee pain due to a fall.",
     "She denies fever, chills and night sweats.",
@@ -68,7 +68,7 @@ def found(pattern: re.Pattern, text: str) -> Counter:
 
 
 def changed_part(text: str, edited: str) -> tuple[str, str]:
-    """What is left of both when all that they share at the start and at the end is cut off."""
+    """Return both texts without the words that they share at the start and at the end."""
     old, new = text.split(" "), edited.split(" ")
     while old and new and old[0] == new[0]:
         old, new = old[1:], new[1:]
@@ -86,8 +86,8 @@ def check_reworded(text: str, edited: str) -> None:
 def check_dropped(text: str, edited: str) -> None:
     old, new = changed_part(text, edited)
     assert len(old) > len(new)
-    assert len(controls.words(old) - controls.words(edited)) >= 3
-    assert controls.words(edited) <= controls.words(text)
+    assert len(edits.words(old) - edits.words(edited)) >= 3
+    assert edits.words(edited) <= edits.words(text)
 
 
 def check_negation(text: str, edited: str) -> None:
@@ -108,14 +108,14 @@ def check_number(text: str, edited: str) -> None:
     assert NUMBERS.sub("#", edited) == NUMBERS.sub("#", text)
     if pairs[0][0][0].isdigit():
         a, b = (float(number.replace(",", "")) for number in pairs[0])
-        assert abs(a - b) >= 0.05 * a  # 37.0 to 39.5 degrees is the smallest of the changes
+        assert abs(a - b) >= 0.05 * a  # 37.0 to 39.5 degrees is the smallest change
 
 
 def check_side(text: str, edited: str) -> None:
     for pattern in (NUMBERS, NEGATIONS):
         assert found(pattern, edited) == found(pattern, text)
     assert edited != text
-    assert controls.change_side(edited) == text
+    assert edits.change_side(edited) == text
     assert SIDES.sub("#", edited) == SIDES.sub("#", text)
 
 
@@ -131,7 +131,7 @@ CHECKS = {
 @pytest.mark.parametrize("name", EDITS)
 @given(text=SECTIONS)
 @settings(max_examples=300, deadline=None)
-def test_an_edit_changes_exactly_what_it_says(name, text):
+def test_an_edit_changes_exactly_what_it_promises(name, text):
     edited = EDITS[name](text)
     if edited is not None:
         CHECKS[name](text, edited)
@@ -141,18 +141,18 @@ def test_an_edit_changes_exactly_what_it_says(name, text):
     ("name", "least"),
     [("reword", 400), ("drop_finding", 400), ("turn_negation", 350), ("change_number", 400), ("change_side", 150)],
 )
-def test_the_demo_s_sections_give_enough_controls_and_each_changes_exactly_what_it_says(name, least):
-    edits = [(text, EDITS[name](text)) for text in DEMO_SECTIONS]
-    edits = [(text, edited) for text, edited in edits if edited is not None]
-    assert len(edits) >= least, f"{len(edits)} of {len(DEMO_SECTIONS)}"
-    for text, edited in edits:
+def test_the_edits_keep_their_promise_on_the_demo_and_apply_often_enough(name, least):
+    pairs = [(text, EDITS[name](text)) for text in DEMO_SECTIONS]
+    pairs = [(text, edited) for text, edited in pairs if edited is not None]
+    assert len(pairs) >= least, f"{len(pairs)} of {len(DEMO_SECTIONS)}"
+    for text, edited in pairs:
         CHECKS[name](text, edited)
 
 
 @pytest.mark.parametrize("name", EDITS)
 @given(text=st.text(max_size=300))
 @settings(max_examples=150, deadline=None)
-def test_no_text_makes_an_edit_fail(name, text):
+def test_no_text_makes_an_edit_raise_an_error(name, text):
     edited = EDITS[name](text)
     assert edited is None or (isinstance(edited, str) and edited != text)
 
@@ -162,15 +162,15 @@ def test_no_text_makes_an_edit_fail(name, text):
     "piece",
     ["No pain. ", "1-", "12 ", "left ", " \t", "Denies ", "5 to ", "BP 120/80 ", "\n", "x; ", "normal (2 mg ", "A. "],
 )
-def test_an_edit_takes_time_linear_in_the_length(name, piece):
+def test_an_edit_of_a_long_text_takes_little_time(name, piece):
     text = piece * (200_000 // len(piece))
     start = time.process_time()
     EDITS[name](text)
     assert time.process_time() - start < 5
 
 
-def test_no_synonym_or_abbreviation_touches_a_number_a_side_or_a_negation():
-    pairs = [*controls._SYNONYMS.items(), *controls._ABBREVIATIONS.items()]
+def test_no_synonym_or_abbreviation_changes_a_number_side_or_negation():
+    pairs = [*edits._SYNONYMS.items(), *edits._ABBREVIATIONS.items()]
     assert len(pairs) > 80
     for old, new in pairs:
         for pattern in (NUMBERS, SIDES, NEGATIONS):
@@ -182,7 +182,7 @@ def test_no_synonym_or_abbreviation_touches_a_number_a_side_or_a_negation():
     [
         ("reword", "The patient reports nausea. No vomiting.", "No vomiting. The patient describes nausea."),
         ("reword", "BP 120/80, HR 70.", "Blood pressure 120/80, heart rate 70."),
-        # "It was then removed" leans on the sentence before, so the two move as one.
+        # "It was then removed" refers to the sentence before, so the two move as one.
         (
             "reword",
             "A drain was placed. It was then removed. Wound dry.",
@@ -225,7 +225,7 @@ def test_an_edit_of_a_known_text_gives_the_known_result(name, text, edited):
     assert EDITS[name](text) == edited
 
 
-def test_of_several_sentences_the_one_with_the_rarest_words_is_dropped():
-    rarity = controls.Rarity(["Abdomen soft without tenderness."] * 50 + ["Splenic infarction confirmed today."])
+def test_the_sentence_with_the_rarest_words_is_dropped():
+    rarity = edits.Rarity(["Abdomen soft without tenderness."] * 50 + ["Splenic infarction confirmed today."])
     text = "Abdomen soft without tenderness. Splenic infarction confirmed today."
-    assert controls.drop_finding(text, rarity) == "Abdomen soft without tenderness."
+    assert edits.drop_finding(text, rarity) == "Abdomen soft without tenderness."

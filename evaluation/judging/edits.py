@@ -1,7 +1,7 @@
-"""Edits of a section with a known effect: one that keeps every fact, four that break exactly one thing.
+"""Edit a section with a known effect: one edit keeps every fact, four break exactly one thing.
 
-All take a section's text and return the edited text, or None where the text offers no place for the edit.
-Standard library only; the same text always gives the same edit. The patterns are for English notes.
+Each edit takes a section's text and returns the edited text, or None if the text has nothing to edit. The same text
+always gives the same edit. The patterns are for English notes. Standard library only.
 """
 
 import math
@@ -21,12 +21,12 @@ _CLAUSE_GAP = re.compile(r"([;,] (?=(?:and|but|with|without|which|while|as well 
 
 
 def words(text: str) -> set[str]:
-    """The words of four letters or more, in lower case, and the numbers."""
+    """Return the words of four letters or more, in lower case, and the numbers."""
     return {word.lower() for word in _WORD.findall(text)}
 
 
 class Rarity:
-    """How specific a text is: words weigh log(texts / texts that have the word), as in a search engine's index."""
+    """Weigh how specific words are, by inverse document frequency: log(texts / texts with the word)."""
 
     def __init__(self, texts: Iterable[str]):
         self._texts = 0
@@ -36,14 +36,14 @@ class Rarity:
             self._count.update(words(text))
 
     def weight(self, words: set[str]) -> float:
-        """The sum of the words' weights; a word that no text has weighs as much as one that a single text has."""
+        """Return the sum of the words' weights. A word in no text weighs as much as a word in one."""
         return sum(math.log((self._texts + 1) / max(1, self._count[word])) for word in words)
 
 
 # --- kept facts ------------------------------------------------------------------------------------------------------
 
-# Each pair means the same in a clinical note, with the same numbers, sides and negations. One pass over the text, so
-# that the result of one is never the start of another.
+# Each pair means the same in a clinical note, with the same numbers, sides and negations. All are replaced in one pass,
+# so that no replacement is replaced again.
 _SYNONYMS = {
     "reports that": "states that",
     "reported that": "stated that",
@@ -162,8 +162,8 @@ def _any_of(phrases: Iterable[str], flags: int = 0) -> re.Pattern:
 _SYNONYM = _any_of(_SYNONYMS, re.IGNORECASE)
 _ABBREVIATION = _any_of(_ABBREVIATIONS)
 
-# A sentence that leans on the one before it moves only together with it.
-_LEANS = re.compile(
+# A sentence that refers to the one before it moves only together with it.
+_REFERS_BACK = re.compile(
     r"^(?:this|these|that|those|it|its|they|their|such|however|additionally|furthermore|moreover|therefore|thus|due to|"
     r"given|despite|instead|the (?:latter|former|procedure|surgery|operation))\b"
     r"|\b(?:then|subsequent(?:ly)?|later|after|afterwards?|thereafter|following|followed|next|finally|first|second|third|"
@@ -178,43 +178,43 @@ _RELATIVE = re.compile(
 
 
 def reword(text: str) -> str | None:
-    """The same facts in other words: abbreviations written out, plain synonyms, sentences in another order."""
+    """State the same facts in other words: expand abbreviations, replace synonyms, reorder sentences."""
     lower = text.lower()
-    explained = {short for short, phrase in _ABBREVIATIONS.items() if phrase.lower() in lower}
+    already_expanded = {short for short, phrase in _ABBREVIATIONS.items() if phrase.lower() in lower}
 
     def synonym(match: re.Match) -> str:
-        return _as_start(match, _SYNONYMS[match[0].lower()])
+        return _match_case(match, _SYNONYMS[match[0].lower()])
 
-    def written_out(match: re.Match) -> str:
-        return match[0] if match[0] in explained else _as_start(match, _ABBREVIATIONS[match[0]])
+    def expanded(match: re.Match) -> str:
+        return match[0] if match[0] in already_expanded else _match_case(match, _ABBREVIATIONS[match[0]])
 
-    text, original = _ABBREVIATION.sub(written_out, _SYNONYM.sub(synonym, text)), text
+    text, original = _ABBREVIATION.sub(expanded, _SYNONYM.sub(synonym, text)), text
     text = _swap_sentences(text)
     return text if text != original else None
 
 
-def _as_start(match: re.Match, new: str) -> str:
-    """`new` for the match, with a capital where a sentence starts."""
+def _match_case(match: re.Match, new: str) -> str:
+    """Return `new`, capitalized if the match starts a sentence."""
     before = match.string[max(0, match.start() - 3) : match.start()].rstrip(" ")
     return _capital(new) if not before or before[-1] in ".!?\n" else new
 
 
 def _swap_sentences(text: str) -> str:
-    """Rotate the sentences so that the second half comes first; gaps keep their places."""
+    """Move the second half of the sentences to the front; the gaps between sentences stay in place."""
     parts = _SENTENCE_GAP.split(text)
     sentences, gaps = parts[::2], parts[1::2]
     if any(re.match(r"\d+[.)]", sentence) for sentence in sentences):
         return text  # a numbered list
     blocks: list[list[str]] = []
     for sentence in sentences:
-        leans = _LEANS.search(sentence) or (_PRONOUN.match(sentence) and _RELATIVE.search(text))
-        if blocks and leans:
+        refers_back = _REFERS_BACK.search(sentence) or (_PRONOUN.match(sentence) and _RELATIVE.search(text))
+        if blocks and refers_back:
             blocks[-1].append(sentence)
         else:
             blocks.append([sentence])
     half = len(blocks) // 2
-    moved = [sentence for block in blocks[half:] + blocks[:half] for sentence in block]
-    return moved[0] + "".join(gap + sentence for gap, sentence in zip(gaps, moved[1:], strict=True))
+    reordered = [sentence for block in blocks[half:] + blocks[:half] for sentence in block]
+    return reordered[0] + "".join(gap + sentence for gap, sentence in zip(gaps, reordered[1:], strict=True))
 
 
 def _capital(text: str) -> str:
@@ -224,7 +224,7 @@ def _capital(text: str) -> str:
 # --- broken facts ----------------------------------------------------------------------------------------------------
 
 
-# A sentence that a colleague could do without: dropping it would prove nothing.
+# A colleague could do without such a sentence, so a note without it need not fail.
 _MINOR = re.compile(
     r"^(?:the |a |patient )?(?:differential|prognosis|education|educate|encourage|emphasi[sz]e|advise|ensure|regular|"
     r"follow-up|schedule|support|no (?:other|additional|further))"
@@ -235,7 +235,7 @@ _MINOR = re.compile(
 
 
 def drop_finding(text: str, rarity: Rarity) -> str | None:
-    """Without the sentence that says most that stands nowhere else; of a single sentence, without its last clause."""
+    """Remove the sentence with the most distinctive words; from a single sentence, remove its last clause."""
     parts = _SENTENCE_GAP.split(text)
     if len(parts) > 1:
         candidates = [k for k in range(0, len(parts), 2) if not _MINOR.search(parts[k])]
@@ -248,12 +248,12 @@ def drop_finding(text: str, rarity: Rarity) -> str | None:
     dropped = max(candidates, key=lambda k: rarity.weight(own_words[k]), default=None)
     if dropped is None or len(own_words[dropped]) < 3:
         return None
-    del parts[max(0, dropped - 1) : max(2, dropped + 1)]  # with the gap before it, or after the first
+    del parts[max(0, dropped - 1) : max(2, dropped + 1)]  # with the gap before it; for the first, the gap after it
     rest = "".join(parts).strip()
     return rest if rest[-1:] in (".", "!", "?") else f"{rest}." if rest else None
 
 
-# A negation taken away comes first: it turns a finding round without a trace. Each replacement is what `re.sub` takes.
+# Removing a negation comes first: it reverses a finding without a trace. Each replacement is a function of the match.
 _DENIALS = {"denies": "reports", "denied": "reported", "denying": "reporting", "deny": "report"}
 _UNNEGATE = [
     (r"\b(denies|denied|denying|deny)\b(?: any\b)?", lambda match: _DENIALS[match[1].lower()]),
@@ -295,20 +295,20 @@ _NEGATION = re.compile(
 
 
 def turn_negation(text: str, rarity: Rarity) -> str | None:
-    """With one negation taken away, or one put in where there is none: the one before the most specific words."""
+    """Remove one negation, or insert one if there is none to remove: the one before the most specific words."""
     for rules in (_UNNEGATE, _NEGATE, _NEGATE_LAST):
-        places = [(match, new) for pattern, new in rules for match in re.finditer(pattern, text, re.IGNORECASE)]
+        candidates = [(match, new) for pattern, new in rules for match in re.finditer(pattern, text, re.IGNORECASE)]
         if rules is not _UNNEGATE:
-            # A second negation in a sentence would not turn it round but muddle it.
-            places = [place for place in places if not _NEGATION.search(_sentence_around(place[0]))]
-        if places:
-            match, new = max(places, key=lambda place: rarity.weight(words(_after(place[0])[:60])))
-            return _replaced(match, new(match))
+            # A second negation in a sentence would obscure its meaning, not reverse it.
+            candidates = [(match, new) for match, new in candidates if not _NEGATION.search(_sentence_around(match))]
+        if candidates:
+            match, new = max(candidates, key=lambda candidate: rarity.weight(words(_after(candidate[0])[:60])))
+            return _replace(match, new(match))
     return None
 
 
 def _after(match: re.Match) -> str:
-    """The rest of the sentence, or its first 200 characters."""
+    """Return the rest of the sentence, at most 200 characters."""
     return re.split(r"[.;]\s", match.string[match.end() : match.end() + 200], maxsplit=1)[0]
 
 
@@ -317,8 +317,8 @@ def _sentence_around(match: re.Match) -> str:
     return re.split(r"[.;]\s", before)[-1] + match[0] + _after(match)
 
 
-def _replaced(match: re.Match, new: str) -> str:
-    """The text with `new` for the match; a capital at the start stays a capital, also when the new text is empty."""
+def _replace(match: re.Match, new: str) -> str:
+    """Replace the match with `new`. A capital at its start is kept, even if `new` is empty."""
     after = match.string[match.end() :]
     if match[0][0].isupper():
         new, after = _capital(new), after if new else _capital(after)
@@ -332,11 +332,11 @@ Change = Callable[[float], float]
 
 
 def _value(unit: str, change: Change, before: str = r"(?<![\w.,/^-])") -> tuple[re.Pattern, Change]:
-    # The last number of a range or a product ("2-3 cm", "20 × 15 cm") changes, the upper one of a blood pressure.
+    # Change the last number of a range or product ("2-3 cm", "20 × 15 cm"), but the systolic one of a blood pressure.
     return re.compile(rf"{before}(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER}){unit}"), change
 
 
-# Doses and measured values before durations and ages. Every change is one that a clinician would act on.
+# Doses and measured values come before durations and ages. Every change is large enough to matter clinically.
 _VALUES = [
     _value(
         r"\s?(?:mg|mcg|µg|μg|units|IU|g|mL|ml)\b(?!\s?/\s?(?:[dmnpµμ]?[Ll]|min)\b)",
@@ -359,7 +359,7 @@ _VALUES = [
     _value(r"[\s-](?:hour|day|week|month|year|time|dose|session|cycle)s?\b(?!-old| old)", lambda x: x * 3),
     _value(r"[\s-](?:year|month|week|day)s?[\s-]old\b", lambda x: x - 30 if x > 40 else x + 30),
 ]
-_NORMAL_RANGE = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$")  # not a value of the patient's
+_NORMAL_RANGE = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$")  # not the patient's own value
 _COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _COUNT = re.compile(
     rf"\b(?P<number>{'|'.join(_COUNTS)})(?=[\s-](?:hour|day|week|month|year|time|dose|session|cycle|tablet)s?\b)", re.I
@@ -367,25 +367,25 @@ _COUNT = re.compile(
 
 
 def change_number(text: str) -> str | None:
-    """With one dose, measured value, duration or age changed, the first of the most telling kind."""
+    """Change one number: the first dose or measured value, else the first duration or age."""
     for pattern, change in _VALUES:
         for match in pattern.finditer(text):
             if _NORMAL_RANGE.search(text[max(0, match.start() - 60) : match.start()]):
                 continue
-            new = _as_written(change(float(match["number"].replace(",", ""))), match["number"])
+            new = _format_like(change(float(match["number"].replace(",", ""))), match["number"])
             if new != match["number"]:
                 return text[: match.start("number")] + new + text[match.end("number") :]
     match = _COUNT.search(text)
     if match is None:
         return None
     new = _COUNTS[(_COUNTS.index(match[0].lower()) + 5) % len(_COUNTS)]
-    return _replaced(match, new)
+    return _replace(match, new)
 
 
-def _as_written(value: float, like: str) -> str:
-    """`value` with the thousands separator of `like` and at most its decimals, or one."""
-    decimals = max(len(like.partition(".")[2]), 1)
-    return f"{value:{',' if ',' in like else ''}.{decimals}f}".rstrip("0").rstrip(".")
+def _format_like(value: float, example: str) -> str:
+    """Format `value` with the thousands separator of `example` and at most as many decimals, but one at least."""
+    decimals = max(len(example.partition(".")[2]), 1)
+    return f"{value:{',' if ',' in example else ''}.{decimals}f}".rstrip("0").rstrip(".")
 
 
 _SIDE = re.compile(
@@ -396,7 +396,7 @@ _SIDE = re.compile(
 
 
 def change_side(text: str) -> str | None:
-    """With left for right and right for left, wherever the words mean a side."""
+    """Swap left and right wherever the words mean a side."""
     swapped = _SIDE.sub(_other_side, text)
     return swapped if swapped != text else None
 

@@ -7,10 +7,10 @@ const articles = Array.from(document.querySelectorAll("article"), (element) => (
   text: null,
 }));
 
-// Case and accents make no difference to a search.
+// A search ignores case and accents.
 const fold = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
 
-// What the data says, without the page's own labels.
+// The text of the data, without the page's own labels.
 const textOf = (element) =>
   fold(Array.from(element.querySelectorAll(".dialogue, .text, .reason, .raw"), (part) => part.textContent).join("\n"));
 

@@ -1,20 +1,27 @@
-"""The judge as a model: how it is started, asked, and asked again when its verdict cannot be read."""
+"""Start the judge, ask for verdicts, and ask again if a verdict cannot be read."""
 
 import os
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import judge
+from common.dataset import Row
 from evaluation.engines.base import LanguageModel, Usage
 from evaluation.engines.models import Model
 from evaluation.engines.placement import Placement
 from evaluation.engines.server import Server
 from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
+from evaluation.judging import judge
+from evaluation.judging.attacks import attack_cases
+from evaluation.judging.known_answers import control_cases
 from evaluation.options import Options
 from evaluation.run.records import Judgement
 
 MAX_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
 TRIES = 3  # for a verdict that cannot be read
+SEED = 0  # of controls and attacks
+CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
 
 
 def sampling(options: Options) -> dict[str, Any]:
@@ -57,3 +64,17 @@ def sampling_of_retry(sampling: dict[str, Any], attempt: int) -> dict[str, Any]:
     if attempt == 2:
         return room
     return room | {"temperature": max(0.5, sampling["temperature"] or 0), "seed": sampling.get("seed", 0)}
+
+
+def known_cases(rows: Sequence[Row], controls: int, attacks: int) -> list[judge.Case]:
+    """Return `controls` good and as many bad cases for each section, and `attacks`; the same ones each time.
+
+    They are made from at most CONTROL_SOURCES rows for each that is asked for.
+    """
+    if not controls and not attacks:
+        return []
+    most, indices = CONTROL_SOURCES * max(controls, attacks), range(len(rows))
+    if len(rows) > most:
+        indices = sorted(random.Random(SEED).sample(indices, most))
+    sources = {index: rows[index] for index in indices}
+    return [*control_cases(sources, controls, SEED), *attack_cases(sources, attacks, SEED)]

@@ -1,0 +1,143 @@
+"""What the judge is asked and what it may answer: the verdict's schema, its cases, and the sections decided by rule."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import prompts
+
+VERDICTS = ("pass", "fail")
+MAX_REASON = 200  # characters
+
+# The reason comes first: the model writes in this order, so the verdict can follow from it. Its bound keeps a reply
+# from being cut off.
+VERDICT_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "reason": {"type": "string", "maxLength": MAX_REASON},
+        "verdict": {"type": "string", "enum": list(VERDICTS)},
+    },
+    "required": ["reason", "verdict"],
+    "additionalProperties": False,
+}
+
+Row = dict[str, str]  # keys: dialogue, S, O, A, P
+Rows = Sequence[Row] | Mapping[int, Row]  # by index
+Record = dict  # one line of predictions.jsonl or judgements.jsonl
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question to the judge.
+
+    `control` is {"kind", "expected"} for a known answer, `attack` the name of an attack; both are None for a note.
+    """
+
+    index: int
+    section: str
+    dialogue: str
+    reference: str
+    prediction: str
+    control: dict | None = None
+    attack: str | None = None
+
+    def messages(self) -> prompts.Messages:
+        """Return the chat that asks for a verdict."""
+        return prompts.judge_messages(self.dialogue, self.section, self.reference, self.prediction)
+
+    def key(self) -> tuple[int, str, str | None, str | None]:
+        """Return what identifies the case within a run; equals `record_key` of its record."""
+        return record_key(vars(self))
+
+    def record(
+        self, verdict: str, reason: str, raw: str | None = None, source: str = "judge", attempts: int = 1
+    ) -> Record:
+        """Return the line of judgements.jsonl for this case."""
+        return {
+            "index": self.index,
+            "section": self.section,
+            "verdict": verdict,
+            "reason": reason,
+            "raw": raw,
+            "source": source,
+            "attempts": attempts,
+            "control": self.control,
+            "attack": self.attack,
+        }
+
+
+def record_key(record: Record) -> tuple[int, str, str | None, str | None]:
+    """Return (index, section, kind of control, attack) of a line of judgements.jsonl."""
+    kind = record["control"]["kind"] if record["control"] else None
+    return record["index"], record["section"], kind, record["attack"]
+
+
+def read_verdict(raw: str, finish_reason: str) -> tuple[str, str]:
+    """Return (verdict, reason) from a judge's reply, or ("unscored", why it has none).
+
+    Only a complete JSON object of VERDICT_SCHEMA counts: a verdict is never guessed.
+    """
+    if finish_reason != "stop":
+        return "unscored", "the reply was cut off" if finish_reason == "length" else f"no reply: {finish_reason}"
+    try:
+        answer = json.loads(raw, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError):
+        return "unscored", "the reply is not JSON"
+    if not isinstance(answer, dict) or answer.keys() != VERDICT_SCHEMA["properties"].keys():
+        return "unscored", "the reply is not an object with reason and verdict"
+    reason, verdict = answer["reason"], answer["verdict"]
+    if not isinstance(reason, str) or len(reason) > MAX_REASON:
+        return "unscored", f"the reason is not a text of at most {MAX_REASON} characters"
+    if verdict not in VERDICTS:
+        return "unscored", "the verdict is neither pass nor fail"
+    # JSON may hold "\ud800", half a surrogate pair, which cannot be written to a file.
+    return verdict, reason.encode("utf-8", "replace").decode("utf-8")
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    answer = dict(pairs)
+    if len(answer) != len(pairs):
+        raise ValueError("duplicate key")
+    return answer
+
+
+def plain_cases(predictions: Iterable[Record], rows: Rows) -> tuple[list[Case], list[Record]]:
+    """Return (the cases to judge, four for each valid note; the records decided by rule, with source "code").
+
+    rows: the dataset; `rows[prediction["index"]]` is the note's row.
+    """
+    cases, decided = [], []
+    for prediction in predictions:
+        row = rows[prediction["index"]]
+        for section in prompts.SECTIONS:
+            text = prediction[section] or ""
+            case = Case(prediction["index"], section, row["dialogue"], row[section], text)
+            verdict, reason = _decide_by_rule(prediction, text, row[section])
+            if verdict:
+                decided.append(case.record(verdict, reason, source="code", attempts=0))
+            else:
+                cases.append(case)
+    return cases, decided
+
+
+def _decide_by_rule(prediction: Record, text: str, reference: str) -> tuple[str, str] | tuple[None, None]:
+    """Return (verdict, reason) of a section that needs no judge."""
+    if prediction["finish_reason"] == "error":  # the engine's fault, not the model's
+        return "unscored", f"no note: {prediction['reason']}"
+    if prediction["status"] != "ok":
+        return "fail", f"the note is invalid: {prediction['reason']}"
+    if not text.strip():
+        return "fail", "the section is empty"
+    if _is_placeholder(text) and not _is_placeholder(reference):
+        return "fail", "the section says nothing"
+    return None, None
+
+
+# Letters only. "No findings" is not a placeholder: it may be the right answer.
+_PLACEHOLDERS = {"", "na", "none", "nil", "null", "tbd", "todo", "unknown", "string", "text"}
+_PLACEHOLDERS |= {name.lower() for name in (*prompts.SECTION_NAMES, *prompts.SECTION_NAMES.values())}
+
+
+def _is_placeholder(text: str) -> bool:
+    return re.sub(r"[\W_]+", "", text).lower() in _PLACEHOLDERS

@@ -1,0 +1,214 @@
+"""report.html and comparison.html: one file each, without network, in which no text from data or models can run."""
+
+import base64
+import difflib
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from evaluation.report import figures
+from evaluation.report.results import write_atomically
+from prompts import SECTION_NAMES, SECTIONS
+
+MOST_DIALOGUES = 1_000  # in one report: 6 MB for dialogues of 200 words, which a browser still opens and searches fast
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def select_dialogues(
+    predictions: Iterable[dict], judgements: Iterable[dict], rows: Sequence[dict[str, str]], most: int = MOST_DIALOGUES
+) -> list[dict]:
+    """Return the first `most` dialogues in their order, for `write_report`: text, reference, prediction and verdicts.
+
+    rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
+    """
+    verdicts = {
+        (record["index"], record["section"]): {key: record[key] for key in ("verdict", "reason", "source")}
+        for record in judgements
+        if record["index"] < most and record["control"] is None and record["attack"] is None
+    }
+    shown = (prediction for prediction in predictions if prediction["index"] < most)
+    dialogues = []
+    for prediction in sorted(shown, key=lambda prediction: prediction["index"]):
+        index, valid = prediction["index"], prediction["status"] == "ok"
+        dialogues.append(
+            {
+                "index": index,
+                "dialogue": rows[index]["dialogue"],
+                "reference": {key: rows[index][key] for key in SECTIONS},
+                "prediction": {key: prediction[key] for key in SECTIONS} if valid else None,
+                "judgements": {key: verdicts[index, key] for key in SECTIONS},
+                **{key: prediction[key] for key in ("status", "reason", "raw")},
+            }
+        )
+    return dialogues
+
+
+def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
+    """Write report.html with the figures of a run and the `dialogues` from `select_dialogues`."""
+    level, message = figures.judge_message(results)
+    page = _environment().get_template("report.html.j2")
+    text = page.render(
+        name=figures.run_name(results),
+        results=results,
+        facts=_facts(results),
+        level=level,
+        message=message,
+        unfinished_message=figures.unfinished_message(results),
+        uninformative=figures.uninformative_sections(results),
+        corrected={key: check for key, check in figures.judge_checks(results).items() if check["informative"]},
+        shown=len(dialogues),
+        entries=(_entry(dialogue) for dialogue in dialogues),
+    )
+    write_atomically(path, text)
+
+
+def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
+    """Write comparison.html in the style of report.html. comparison: from `compare_runs(runs)`."""
+    bounds = [
+        abs(bound)
+        for pair in comparison["pairs"]
+        for section in pair["sections"].values()
+        if section["n"]
+        for bound in section["ci95"]
+    ]
+    # Width of the charts of differences: the largest bound on both sides, in steps of 20 points.
+    span = 0.4 * max(1, math.ceil(max(bounds, default=0) / 0.2))
+    page = _environment().get_template("comparison.html.j2")
+    text = page.render(
+        comparison=comparison,
+        lines=figures.comparison_lines(comparison),
+        judge_free_measures=figures.judge_free_measures(runs),
+        warnings=figures.comparison_warnings(runs),
+        facts=_facts(runs[0]["results"], ("Judge", "Dataset", "Prompts")),
+        span=span,
+        ticks=[
+            f"{100 * span * share:+.0f}".replace("-", "−") if share else "0" for share in (-0.5, -0.25, 0, 0.25, 0.5)
+        ],
+    )
+    write_atomically(path, text)
+
+
+def _facts(results: dict, labels: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """Return what the figures belong to as (label, text): everything, or only `labels`."""
+    facts = {
+        "Model": results["model"],
+        "Adapter": results["lora_path"] or "none",
+        "Judge": results["judge_model"],
+        "Dataset": f"{results['dataset']}, {results['split']}, {results['n']} dialogues",
+        "Date": results.get("date"),
+        "Prompts": results.get("prompts_hash"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
+        "Time": ", ".join(f"{stage.replace('_', ' ')} {s:.0f} s" for stage, s in results["timings_s"].items()),
+    }
+    return [(label, text) for label, text in facts.items() if text and (not labels or label in labels)]
+
+
+# --- templates -------------------------------------------------------------------------------------------------------
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_make_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": figures.percent,
+        "interval": functools.partial(figures.interval, dash="–"),
+        "points": lambda difference: figures.points(difference).replace("-", "−"),
+        "points_interval": lambda ci95: figures.points_interval(ci95).replace("-", "−"),
+        "p_value": figures.p_value,
+        "rouge": figures.rouge,
+        "mean_rouge": figures.mean_rouge,
+        "flips": figures.group_flips,
+        "position": lambda rate: f"{100 * rate:.2f}%",
+        "csp_hash": _csp_hash,
+        "kinds": _kinds,
+    }
+    environment.globals |= {
+        "section_names": SECTION_NAMES,
+        "uninformative_text": figures.UNINFORMATIVE,
+        "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "script": Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
+    }
+    return environment
+
+
+def _csp_hash(text: str) -> Markup:
+    """Return the source expression that allows exactly this inline text in a Content-Security-Policy."""
+    return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+
+
+# Control characters become their pictures (NUL is U+2400). Characters that reorder their neighbours become U+FFFD,
+# because a note with one could display "05" as "50".
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+
+
+def _make_visible(value: object) -> object:
+    return value.translate(_PICTURES) if isinstance(value, str) else value
+
+
+def _kinds(controls: dict) -> list[tuple[str, str, list[dict | None]]]:
+    """Return (kind, expected verdict, its figures in each section or None), kinds that should pass first."""
+    expected = {kind: entry["expected"] for check in controls.values() for kind, entry in check["by_kind"].items()}
+    return [
+        (kind, verdict, [check["by_kind"].get(kind) for check in controls.values()])
+        for kind, verdict in sorted(expected.items(), key=lambda item: item[1] != "pass")
+    ]
+
+
+# A turn begins on a line of its own or, in data that lost its line breaks, after a sentence.
+_NEXT_TURN = re.compile(r"[\r\n]+|(?<=[.?!]) (?=[A-Z][a-z]{2,15}: )")
+_TURN = re.compile(r"([A-Z][\w.' -]{0,23}:)?(.*)", re.DOTALL)
+
+
+def _entry(dialogue: dict) -> dict:
+    """Return a dialogue as the template shows it: turns as (speaker, words), and sections with differences marked."""
+    sections = []
+    for key in SECTIONS:
+        reference, prediction = [(dialogue["reference"][key], False)], None
+        if dialogue["prediction"] is not None:
+            reference, prediction = word_differences(dialogue["reference"][key], dialogue["prediction"][key])
+        sections.append({"key": key, "reference": reference, "prediction": prediction, **dialogue["judgements"][key]})
+    return {
+        **{key: dialogue[key] for key in ("index", "status", "reason", "raw")},
+        "turns": [_TURN.fullmatch(turn).groups("") for turn in _NEXT_TURN.split(dialogue["dialogue"].strip())],
+        "words": len(dialogue["dialogue"].split()),
+        "sections": sections,
+    }
+
+
+Pieces = list[tuple[str, bool]]  # of a text, in order; True: the other text does not have these words
+
+# Comparing n with m words takes time up to n * m * (n + m), so longer texts are not compared.
+_MOST_WORDS = 1_000
+
+
+def word_differences(reference: str, prediction: str) -> tuple[Pieces, Pieces]:
+    """Mark in each text the words that the other does not have. Texts of over 1,000 words come back unmarked.
+
+    Case and punctuation at the end of a word are ignored.
+    """
+    words = [re.findall(r"\S+\s*", text.strip()) for text in (reference, prediction)]
+    if max(map(len, words)) > _MOST_WORDS:
+        return [(reference, False)], [(prediction, False)]
+    keys = [[word.casefold().strip().rstrip(".,;:") for word in side] for side in words]
+    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    pieces: tuple[Pieces, Pieces] = ([], [])
+    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+        for side, start, end in ((0, i1, i2), (1, j1, j2)):
+            text = "".join(words[side][start:end])
+            kept = text.rstrip()
+            pieces[side].extend([(kept, tag != "equal"), (text[len(kept) :], False)] if text else [])
+    return pieces

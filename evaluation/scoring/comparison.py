@@ -1,0 +1,123 @@
+"""Compare runs on the dialogues that they share."""
+
+from collections import Counter
+from itertools import combinations
+
+from evaluation.scoring.intervals import bootstrap_mean, newcombe
+from evaluation.scoring.judgements import sort_judgements
+from prompts import SECTIONS
+
+# Keys of results.json that must be equal for verdicts to be comparable, with their names in a message.
+_MUST_MATCH = {"dataset_hash": "data", "prompts_hash": "prompts", "judge_hash": "judge or judge's settings"}
+
+# (index, hash of the dialogue) -> section -> verdict
+Verdicts = dict[tuple[int, str], dict[str, str]]
+
+
+def compare_runs(runs: list[dict]) -> dict:
+    """Compare two or more runs, each {"name", "results", "predictions", "judgements"}.
+
+    Returns
+      names: [name]; n: [n of each run]
+      sections: {S: {"accuracy": [of each run], "ci95": [...], "best": [positions of the highest accuracy]}}
+      mean: the same keys
+      pairs: every two runs, in order: {a, b: positions in names; n: dialogues in both;
+          sections: {S: {n: dialogues scored in both, unscored: dialogues left out, difference: accuracy of b - of a
+                         on the n, ci95, only_a, only_b: passes of one alone, p: exact McNemar, two-sided}};
+          mean: {n, difference, ci95}, on the dialogues with all sections scored in both;
+          flips: [{index, section, from: verdict in a, to: verdict in b}], where the verdicts differ}
+          A difference, its interval and p are None if no dialogue is scored in both.
+    Raises ValueError, naming the difference, if the data, prompts or judges differ.
+    """
+    if len(runs) < 2:
+        raise ValueError("a comparison needs two runs or more")
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    results = [run["results"] for run in runs]
+    verdicts = [_note_verdicts(run) for run in runs]
+    return {
+        "names": [run["name"] for run in runs],
+        "n": [result["n"] for result in results],
+        "sections": {section: _rates([result["sections"][section] for result in results]) for section in SECTIONS},
+        "mean": _rates([result["mean"] for result in results]),
+        "pairs": [
+            {"a": a, "b": b} | _compare_pair(verdicts[a], verdicts[b], runs[a]["name"], runs[b]["name"])
+            for a, b in combinations(range(len(runs)), 2)
+        ],
+    }
+
+
+def _check_comparable(first: dict, other: dict) -> None:
+    for key, name in _MUST_MATCH.items():
+        for run in (first, other):
+            if key not in run["results"]:
+                raise ValueError(f"{run['name']}: results.json has no {key}; another version wrote it, score it again")
+        values = [run["results"][key] for run in (first, other)]
+        if values[0] != values[1]:
+            judges = [run["results"]["judge_model"] for run in (first, other)]
+            shown = judges if key == "judge_hash" and judges[0] != judges[1] else values
+            raise ValueError(
+                f"{first['name']} and {other['name']} cannot be compared: different {name} ({', '.join(shown)})"
+            )
+
+
+def _rates(figures: list[dict]) -> dict:
+    accuracy = [entry["accuracy"] for entry in figures]
+    best = [position for position, rate in enumerate(accuracy) if rate == max(accuracy)]
+    return {"accuracy": accuracy, "ci95": [entry["ci95"] for entry in figures], "best": best}
+
+
+def _note_verdicts(run: dict) -> Verdicts:
+    notes, _, _ = sort_judgements(run["judgements"], {prediction["index"] for prediction in run["predictions"]})
+    return {
+        (prediction["index"], prediction["dialogue_hash"]): {
+            section: verdict for section, (verdict, _) in notes.get(prediction["index"], {}).items()
+        }
+        for prediction in run["predictions"]
+    }
+
+
+def _compare_pair(first: Verdicts, second: Verdicts, first_name: str, second_name: str) -> dict:
+    shared = [key for key in first if key in second]
+    if not shared:
+        raise ValueError(f"{first_name} and {second_name} have no dialogue in common")
+    sections, flips = {}, []
+    for section in SECTIONS:
+        verdicts = [(key[0], first[key].get(section), second[key].get(section)) for key in shared]
+        scored = [(index, a, b) for index, a, b in verdicts if {a, b} <= {"pass", "fail"}]
+        sections[section] = _paired_figures([(a, b) for _, a, b in scored]) | {"unscored": len(shared) - len(scored)}
+        flips += [{"index": index, "section": section, "from": a, "to": b} for index, a, b in scored if a != b]
+    mean = _mean_difference([(first[key], second[key]) for key in shared])
+    return {"n": len(shared), "sections": sections, "mean": mean, "flips": flips}
+
+
+def _paired_figures(verdicts: list[tuple[str, str]]) -> dict:
+    """Compute the difference of two pass rates on the same notes, Newcombe's interval and the exact McNemar test."""
+    from scipy.stats import binomtest
+
+    n, count = len(verdicts), Counter(verdicts)
+    only_a, only_b = count["pass", "fail"], count["fail", "pass"]
+    if n == 0:
+        return {"n": 0, "difference": None, "ci95": None, "only_a": 0, "only_b": 0, "p": None}
+    flipped = only_a + only_b
+    return {
+        "n": n,
+        "difference": (only_b - only_a) / n,
+        "ci95": newcombe(count["pass", "pass"], only_a, only_b, count["fail", "fail"]),
+        "only_a": only_a,
+        "only_b": only_b,
+        "p": float(binomtest(only_b, flipped).pvalue) if flipped else 1.0,  # the exact McNemar test is this sign test
+    }
+
+
+def _mean_difference(pairs: list[tuple[dict[str, str], dict[str, str]]]) -> dict:
+    """Compute the difference of the mean accuracies on the notes with all sections scored in both runs."""
+    differences = [
+        sum((b[section] == "pass") - (a[section] == "pass") for section in SECTIONS)
+        for a, b in pairs
+        if {verdicts.get(section) for verdicts in (a, b) for section in SECTIONS} <= {"pass", "fail"}
+    ]
+    n, top = len(differences), len(SECTIONS)
+    if n == 0:
+        return {"n": 0, "difference": None, "ci95": None}
+    return {"n": n, "difference": sum(differences) / (n * top), "ci95": bootstrap_mean(differences, floor=-top)}

@@ -1,0 +1,41 @@
+"""Sort judgements into verdicts on notes, controls and attacks."""
+
+import sys
+from collections.abc import Iterable
+from functools import cache
+
+from evaluation.judging.judge import Record, record_key
+
+Verdict = tuple[str, str]  # ("pass", "fail" or "unscored", its source: "judge" or "code")
+NoteVerdicts = dict[int, dict[str, Verdict]]  # index -> section -> verdict on the model's note
+
+
+def sort_judgements(judgements: Iterable[Record], indices: set[int]) -> tuple[NoteVerdicts, list[Record], list[Record]]:
+    """Return (verdicts on notes, without their texts; controls; attacks).
+
+    indices: the dialogues that have a prediction.
+    Raises ValueError for two judgements of the same case, or a judgement without a prediction.
+    """
+    notes: NoteVerdicts = {}
+    controls, attacks, seen = [], [], set()
+    for record in judgements:
+        key = index, section, kind, attack = record_key(record)
+        if key in seen or (not kind and not attack and section in notes.get(index, ())):
+            case = f" as {kind or attack}" if kind or attack else ""
+            raise ValueError(f"row {index}, section {section} is judged twice{case}")
+        if kind or attack:
+            seen.add(key)
+            (controls if kind else attacks).append(record)
+        elif index in indices:
+            notes.setdefault(index, {})[sys.intern(section)] = _shared_verdict(record["verdict"], record["source"])
+        else:
+            raise ValueError(f"row {index}, section {section} is judged but has no prediction")
+    for records in (controls, attacks):  # answers arrive in any order, which must not change a figure
+        records.sort(key=lambda record: [str(part) for part in record_key(record)])
+    return notes, controls, attacks
+
+
+@cache
+def _shared_verdict(verdict: str, source: str) -> Verdict:
+    """Return the same object for equal verdicts: a large run has 100,000, and only a few different ones."""
+    return verdict, source
