@@ -63,6 +63,7 @@ def resolve(args: argparse.Namespace) -> tuple[list[Found], models.Model | None]
     load = args.stage in WRITING and not args.api_base
     load_judge = args.stage in JUDGING and not args.judge_api_base
     weights, judge_weights = (of.get("load_format") != "dummy" for of in (args.engine_args, args.judge_engine_args))
+    at_run_time = bool(args.engine_args.get("enable_lora"))
     for name, lora_path in targets(args) if load else ():
         models.find_model(name, weights, _ignore)
         if lora_path:
@@ -72,7 +73,8 @@ def resolve(args: argparse.Namespace) -> tuple[list[Found], models.Model | None]
     found: list[Found] = []
     for name, lora_path in targets(args):
         model = models.resolve_model(name, weights, tell) if load else None
-        found.append((model, models.resolve_adapter(lora_path, model, tell) if model and lora_path else None))
+        adapter = models.resolve_adapter(lora_path, model, tell, at_run_time) if model and lora_path else None
+        found.append((model, adapter))
     return found, models.resolve_model(args.judge_model, judge_weights, tell) if load_judge else None
 
 

@@ -1,0 +1,1 @@
+"""Rules that training and evaluation share."""
