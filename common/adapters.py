@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 # vLLM's accepted values of max_lora_rank; a limit far above the adapter's rank slows every step.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -115,21 +115,22 @@ def _same(value: Any, default: Any) -> bool:
     return value == default or (not value and not default)
 
 
-def adapted_model(settings: Mapping[str, Any], base: "PretrainedConfig") -> "PreTrainedModel":
-    """A model of configuration `base` with the adapter that `settings` describe, without memory for its weights.
+def adapted_model(settings: Mapping[str, Any], base: str | Path) -> "PreTrainedModel":
+    """The model in folder `base` with the adapter that `settings` describe, without memory for the weights of either.
 
     Raises AdapterError, such as for settings that target no module.
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     known = LoraConfig().to_dict()
     settings = {key: value for key, value in settings.items() if key in known and key not in NOTES}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = AutoModelForCausalLM.from_config(base, attn_implementation="eager")
+            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
         except Exception as error:  # an architecture that transformers does not have, a configuration that is damaged
             problem = f"transformers cannot build the base model ({_first_line(error)})"
             raise AdapterError(problem, "adapters of such models cannot be checked") from None
@@ -220,7 +221,6 @@ def untrained(file: Path) -> tuple[int, int]:
 
     Reads all tensors. Raises AdapterError for one with a value that is no finite number.
     """
-    import torch
     from safetensors import safe_open
 
     zero: dict[str, bool] = {}
@@ -229,11 +229,12 @@ def untrained(file: Path) -> tuple[int, int]:
             tensor = tensors.get_tensor(name)
             if not tensor.is_floating_point():
                 raise AdapterError(f"{name} is of type {tensor.dtype}", "save it as float32, float16 or bfloat16")
-            if not torch.isfinite(tensor.float()).all():
+            least, greatest = (value.item() for value in tensor.aminmax()) if tensor.numel() else (0, 0)
+            if not (math.isfinite(least) and math.isfinite(greatest)):
                 raise AdapterError(
                     f"{name} holds inf or nan", "its training failed, or it was saved in too small a type"
                 )
             if ".lora_" in name:
                 module = name[: name.index(".lora_")]
-                zero[module] = zero.get(module, False) or not tensor.any()
+                zero[module] = zero.get(module, False) or least == greatest == 0
     return sum(zero.values()), len(zero)

@@ -267,10 +267,8 @@ def _check_weights(
     name: str, file: Path, config: dict, model: Model, tell: Callable[[str], None], at_run_time: bool
 ) -> None:
     """Raise UserError when a tensor of an adapter is not what its settings and `model` ask for, or not finite."""
-    from transformers import AutoConfig
-
     try:
-        adapted = adapters.adapted_model(config, AutoConfig.from_pretrained(model.path))
+        adapted = adapters.adapted_model(config, model.path)
         adapters.check_tensors({name: tensor["shape"] for name, tensor in _read_header(file).items()}, adapted)
         untrained, modules = adapters.untrained(file)
     except adapters.AdapterError as error:
@@ -288,8 +286,11 @@ def _other_base(config: dict, model: Model) -> str | None:
         return None
     folder = Path(base)
     if (folder / "config.json").is_file():
-        same = _fingerprint(folder, "config.json", _weight_files(folder, "model")) == model.fingerprint
-        return None if same else base
+        try:
+            weights = _weight_files(folder, "model")
+        except UserError:  # not whole any more
+            return base
+        return None if _fingerprint(folder, "config.json", weights) == model.fingerprint else base
     if revision:
         return f"{base}, revision {revision}"
     if not Path(model.name).exists():  # two names on the hub

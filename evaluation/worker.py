@@ -8,6 +8,7 @@ the shared memory and vLLM's own children.
 
 import fcntl
 import json
+import math
 import os
 import queue
 import re
@@ -133,17 +134,18 @@ def _add(adapted: "PeftModel", dtype: "torch.dtype") -> None:
     for name, layer in adapted.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        before = layer.get_base_layer().weight.detach().clone()
-        change = layer.get_delta_weight("default").detach()
+        weight = layer.get_base_layer().weight
+        before = weight.detach().clone()
+        change = layer.get_delta_weight("default").detach().flatten()
         layer.merge()
-        sum_as_saved = layer.get_base_layer().weight.detach().to(dtype).float()
-        if not sum_as_saved.isfinite().all():
+        added = before.sub_(weight.detach().to(dtype)).neg_().flatten()  # in place: new memory takes most of the time
+        size_added, size_of_change = added.dot(added).item(), change.dot(change).item()
+        if not math.isfinite(size_added):
             raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {AT_RUN_TIME}")
-        added = sum_as_saved - before
-        if change.any() and not added.any():
+        if size_of_change and not size_added:
             raise UserError(f"{dtype} rounds away all that the adapter adds to {name}; {AT_RUN_TIME}")
-        kept += (added * change).sum().item()
-        wanted += change.square().sum().item()
+        kept += added.dot(change).item()
+        wanted += size_of_change
     if kept < LEAST_KEPT * wanted:
         raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of what the adapter adds; {AT_RUN_TIME}")
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from conftest import ROOT, rows
+from conftest import ROOT, rows, save_dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_tokens import QWEN3_LIKE
+from test_train import read_log, run, validation_losses, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prompts
@@ -24,6 +26,7 @@ from evaluation.models import resolve_adapter, resolve_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+SHORT = {"epochs": 6, "gradient_accumulation_steps": 1, "optimizer": {"type": "cpu_adam", "learning_rate": 1e-2}}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -271,8 +274,7 @@ def test_a_mistyped_setting_names_the_one_that_was_meant() -> None:
 )
 def test_a_name_in_a_yaml_that_selects_nothing_is_found(base: Path, settings: dict, part: str | None) -> None:
     settings = {"peft_type": "Lora", "target_modules": ALL} | settings
-    config = AutoModelForCausalLM.from_pretrained(base).config
-    assert unmatched(settings, adapted_model(settings, config)) == part
+    assert unmatched(settings, adapted_model(settings, base)) == part
 
 
 # --- merges ----------------------------------------------------------------------------------------------------------
@@ -378,6 +380,16 @@ def test_a_quantised_base_takes_an_adapter_at_run_time_alone(adapter: Path, base
     accepted(str(adapter), quantised, at_run_time=True)
 
 
+def test_an_adapter_of_a_model_that_transformers_does_not_have_is_refused(
+    adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    strange = Path(shutil.copytree(base, tmp_path / "strange"))
+    change_json(strange / "config.json", model_type="strange", architectures=["Strange"])
+    assert "transformers cannot build the base model" in refusal(str(adapter), strange)
+    change_json(strange / "config.json", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    assert "transformers cannot build the base model" in refusal(str(adapter), strange)
+
+
 def test_a_base_of_the_same_name_and_other_weights_is_reported(adapter: Path, base: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(base, tmp_path / "elsewhere" / "model"))
     assert accepted(str(adapter), other) == []
@@ -415,6 +427,36 @@ def test_vllm_writes_with_a_merged_copy_what_the_adapted_model_writes(base: Path
     with Engine("generator", spec, tmp_path / "log") as engine:
         (answer,) = engine.complete([Request(0, chat)])
     assert answer.text == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["both embeddings", "rank-stabilised"])
+def test_the_validation_loss_of_a_run_is_that_of_the_merged_copy(base: Path, tmp_path: Path, name: str) -> None:
+    from training.tokens import encode_example
+
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(QWEN3_LIKE)
+    save_dataset(tmp_path / "soap_dataset", {"train": rows(9), "validation": rows(12)[9:]})
+    adapter = {"peft_type": "Lora", "r": 4, "lora_alpha": 32, "target_modules": ALL} | TAKEN[name]
+    model = {"name_or_path": "model", "dtype": "fp32", "attn_implementation": "varlen", "peft_config": adapter}
+    status, output = run(write_config(tmp_path, Path("model"), "trained", model=model, **SHORT))
+    assert status == 0, output[-3000:]
+    shown = validation_losses(read_log(tmp_path / "trained"))
+    assert accepted(str(tmp_path / "trained"), tmp_path / "model")[1:] == []
+    (folder,) = (tmp_path / "trained").glob("global_step_*")
+    worker.merge(str(tmp_path / "model"), str(folder), str(tmp_path / "merged"))
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    tokenizer, total, labelled = AutoTokenizer.from_pretrained(tmp_path / "model"), 0.0, 0
+    for row in rows(12)[9:]:
+        example = encode_example(tokenizer, prompts.training_messages(row["dialogue"], row))
+        ids, labels = (torch.tensor([example[key]]) for key in ("input_ids", "labels"))
+        count = (labels[:, 1:] != -100).sum().item()
+        with torch.no_grad():
+            total += merged(input_ids=ids, labels=labels).loss.item() * count
+        labelled += count
+    assert shown[-1] == pytest.approx(total / labelled, rel=1e-3)
+    assert shown[-1] < 0.9 * shown[0]
 
 
 def test_common_is_a_name_that_no_installed_package_has() -> None:

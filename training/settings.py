@@ -47,7 +47,7 @@ def check_adapter(model: ModelConfig, base: PretrainedConfig) -> None:
             f"{model.name_or_path} is quantised, so an adapter cannot be added to its weights",
             "give the model that it was made from",
         )
-    adapted = adapters.adapted_model(model.peft_config, base)
+    adapted = adapters.adapted_model(model.peft_config, tokens.model_files(model.name_or_path))
     if unmatched := adapters.unmatched(model.peft_config, adapted):
         raise adapters.AdapterError(f"{unmatched} matches no module of {model.name_or_path}", "correct or remove it")
 
