@@ -143,7 +143,7 @@ def _add(adapted: "PeftModel", dtype: "torch.dtype") -> None:
         if not math.isfinite(size_added):
             raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {AT_RUN_TIME}")
         if size_of_change and not size_added:
-            raise UserError(f"{dtype} rounds away all that the adapter adds to {name}; {AT_RUN_TIME}")
+            raise UserError(f"the merge in {dtype} leaves {name} as it was; {AT_RUN_TIME}")
         kept += added.dot(change).item()
         wanted += size_of_change
     if kept < LEAST_KEPT * wanted:

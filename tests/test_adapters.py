@@ -351,9 +351,24 @@ def test_a_change_that_the_type_of_the_weights_rounds_away_is_no_merge(
 ) -> None:
     """Added to weights in bfloat16, 8 bits of them, a small adapter would leave the base model's notes."""
     adapter = make_adapter(base, tmp_path / "adapter", std=std, target_modules=["q_proj", "down_proj"])
-    with pytest.raises(UserError, match=r"bfloat16 (rounds away all|keeps only) .*enable_lora"):
+    with pytest.raises(UserError, match=r"bfloat16 (leaves|keeps only) .*enable_lora"):
         worker.merge(str(tiny_model), str(adapter), str(tmp_path / "merged"))
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_that_leaves_out_a_module_is_an_error(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, merged = peft.tuners.lora.Linear.merge, []
+
+    def merge(layer: torch.nn.Module, *arguments: object, **options: object) -> None:
+        merged.append(layer)
+        if len(merged) != 9:
+            own(layer, *arguments, **options)
+
+    monkeypatch.setattr(peft.tuners.lora.Linear, "merge", merge)
+    with pytest.raises(UserError, match=r"leaves .*layers\.1\.self_attn\.k_proj as it was"):
+        worker.merge(str(base), str(adapter), str(tmp_path / "merged"))
 
 
 def test_a_sum_that_is_too_large_for_the_type_of_the_weights_is_no_merge(base: Path, tmp_path: Path) -> None:
