@@ -1,1 +1,1 @@
-"""Shared by all three scripts: the user's error, locks and atomic writes, the dataset. Imports no other room."""
+"""Shared by all three scripts: the user's error, locks and atomic writes, the dataset, the rules for adapters."""

@@ -104,6 +104,12 @@ def change(path: str, *changes: tuple[str, Any]) -> None:
     put(path, json.dumps(values))  # which is YAML, too
 
 
+def rename_tensors(path: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({f"base_model.model.{name}": tensor for name, tensor in load_file(path).items()}, path)
+
+
 def setting(name: str, value: Any) -> Callable[[], None]:
     return lambda: change("train.yaml", (name, value))
 
@@ -274,6 +280,40 @@ FAULTS = {
     "adapter of no layer": Fault(
         TRAIN, setting("model.peft_config", {"peft_type": "Lora", "target_modules": ["no_proj"]}), "no_proj"
     ),
+    "adapter of a layer that is mistyped": Fault(
+        TRAIN,
+        setting("model.peft_config", {"peft_type": "Lora", "target_modules": ["q_proj", "v_porj"]}),
+        "target_modules: 'v_porj' matches no module",
+    ),
+    "adapter setting that is mistyped": Fault(
+        TRAIN, setting("model.peft_config", {"peft_type": "Lora", "lora_alfa": 8}), "did you mean lora_alpha?"
+    ),
+    "prompt tuning": Fault(
+        TRAIN,
+        setting("model.peft_config", {"peft_type": "PromptTuning", "num_virtual_tokens": 8}),
+        "set `peft_type: Lora`",
+    ),
+    "DoRA": Fault(TRAIN, setting("model.peft_config", {"peft_type": "Lora", "use_dora": True}), "a DoRA adapter"),
+    "PiSSA": Fault(
+        TRAIN,
+        setting("model.peft_config", {"peft_type": "Lora", "init_lora_weights": "pissa"}),
+        "model.peft_config: init_lora_weights 'pissa' is not true, false, gaussian",
+    ),
+    "adapter of a changed config": Fault(
+        TRAIN,
+        lambda: change(
+            "train.yaml", ("model.peft_config", {"peft_type": "Lora"}), ("model.hf_config_kwargs", {"rope_theta": 5})
+        ),
+        "`model.hf_config_kwargs`",
+    ),
+    "adapter of a quantised model": Fault(
+        TRAIN,
+        lambda: (
+            setting("model.peft_config", {"peft_type": "Lora"})(),
+            change("model/config.json", ("quantization_config", {"quant_method": "fp8"})),
+        ),
+        "model is quantised",
+    ),
     "too short for any row": Fault(TRAIN, setting("data.max_length", 16), "No data left after filtering"),
     # arctic_training: the files
     "wrong model name": Fault(
@@ -400,6 +440,19 @@ FAULTS = {
     "an adapter of another model": Fault(
         ADAPTER, lambda: change("model/config.json", ("hidden_size", 96)), "give the adapter's own base model"
     ),
+    "an adapter with tensors of other names": Fault(
+        ADAPTER, lambda: rename_tensors("adapter/adapter_model.safetensors"), "is expected; save the adapter again"
+    ),
+    "an adapter with tensors of other names at run time": Fault(
+        f"{ADAPTER} --engine_args '{{\"enable_lora\": true}}'",
+        lambda: rename_tensors("adapter/adapter_model.safetensors"),
+        "is expected; save the adapter again",
+    ),
+    "an adapter that asks for more than it holds": Fault(
+        ADAPTER,
+        lambda: change("adapter/adapter_config.json", ("target_modules", ["q_proj", "k_proj", "v_proj"])),
+        "lacks",
+    ),
     # eval.py: the run folder
     "a run into a file": Fault(f"{EVAL} --output_dir notes.jsonl", nothing, "another --output_dir"),
     "a run below a file": Fault(f"{EVAL} --output_dir notes.jsonl/run", nothing, "another --output_dir"),
@@ -464,7 +517,7 @@ FAULTS = {
 
 
 def test_no_row_of_the_table_is_lost():
-    assert len(FAULTS) == 189
+    assert len(FAULTS) == 199
 
 
 # --- the tests

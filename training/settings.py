@@ -6,8 +6,9 @@ from arctic_training.config.trainer import TrainerConfig
 from arctic_training.config.wandb import WandBConfig
 from arctic_training.data.sft_factory import SFTDataConfig
 from pydantic import ValidationInfo, field_validator, model_validator
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
+from common import adapters
 from training import tokens
 from training.errors import fail
 from training.operators import compile_operators
@@ -31,6 +32,24 @@ def refuse_other_values(cls: type, value: object, info: ValidationInfo) -> objec
     if value != (only := cls.model_fields[info.field_name].default):
         raise ValueError(f"only {only} is possible here; {ONE_VALUE[info.field_name]}")
     return value
+
+
+def check_adapter(model: ModelConfig, base: PretrainedConfig) -> None:
+    """Raise AdapterError for an adapter that eval.py would refuse, or that is not what the YAML asks for."""
+    adapters.check_settings(model.peft_config, saved=False)
+    if model.hf_config_kwargs:
+        raise adapters.AdapterError(
+            "an adapter is saved without `model.hf_config_kwargs`, so it would be evaluated without them",
+            "leave them out, or change config.json in a copy of the base model",
+        )
+    if getattr(base, "quantization_config", None):
+        raise adapters.AdapterError(
+            f"{model.name_or_path} is quantised, so an adapter cannot be added to its weights",
+            "give the model that it was made from",
+        )
+    adapted = adapters.adapted_model(model.peft_config, tokens.model_files(model.name_or_path))
+    if unmatched := adapters.unmatched(model.peft_config, adapted):
+        raise adapters.AdapterError(f"{unmatched} matches no module of {model.name_or_path}", "correct or remove it")
 
 
 class SOAPDataConfig(SFTDataConfig):
@@ -75,9 +94,14 @@ class SOAPTrainerConfig(TrainerConfig):
     @classmethod
     def validate_model(cls, model: ModelConfig) -> ModelConfig:
         try:
-            AutoConfig.from_pretrained(tokens.model_files(model.name_or_path))
+            config = AutoConfig.from_pretrained(tokens.model_files(model.name_or_path))
         except Exception as error:  # a wrong name, no network, a damaged file
             fail(f"{model.name_or_path} is no model that can be loaded ({error})", WHOLE_MODEL)
+        if model.peft_config is not None:
+            try:
+                check_adapter(model, config)
+            except adapters.AdapterError as error:
+                fail(f"model.peft_config: {error.problem}", error.remedy)
         return model
 
     @field_validator("optimizer", mode="after")

@@ -1,6 +1,6 @@
 """Models and adapters as the user names them -> folders that are complete, checked before an engine starts.
 
-Reads JSON files and safetensors headers only; no weights are loaded and no code from a model is run.
+Reads JSON files, safetensors headers, and of weights an adapter's alone. No code from a model is run.
 """
 
 import hashlib
@@ -11,10 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import adapters
 from common.errors import UserError
-
-# vLLM's accepted values of max_lora_rank; a limit far above the adapter's rank slows every step.
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a longer one takes cache that more dialogues could use
 
@@ -83,37 +81,28 @@ def find_adapter(name: str, tell: Callable[[str], None]) -> Path:
     return path
 
 
-def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print) -> Adapter:
+def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print, at_run_time: bool = False) -> Adapter:
     """The LoRA adapter in folder `name` (or its newest complete global_step_N), checked against `model`.
 
-    `tell` takes lines for the user. Raises UserError.
+    `at_run_time`: vLLM is to apply it, in place of a merge. `tell` takes lines for the user. Raises UserError.
     """
     path = find_adapter(name, tell)
     config = _read_json(path / "adapter_config.json")
-    where = path / "adapter_config.json"
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be evaluated")
-    unsupported = {
-        "use_dora": "is a DoRA adapter",
-        "modules_to_save": f"holds whole weights ({config.get('modules_to_save')})",
-        "rank_pattern": "has ranks that differ between layers",
-        "alpha_pattern": "has scales that differ between layers",
-    }
-    merge = "merge it into the base model (peft: merge_and_unload, save_pretrained) and give the merged folder"
-    for key, what in unsupported.items():
-        if config.get(key):
-            raise UserError(f"{where} {what}, which vLLM cannot apply; {merge}")
-    if config.get("bias", "none") != "none":
-        raise UserError(f"{where} has trained biases, which vLLM cannot apply; {merge}")
-    rank = config.get("r")
-    if not isinstance(rank, int) or not 1 <= rank <= LORA_RANKS[-1]:
-        raise UserError(f"{where}: rank {rank!r} is not within 1..{LORA_RANKS[-1]}; {merge}")
-    weights = _weight_files(path, "adapter_model")
-    _check_shapes(weights, config, model)
-    base = config.get("base_model_name_or_path")
-    if base and Path(base).name != Path(model.name).name and Path(base).name != model.path.name:
+    try:
+        adapters.check_settings(config, saved=True)
+    except adapters.AdapterError as error:
+        raise UserError(f"{path / 'adapter_config.json'}: {error}") from None
+    file = path / "adapter_model.safetensors"
+    _check_shapes(file, config, model)
+    _check_weights(name, file, config, model, tell, at_run_time)
+    if not at_run_time and model.config.get("quantization_config"):
+        raise UserError(
+            f"{model.name} is quantised, so an adapter cannot be added to its weights; "
+            "--engine_args '{\"enable_lora\": true}' lets vLLM apply it at run time"
+        )
+    if base := _other_base(config, model):
         tell(f"{name} was trained on {base}; the shapes fit {model.name}, so it is applied")
-    return Adapter(name, path, rank, _fingerprint(path, "adapter_config.json", weights))
+    return Adapter(name, path, config["r"], _fingerprint(path, "adapter_config.json", [file]))
 
 
 def context_length(asked: int | None, model: Model) -> int:
@@ -126,7 +115,7 @@ def context_length(asked: int | None, model: Model) -> int:
 
 def vllm_rank(rank: int) -> int:
     """The smallest max_lora_rank that vLLM accepts for an adapter of `rank`."""
-    return next(limit for limit in LORA_RANKS if limit >= rank)
+    return next(limit for limit in adapters.LORA_RANKS if limit >= rank)
 
 
 def _newest_step(path: Path, config: str, stem: str, need_weights: bool, tell: Callable[[str], None]) -> Path:
@@ -258,23 +247,55 @@ def _read_header(file: Path) -> dict:
     return header
 
 
-def _check_shapes(weights: list[Path], config: dict, model: Model) -> None:
-    """Raise UserError when an adapter's matrices cannot be added to `model`'s."""
+def _check_shapes(file: Path, config: dict, model: Model) -> None:
+    """Raise UserError when an adapter was made for a model of another size."""
     hidden = model.config.get("hidden_size")
-    for file in weights:
-        for name, tensor in _read_header(file).items():
-            reads_hidden = re.search(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.lora_A", name)
-            if hidden and reads_hidden and tensor["shape"][-1] != hidden:
-                base = config.get("base_model_name_or_path")
-                raise UserError(
-                    f"{file}: made for a model with hidden_size {tensor['shape'][-1]} ({base}), "
-                    f"but {model.name} has {hidden}; give the adapter's own base model"
-                )
-            layer = re.search(r"\.layers\.(\d+)\.", name)
-            if layer and int(layer[1]) >= model.config.get("num_hidden_layers", 1 << 30):
-                raise UserError(
-                    f"{file}: has weights for layer {layer[1]}, which {model.name} has not; give its own base"
-                )
+    for name, tensor in _read_header(file).items():
+        reads_hidden = re.search(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.lora_A", name)
+        if hidden and reads_hidden and tensor["shape"][-1] != hidden:
+            base = config.get("base_model_name_or_path")
+            raise UserError(
+                f"{file}: made for a model with hidden_size {tensor['shape'][-1]} ({base}), "
+                f"but {model.name} has {hidden}; give the adapter's own base model"
+            )
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        if layer and int(layer[1]) >= model.config.get("num_hidden_layers", 1 << 30):
+            raise UserError(f"{file}: has weights for layer {layer[1]}, which {model.name} has not; give its own base")
+
+
+def _check_weights(
+    name: str, file: Path, config: dict, model: Model, tell: Callable[[str], None], at_run_time: bool
+) -> None:
+    """Raise UserError when a tensor of an adapter is not what its settings and `model` ask for, or not finite."""
+    try:
+        adapted = adapters.adapted_model(config, model.path)
+        adapters.check_tensors({name: tensor["shape"] for name, tensor in _read_header(file).items()}, adapted)
+        untrained, modules = adapters.untrained(file)
+    except adapters.AdapterError as error:
+        raise UserError(f"{file}: {error}") from None
+    if at_run_time and adapters.adapts_embeddings(adapted):
+        raise UserError(f"{file}: vLLM cannot apply an adapter of embed_tokens or lm_head; leave out enable_lora")
+    if untrained:
+        tell(f"{name}: in {untrained} of {modules} modules the adapter is zero, so it is not trained there")
+
+
+def _other_base(config: dict, model: Model) -> str | None:
+    """The base that an adapter's configuration names, unless that is `model` as far as the names and files say."""
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not base:
+        return None
+    folder = Path(base)
+    if (folder / "config.json").is_file():
+        try:
+            weights = _weight_files(folder, "model")
+        except UserError:  # not whole any more
+            return base
+        return None if _fingerprint(folder, "config.json", weights) == model.fingerprint else base
+    if revision:
+        return f"{base}, revision {revision}"
+    if not Path(model.name).exists():  # two names on the hub
+        return None if base == model.name else base
+    return None if folder.name in (Path(model.name).name, model.path.name) else base
 
 
 def _fingerprint(path: Path, config: str, weights: list[Path]) -> str:

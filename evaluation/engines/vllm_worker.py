@@ -8,6 +8,7 @@ the shared memory and vLLM's own children.
 
 import fcntl
 import json
+import math
 import os
 import queue
 import re
@@ -16,9 +17,16 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from common import adapters
+from common.errors import UserError
 from evaluation.engines.processes import kill_groups
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -27,6 +35,9 @@ _NO_MEMORY = re.compile(
     r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node"
 )
 _ADVICE = "free the GPU, or try a smaller --max_model_len, or change --gpu_memory_utilization"
+
+LEAST_KEPT = 0.5  # share of an adapter's change that must be left after the sum is rounded to the model's type
+AT_RUN_TIME = "--engine_args '{\"enable_lora\": true}' lets vLLM apply it at run time"
 
 
 def main() -> int:
@@ -52,6 +63,8 @@ def explain(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
         return f"not enough memory ({text[:160]}); {_ADVICE}"
+    if isinstance(error, UserError):
+        return text
     return f"{type(error).__name__}: {text[:300] or 'no message'}"
 
 
@@ -64,7 +77,7 @@ def explain_by_log(failed: str, log: str) -> str:
 def merge(model: str, adapter: str, folder: str) -> str:
     """Write `model` plus `adapter` to `folder`, added in float32, saved in the model's own type. Returns `folder`.
 
-    Replicas that start together do it once.
+    Replicas that start together do it once. Raises UserError when the sum is not the model that was trained.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,14 +85,69 @@ def merge(model: str, adapter: str, folder: str) -> str:
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not Path(folder).exists():
-            base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+            base, found = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
+            if found["missing_keys"]:  # transformers would make them up
+                raise UserError(f"{model} has no {min(found['missing_keys'])}; copy or save the checkpoint again")
             dtype = base.dtype
-            merged = PeftModel.from_pretrained(base.float(), adapter).merge_and_unload()
+            _check_embeddings(base.float(), adapter)
+            adapted = PeftModel.from_pretrained(base, adapter)
+            if adapters.adapts_embeddings(adapted):
+                _untie_embeddings(base)
+            _add(adapted, dtype)
             partial = f"{folder}.incomplete"
-            merged.to(dtype).save_pretrained(partial)
+            adapted.unload().to(dtype).save_pretrained(partial)
             AutoTokenizer.from_pretrained(model).save_pretrained(partial)
             Path(partial).rename(folder)
     return folder
+
+
+def _check_embeddings(base: "PreTrainedModel", adapter: str) -> None:
+    """Raise UserError when the copy of an embedding that PEFT saves with its adapter is not `base`'s."""
+    from safetensors import safe_open
+
+    with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            if name.endswith(".base_layer.weight"):
+                module = name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
+                own, copy = base.get_submodule(module).weight, tensors.get_tensor(name)
+                if not own.to(copy.dtype).equal(copy):
+                    raise UserError(f"{adapter} was trained on another {module} than this model's; give its own base")
+
+
+def _untie_embeddings(base: "PreTrainedModel") -> None:
+    """Give the output layer of `base` its own weight: an adapter of one embedding leaves the other as it is."""
+    from torch.nn import Parameter
+
+    table, head = (
+        getattr(layer, "base_layer", layer) for layer in (base.get_input_embeddings(), base.get_output_embeddings())
+    )
+    if head.weight is table.weight:
+        head.weight = Parameter(head.weight.detach().clone())
+    base.config.tie_word_embeddings = False
+
+
+def _add(adapted: "PeftModel", dtype: "torch.dtype") -> None:
+    """Add the adapter to the weights, module by module. Raises UserError where type `dtype` does not hold the sum."""
+    from peft.tuners.lora import LoraLayer
+
+    kept = wanted = 0.0
+    for name, layer in adapted.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        weight = layer.get_base_layer().weight
+        before = weight.detach().clone()
+        change = layer.get_delta_weight("default").detach().flatten()
+        layer.merge()
+        added = before.sub_(weight.detach().to(dtype)).neg_().flatten()  # in place: new memory takes most of the time
+        size_added, size_of_change = added.dot(added).item(), change.dot(change).item()
+        if not math.isfinite(size_added):
+            raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {AT_RUN_TIME}")
+        if size_of_change and not size_added:
+            raise UserError(f"the merge in {dtype} leaves {name} as it was; {AT_RUN_TIME}")
+        kept += added.dot(change).item()
+        wanted += size_of_change
+    if kept < LEAST_KEPT * wanted:
+        raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of what the adapter adds; {AT_RUN_TIME}")
 
 
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:

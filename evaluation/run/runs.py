@@ -46,6 +46,7 @@ def resolve(options: Options) -> tuple[list[Loaded], models.Model | None]:
     weights, judge_weights = (
         args.get("load_format") != "dummy" for args in (options.engine_args, options.judge_engine_args)
     )
+    at_run_time = bool(options.engine_args.get("enable_lora"))
     for name, lora_path in options.targets if load else ():
         models.find_model(name, weights, _ignore)
         if lora_path:
@@ -55,7 +56,9 @@ def resolve(options: Options) -> tuple[list[Loaded], models.Model | None]:
     loaded: list[Loaded] = []
     for name, lora_path in options.targets:
         model = models.resolve_model(name, weights, print_line) if load else None
-        adapter = models.resolve_adapter(lora_path, model, print_line) if model and lora_path else None
+        adapter = None
+        if model and lora_path:
+            adapter = models.resolve_adapter(lora_path, model, print_line, at_run_time)
         loaded.append(Loaded(model, adapter))
     return loaded, models.resolve_model(options.judge_model, judge_weights, print_line) if load_judge else None
 
