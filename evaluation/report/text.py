@@ -34,10 +34,10 @@ def console_table(results: dict) -> str:
         _table(["Section", "Pass rate", "95% interval", "Unscored", "ROUGE-L"], rows),
         "; ".join(filter(None, [valid, figures.unfinished_message(results)])) + ".",
     ]
-    if results["judge_controls"]:
-        parts.append(_check_table("Known answers", results["judge_controls"], "good passed", "bad failed"))
-    if results["human_labels"]:
-        parts.append(_check_table("People", results["human_labels"], "of sections people passed", "of sections people failed"))
+    if controls := results["judge_controls"]:
+        parts.append(_check_table("Known answers", controls, "good sections passed", "bad sections failed"))
+    if labels := results["human_labels"]:
+        parts.append(_check_table("People", labels, "of sections people passed", "of sections people failed"))
     if attacks := results["attacks"]:
         parts.append(
             f"Attacks on the judge: {percent(attacks['success_rate'])} ({interval(attacks['ci95'])}) "

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from evaluation.judging.judge import Record, Row
+from evaluation.judging.judge import Record, Rows
 from evaluation.scoring import trust
 from evaluation.scoring.intervals import bootstrap_mean, wilson
 from evaluation.scoring.judgements import sort_judgements
@@ -17,7 +17,7 @@ from prompts import SECTIONS
 def score_run(
     predictions: Iterable[Record],
     judgements: Iterable[Record],
-    rows: dict[int, Row] | list[Row],
+    rows: Rows,
     human_labels: list[dict] | None = None,
 ) -> dict:
     """Compute all figures of a run.
@@ -58,7 +58,7 @@ def score_run(
 
 
 def read_notes(
-    predictions: Iterable[Record], rows: dict[int, Row] | list[Row]
+    predictions: Iterable[Record], rows: Rows
 ) -> tuple[list[int], int, Counter[str], dict[str, list[float]]]:
     """Return (indices, number of valid notes, finish reasons, ROUGE-L of each section in the order of the indices).
 
