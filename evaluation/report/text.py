@@ -79,7 +79,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
     ]
     for pair in comparison["pairs"]:
         a, b = names[pair["a"]], names[pair["b"]]
-        parts.append(f"{b} minus {a}, in percentage points, on the {pair['n']} dialogues of both:")
+        parts.append(f"{b} minus {a}, in percentage points, on the {pair['n']} dialogues in both runs:")
         parts.append(_pair_table(pair))
         flips = (
             f"{section} {before} -> {after} ({len(indices)}): {', '.join(map(str, indices))}"
