@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -24,6 +24,9 @@ class Row(TypedDict):
     O: str  # noqa: E741
     A: str
     P: str
+
+
+Rows = Sequence[Row] | Mapping[int, Row]  # by index
 
 
 def load_split(path: str | Path, split: str, limit: int | None = None) -> "Dataset":

@@ -24,7 +24,7 @@ from evaluation.judging import asking, judge
 from evaluation.judging.asking import judge_case, start_judge
 from evaluation.options import Options
 from evaluation.run.manifest import describe_machine
-from evaluation.run.records import JsonLines, Judgement, Prediction
+from evaluation.run.records import JsonLines, Judgement, Prediction, record_key
 from evaluation.run.runs import Run, print_line
 from evaluation.tasks import BoundedTasks
 
@@ -118,7 +118,7 @@ class Pipeline:
 
     async def _judge_existing_notes(self, run: Run) -> None:
         """Start to judge the notes on disk and, once for all runs, the inputs with known answers."""
-        self._judged[run] = {judge.record_key(record) for record in run.folder.judgements}
+        self._judged[run] = {record_key(record) for record in run.folder.judgements}
         if run is self.runs[0]:
             await self._judging.add(self._judge_known_answers, run)
         existing = sum(1 for _ in run.folder.predictions)
@@ -135,7 +135,7 @@ class Pipeline:
         """
         cases, decided = judge.plain_cases([note], self.rows)
         for record in decided:
-            if judge.record_key(record) not in self._judged[run]:
+            if record_key(record) not in self._judged[run]:
                 self._append(run, run.folder.judgements, record)
                 self._verdicts_bar.update()
         await asyncio.gather(*(self._judge_case(run, case) for case in cases))
@@ -165,7 +165,7 @@ class Pipeline:
         known = [record for record in self.runs[0].folder.judgements if record["control"] or record["attack"]]
         for run in self.runs[1:]:
             for record in known:
-                if judge.record_key(record) not in self._judged[run]:
+                if record_key(record) not in self._judged[run]:
                     self._append(run, run.folder.judgements, record)
 
     # --- manifest ----------------------------------------------------------------------------------------------------

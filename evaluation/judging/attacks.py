@@ -2,7 +2,8 @@
 
 from itertools import cycle
 
-from evaluation.judging.judge import Case, Rows
+from common.dataset import Rows
+from evaluation.judging.judge import Case
 from evaluation.judging.known_answers import by_index, other_patient, shuffled_indices
 from prompts import SECTIONS
 

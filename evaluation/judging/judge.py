@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import prompts
+from common.dataset import Rows
+from evaluation.run.records import Control, Judgement, Prediction, record_key
 
 VERDICTS = ("pass", "fail")
 MAX_REASON = 200  # characters
@@ -22,10 +24,6 @@ VERDICT_SCHEMA = {
     "additionalProperties": False,
 }
 
-Row = dict[str, str]  # keys: dialogue, S, O, A, P
-Rows = Sequence[Row] | Mapping[int, Row]  # by index
-Record = dict  # one line of predictions.jsonl or judgements.jsonl
-
 
 @dataclass(frozen=True)
 class Case:
@@ -39,7 +37,7 @@ class Case:
     dialogue: str
     reference: str
     prediction: str
-    control: dict | None = None
+    control: Control | None = None
     attack: str | None = None
 
     def messages(self) -> prompts.Messages:
@@ -52,7 +50,7 @@ class Case:
 
     def record(
         self, verdict: str, reason: str, raw: str | None = None, source: str = "judge", attempts: int = 1
-    ) -> Record:
+    ) -> Judgement:
         """Return the line of judgements.jsonl for this case."""
         return {
             "index": self.index,
@@ -65,12 +63,6 @@ class Case:
             "control": self.control,
             "attack": self.attack,
         }
-
-
-def record_key(record: Record) -> tuple[int, str, str | None, str | None]:
-    """Return (index, section, kind of control, attack) of a line of judgements.jsonl."""
-    kind = record["control"]["kind"] if record["control"] else None
-    return record["index"], record["section"], kind, record["attack"]
 
 
 def read_verdict(raw: str, finish_reason: str) -> tuple[str, str]:
@@ -102,7 +94,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return answer
 
 
-def plain_cases(predictions: Iterable[Record], rows: Rows) -> tuple[list[Case], list[Record]]:
+def plain_cases(predictions: Iterable[Prediction], rows: Rows) -> tuple[list[Case], list[Judgement]]:
     """Return (the cases to judge, four for each valid note; the records decided by rule, with source "code").
 
     rows: the dataset; `rows[prediction["index"]]` is the note's row.
@@ -121,7 +113,7 @@ def plain_cases(predictions: Iterable[Record], rows: Rows) -> tuple[list[Case], 
     return cases, decided
 
 
-def _decide_by_rule(prediction: Record, text: str, reference: str) -> tuple[str, str] | tuple[None, None]:
+def _decide_by_rule(prediction: Prediction, text: str, reference: str) -> tuple[str, str] | tuple[None, None]:
     """Return (verdict, reason) of a section that needs no judge."""
     if prediction["finish_reason"] == "error":  # the engine's fault, not the model's
         return "unscored", f"no note: {prediction['reason']}"

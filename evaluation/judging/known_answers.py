@@ -4,8 +4,9 @@ import random
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, zip_longest
 
+from common.dataset import Row, Rows
 from evaluation.judging import edits
-from evaluation.judging.judge import Case, Row, Rows
+from evaluation.judging.judge import Case
 from prompts import SECTIONS
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from common.files import write_atomically
 from evaluation.report import figures
-from evaluation.report.results import write_atomically
 from prompts import SECTION_NAMES, SECTIONS
 
 MOST_DIALOGUES = 1_000  # in one report: 6 MB for dialogues of 200 words, which a browser still opens and searches fast

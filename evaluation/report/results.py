@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from common.files import write_atomically
 from prompts import SECTIONS
 
 # Readers of results.json may rely on these keys and their order; further keys follow in any order.
@@ -28,13 +29,3 @@ def _order(values: dict, keys: tuple[str, ...], where: str) -> dict:
     if missing:
         raise ValueError(f"{where}: no {', '.join(missing)}")
     return {key: values[key] for key in keys} | values
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` in one step; a kill leaves the old one or the new one.
-
-    Half a surrogate pair, which a model can write but which is no character, becomes "?".
-    """
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    draft.replace(path)

@@ -34,12 +34,10 @@ def console_table(results: dict) -> str:
         _table(["Section", "Pass rate", "95% interval", "Unscored", "ROUGE-L"], rows),
         "; ".join(filter(None, [valid, figures.unfinished_message(results)])) + ".",
     ]
-    if results["judge_controls"]:
-        parts.append(_check_table("Known answers", results["judge_controls"], "good passed", "bad failed"))
-    if results["human_labels"]:
-        parts.append(
-            _check_table("People", results["human_labels"], "of sections people passed", "of sections people failed")
-        )
+    if controls := results["judge_controls"]:
+        parts.append(_check_table("Known answers", controls, "good sections passed", "bad sections failed"))
+    if labels := results["human_labels"]:
+        parts.append(_check_table("People", labels, "of sections people passed", "of sections people failed"))
     if attacks := results["attacks"]:
         parts.append(
             f"Attacks on the judge: {percent(attacks['success_rate'])} ({interval(attacks['ci95'])}) "
@@ -81,7 +79,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
     ]
     for pair in comparison["pairs"]:
         a, b = names[pair["a"]], names[pair["b"]]
-        parts.append(f"{b} minus {a}, in percentage points, on the {pair['n']} dialogues of both:")
+        parts.append(f"{b} minus {a}, in percentage points, on the {pair['n']} dialogues in both runs:")
         parts.append(_pair_table(pair))
         flips = (
             f"{section} {before} -> {after} ({len(indices)}): {', '.join(map(str, indices))}"

@@ -5,7 +5,7 @@ predictions.jsonl has one line for each dialogue, judgements.jsonl one for each 
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -50,6 +50,12 @@ class Judgement(TypedDict):
     attempts: int
     control: Control | None
     attack: str | None
+
+
+def record_key(record: Mapping[str, Any]) -> tuple[int, str, str | None, str | None]:
+    """Return what identifies a judgement within a run: (index, section, kind of control, attack)."""
+    kind = record["control"]["kind"] if record["control"] else None
+    return record["index"], record["section"], kind, record["attack"]
 
 
 PREDICTION_KEYS = ("index", "dialogue_hash", "finish_reason", "status", *"SOAP")

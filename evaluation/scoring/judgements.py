@@ -4,13 +4,15 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 
-from evaluation.judging.judge import Record, record_key
+from evaluation.run.records import Judgement, record_key
 
 Verdict = tuple[str, str]  # ("pass", "fail" or "unscored", its source: "judge" or "code")
 NoteVerdicts = dict[int, dict[str, Verdict]]  # index -> section -> verdict on the model's note
 
 
-def sort_judgements(judgements: Iterable[Record], indices: set[int]) -> tuple[NoteVerdicts, list[Record], list[Record]]:
+def sort_judgements(
+    judgements: Iterable[Judgement], indices: set[int]
+) -> tuple[NoteVerdicts, list[Judgement], list[Judgement]]:
     """Return (verdicts on notes, without their texts; controls; attacks).
 
     indices: the dialogues that have a prediction.

@@ -7,7 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from evaluation.judging.judge import Record, Row
+from common.dataset import Rows
+from evaluation.run.records import Judgement, Prediction
 from evaluation.scoring import trust
 from evaluation.scoring.intervals import bootstrap_mean, wilson
 from evaluation.scoring.judgements import sort_judgements
@@ -15,9 +16,9 @@ from prompts import SECTIONS
 
 
 def score_run(
-    predictions: Iterable[Record],
-    judgements: Iterable[Record],
-    rows: dict[int, Row] | list[Row],
+    predictions: Iterable[Prediction],
+    judgements: Iterable[Judgement],
+    rows: Rows,
     human_labels: list[dict] | None = None,
 ) -> dict:
     """Compute all figures of a run.
@@ -58,7 +59,7 @@ def score_run(
 
 
 def read_notes(
-    predictions: Iterable[Record], rows: dict[int, Row] | list[Row]
+    predictions: Iterable[Prediction], rows: Rows
 ) -> tuple[list[int], int, Counter[str], dict[str, list[float]]]:
     """Return (indices, number of valid notes, finish reasons, ROUGE-L of each section in the order of the indices).
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from evaluation.judging.judge import Record
+from evaluation.run.records import Judgement
 from evaluation.scoring.intervals import DRAWS, Interval, wilson
 from evaluation.scoring.judgements import NoteVerdicts
 from prompts import SECTIONS
@@ -15,7 +15,7 @@ Rates = float | np.ndarray
 VerdictTable = Counter[tuple[str, str]]
 
 
-def check_against_controls(controls: list[Record], notes: NoteVerdicts, n: int) -> dict[str, dict]:
+def check_against_controls(controls: list[Judgement], notes: NoteVerdicts, n: int) -> dict[str, dict]:
     """Compare the judge with the known answers: {S: figures of `_trust`, and by_kind}, for a run of n notes.
 
     by_kind: {kind: {expected, n, right, unscored, rate: right / (n - unscored), ci95}}.
@@ -34,7 +34,7 @@ def check_against_controls(controls: list[Record], notes: NoteVerdicts, n: int) 
     return figures
 
 
-def _count_right(records: list[Record], expected: str) -> dict:
+def _count_right(records: list[Judgement], expected: str) -> dict:
     count = Counter(record["verdict"] for record in records)
     rate, interval = _share(count[expected], count["pass"] + count["fail"])
     return {
@@ -155,14 +155,14 @@ def _rogan_gladen(passed: Rates, sensitivity: Rates, specificity: Rates) -> Rate
     return np.clip((passed + specificity - 1) / np.maximum(sensitivity + specificity - 1, 1e-9), 0, 1)
 
 
-def count_attacks(attacks: list[Record]) -> dict:
+def count_attacks(attacks: list[Judgement]) -> dict:
     """Return {n, passed, unscored, success_rate: passed / n, ci95, by_kind: {name: the same}}."""
     names = dict.fromkeys(record["attack"] for record in attacks)
     by_kind = {name: _count_passes([record for record in attacks if record["attack"] == name]) for name in names}
     return _count_passes(attacks) | {"by_kind": by_kind}
 
 
-def _count_passes(attacks: list[Record]) -> dict:
+def _count_passes(attacks: list[Judgement]) -> dict:
     n, count = len(attacks), Counter(record["verdict"] for record in attacks)
     return {
         "n": n,
