@@ -186,7 +186,9 @@ FAULTS = {
     "random bytes as csv": Fault(SOURCE, lambda: put("a.csv", random.Random(0).randbytes(9_999)), "not UTF-8"),
     "random bytes as parquet": Fault(SOURCE, lambda: put("a.parquet", random.Random(0).randbytes(999)), "not Parquet"),
     "empty parquet": Fault(SOURCE, lambda: put("a.parquet", b""), "not Parquet"),
-    "another kind of file": Fault(SOURCE, lambda: put("a.txt", GOOD), "no .jsonl, .json, .csv, .parquet file"),
+    "another kind of file": Fault(
+        SOURCE, lambda: put("a.txt", GOOD), "no .jsonl, .json, .csv, .parquet, .tsv, .ndjson file"
+    ),
     "other columns": Fault(SOURCE, lambda: write_jsonl("a.jsonl", [{"text": "a"}]), "--dialogue_column"),
     "no headings": Fault(SOURCE, lambda: write_jsonl("a.jsonl", [{"dialogue": "a", "soap": "b"}]), "Subjective"),
     "two dialogues": Fault(SOURCE, lambda: write_jsonl("a.jsonl", source_rows(2)), "too few dialogues"),
