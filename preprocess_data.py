@@ -65,7 +65,7 @@ def read_sections(columns: dict[str, object]) -> Row | None:
         return None
     for section, names in named.items():
         if len(names) > 1:
-            raise RowError(f"{' and '.join(names)} are columns or keys for the same section, {section}")
+            raise RowError(f"{' and '.join(map(repr, names))} both name section {section}; keep one")
     note = {section: read_section(columns[name], section) for section, [name] in named.items()}
     if not any(character.isalnum() for text in note.values() for character in text):
         raise RowError("all sections are empty")

@@ -204,6 +204,11 @@ FAULTS = {
     "saved, empty table": Fault(SOURCE, lambda: saved("test/data-00000-of-00001.arrow", 0), "cannot load saved"),
     "loop of links": Fault(SOURCE, lambda: f"./{link_to_itself()}", "does not exist"),
     "source without permission": Fault(SOURCE, lambda: close("notes.jsonl", 0), "cannot read notes.jsonl: Permission"),
+    "folder in the source without permission": Fault(
+        SOURCE,
+        lambda: close(folder("train.jsonl", "test/a.jsonl") + "/test", 0) and "folder",
+        "cannot read folder/test: Permission",
+    ),
     "long name": Fault(SOURCE, lambda: "./" + "x" * 300, "File name too long"),
     # preprocess_data.py: rows that are left out and counted, or kept
     "cut in mid-line": Fault(NEW, lambda: add("notes.jsonl", GOOD[:50]), "1 not JSON, or cut off", 0),

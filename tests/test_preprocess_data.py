@@ -412,12 +412,12 @@ NOTES = [
     ({"S": "a", "O": "b", "A": {"c": 1}, "P": "d"}, "A is dict, not text"),
     ({"S": "a", "O": "b", "A": "c", "P": "\ud800"}, "P holds NUL or bytes that are not UTF-8"),
     ({"S": "...", "O": ["..."], "A": "...", "P": "..."}, "all sections are empty"),
-    ({"S": "a", "s": "b", "O": "c", "A": "d", "P": "e"}, "S and s are columns or keys for the same section, S"),
+    ({"S": "a", "s": "b", "O": "c", "A": "d", "P": "e"}, "'S' and 's' both name section S; keep one"),
     (
         {"S": "a", "Subjective": "b", "O": "c", "A": "d", "P": "e"},
-        "S and Subjective are columns or keys for the same section, S",
+        "'S' and 'Subjective' both name section S; keep one",
     ),
-    ({"S": "a", "O": "b", "A": "c", "P": "d", "P ": "e"}, "P and P  are columns or keys for the same section, P"),
+    ({"S": "a", "O": "b", "A": "c", "P": "d", "P ": "e"}, "'P' and 'P ' both name section P; keep one"),
 ]
 
 
@@ -442,7 +442,7 @@ def test_any_sections_are_read_alike_from_an_object_and_from_json_text(note: dic
 
 
 @pytest.mark.parametrize("after", ["Addendum: call.", '{"S": "e", "O": "f", "A": "g", "P": "h"}', "}"])
-def test_text_after_the_json_of_a_note_is_no_part_left_out_in_silence(after: str):
+def test_text_after_the_json_of_a_note_is_a_reason_to_leave_the_row_out(after: str):
     note = json.dumps({"S": "a", "O": "b", "A": "c", "P": "d"})
     assert read({"dialogue": "Hi.", "soap": f"{note}\n{after}"}) == "soap has text after the JSON object"
 
