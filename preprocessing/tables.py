@@ -142,7 +142,7 @@ def read_csv(path: Path, holds: Holds) -> Iterator[Record]:
         for row, fields, fault in rows:
             if not fault and len(fields) != len(header):
                 fault = "more or fewer fields than the header"
-            elif not fault and [field.strip("\ufeff ") for field in fields] == header:
+            elif not fault and [field.strip("\ufeff").strip() for field in fields] == header:
                 fault = "the header again"  # files put together by `cat`
             columns = dict.fromkeys(header) if fault else dict(zip(header, fields, strict=True))
             yield Record(str(path), row, columns, fault)
