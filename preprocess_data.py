@@ -1,8 +1,9 @@
 """Turn pairs of a medical dialogue and a SOAP note into the dataset that train.py and eval.py read.
 
-Input: a dataset on the Hugging Face hub, a .jsonl, .json, .csv or .parquet file, a folder of such files named by split
-(train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from save_to_disk. Notes stand in one column under
-headings S, O, A and P, as a JSON object with these keys, or in four columns of these names, letters or whole words.
+Input: a dataset on the Hugging Face hub, a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files named by
+split (train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from save_to_disk. Notes are in one column
+under headings S, O, A and P, as a JSON object with these keys, or in four columns of these names, letters or whole
+words; a section may be a list of strings.
 Output: a DatasetDict with train, validation and test and the text columns dialogue, S, O, A and P; beside the splits
 rejects.jsonl, one line for each row left out, with file, row and reason. Only its owner can read the folder.
 
@@ -11,11 +12,14 @@ rejects.jsonl, one line for each row left out, with file, row and reason. Only i
 """
 
 import argparse
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,7 +27,8 @@ from tqdm import tqdm
 import prompts
 from preprocessing import InputError
 from preprocessing.replacing import replacing
-from preprocessing.sources import NO_TEXT, SPLITS, Record, read_source
+from preprocessing.sources import SPLITS, how_to_name, read_source
+from preprocessing.tables import NO_TEXT, Holds, Record, RepeatedKey
 
 COLUMNS = ("dialogue", *prompts.SECTIONS)
 REJECTS = "rejects.jsonl"
@@ -55,33 +60,65 @@ def read_row(record: Record, dialogue_column: str, note_column: str) -> Row:
 
 def read_sections(columns: dict[str, object]) -> Row | None:
     """The note in columns named S, O, A and P or Subjective to Plan, in capitals or not; None unless all are there."""
-    names = section_columns(columns)
-    if len(names) < len(prompts.SECTIONS):
+    named = section_columns(columns)
+    if not all(named.values()):
         return None
-    return {section: read_text(columns, name) for section, name in names.items()}
+    for section, names in named.items():
+        if len(names) > 1:
+            raise RowError(f"{' and '.join(map(repr, names))} both name section {section}; keep one")
+    note = {section: read_section(columns[name], section) for section, [name] in named.items()}
+    if not any(character.isalnum() for text in note.values() for character in text):
+        raise RowError("all sections are empty")
+    return note
 
 
-def section_columns(columns: dict[str, object]) -> dict[str, str]:
-    """The column of each section that has one: named by the letter, else by the word."""
-    names = {str(name).strip().lower(): name for name in columns}
+def section_columns(columns: Collection[str]) -> dict[str, list[str]]:
+    """The columns that each section's letter or word names."""
     return {
-        section: names[spelling]
+        section: [name for name in columns if str(name).strip().lower() in (section.lower(), word.lower())]
         for section, word in prompts.SECTION_NAMES.items()
-        for spelling in (word.lower(), section.lower())
-        if spelling in names
     }
+
+
+def has_columns(columns: Collection[str], dialogue_column: str, note_column: str) -> bool:
+    """Whether a table with these columns has a dialogue and a note."""
+    return dialogue_column in columns and (note_column in columns or all(section_columns(columns).values()))
 
 
 def read_note_column(columns: dict[str, object], name: str) -> Row:
     """The note in one column: under headings, or as an object or JSON text with a key for each section."""
-    if isinstance(columns.get(name), dict) and (note := read_sections(columns[name])):
-        return note
-    text = read_text(columns, name)
-    if not text.startswith("{"):
-        return prompts.read_soap(text)
-    value = prompts.read_object(text)
-    sections = {section: value[key] for section, key in section_columns(value).items()}
-    return read_sections(prompts.note_from(sections | value))
+    note = columns.get(name)
+    if not isinstance(note, dict):
+        text = read_text(columns, name)
+        if not text.startswith("{"):
+            return prompts.read_soap(text)
+        note, end = prompts.parse_object(text, 0)
+        if text[end:].strip():
+            raise RowError(f"{name} has text after the JSON object")
+    sections = read_sections(note)
+    if sections is None:
+        missing = next(section for section, names in section_columns(note).items() if not names)
+        raise RowError(f"section {missing} is missing")
+    return sections
+
+
+def read_section(content: object, section: str) -> str:
+    """The text of one section. Each part of a list, which may be written as JSON, becomes a line. Raises RowError."""
+    if isinstance(content, str) and is_written_list(content):
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(content)
+    if isinstance(content, list):
+        other = [type(part).__name__ for part in content if not isinstance(part, str)]
+        if other:
+            raise RowError(f"{section} is a list with {other[0]} in it, not text alone")
+        content = "\n".join(content)
+    return read_text({section: content}, section)
+
+
+def is_written_list(text: str) -> bool:
+    """Whether a cell of a table looks like a list of strings, written as JSON or by Python."""
+    text = text.strip()
+    return len(text) > 3 and text[0] + text[-1] == "[]" and text[1:-1].strip()[:1] in ("'", '"')
 
 
 def read_text(columns: dict[str, object], name: str) -> str:
@@ -91,12 +128,16 @@ def read_text(columns: dict[str, object], name: str) -> str:
     text = columns[name]
     if text is None or (isinstance(text, str) and not text.strip()):
         raise RowError(f"{name} is empty")
+    if isinstance(text, RepeatedKey):
+        raise RowError(f"{name} gives key {text.key} twice")
     if not isinstance(text, str):
         raise RowError(f"{name} is {type(text).__name__}, not text")
     if len(text) > MAX_CHARACTERS:
         raise RowError(f"{name} has more than {MAX_CHARACTERS:,} characters")
     if NO_TEXT.search(text):
         raise RowError(f"{name} holds NUL or bytes that are not UTF-8")
+    if is_written_list(text):
+        raise RowError(f"{name} is a list written as text")
     return text.strip()
 
 
@@ -196,18 +237,21 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
     shares = {"validation": options.validation_fraction, "test": options.test_fraction}
     if not (min(shares.values()) > 0 and sum(shares.values()) < 1):
         raise InputError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
+    names = {"dialogue_column": options.dialogue_column, "note_column": options.note_column}
+    holds = functools.partial(has_columns, **names)
     with replacing(Path(os.path.realpath(options.output_dir)), OUTPUT_NAMES) as folder:
         try:
-            records = read_source(options.dataset)
+            records, lines = read_source(options.dataset, holds)
         except OSError as error:
             where = error.filename or options.dataset
             raise InputError(
                 f"cannot read {where}: {error.strerror or error}; mend that, or give another --dataset"
             ) from error
-        rows, rejects = select(records, options.dialogue_column, options.note_column)
+        print(*lines, sep="\n", end="\n" if lines else "", flush=True)
+        rows, rejects = select(records, **names)
         for split in rows:
             if not rows[split]:
-                raise nothing_left(options.dataset, split, records[split], rejects)
+                raise nothing_left(options.dataset, split, records[split], rejects, holds)
         rows |= cut(rows["train"], {split: share for split, share in shares.items() if split not in rows})
         if not rows["train"]:
             raise InputError(f"{options.dataset} has too few dialogues to cut three splits; give it more rows")
@@ -215,23 +259,19 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
     return rows, rejects
 
 
-def nothing_left(dataset: str, split: str, records: list[Record], rejects: list[dict]) -> InputError:
+def nothing_left(dataset: str, split: str, records: list[Record], rejects: list[dict], holds: Holds) -> InputError:
     """The error for a split without a row to keep: the commonest reason, where it is first met, and what to do."""
     rejects = [reject for reject in rejects if reject["split"] == split]
     if not rejects:
         return InputError(f"{dataset} has no rows for {split}; give a source that has some")
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
     first = next(reject for reject in rejects if reject["reason"] == reason)
-    mend = "mend them"
-    if reason.startswith("no column"):
-        names = dict.fromkeys(name for record in records if isinstance(record.columns, dict) for name in record.columns)
-        mend = (
-            f"the columns are {', '.join(list(names)[:20]) or 'none'}: say with --dialogue_column and --note_column "
-            "which to read, or name four of them S, O, A and P"
-        )
+    columns = [record.columns for record in records if isinstance(record.columns, dict)]
+    without = reason.startswith("no column") or (columns and not any(map(holds, columns)))
+    remedy = how_to_name(records) if without else "correct them"
     return InputError(
         f"{dataset} has no row to keep for {split}: {reason} in {count} of {len(rejects)} rows, first in "
-        f"{first['file']}:{first['row']}; {mend}"
+        f"{first['file']}:{first['row']}; {remedy}"
     )
 
 

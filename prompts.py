@@ -118,14 +118,18 @@ def read_object(reply: str) -> dict[str, object]:
     start = text.find("{")
     if start < 0:
         raise NoteError("no JSON object in the reply")
+    return parse_object(text, start)[0]
+
+
+def parse_object(text: str, start: int) -> tuple[dict[str, object], int]:
+    """The JSON object at `start`, no section in it twice, and where it ends. Raises NoteError."""
     try:
-        value, _ = _DECODER.raw_decode(text, start)
+        return _DECODER.raw_decode(text, start)
     except RecursionError:
         raise NoteError("JSON nested too deeply") from None
     except ValueError as error:
         cut_off = text.rstrip()[-1:] not in ("}", "`")
         raise NoteError("JSON is cut off" if cut_off else f"not JSON: {_first_words(error)}") from None
-    return value
 
 
 def note_from(value: dict[str, object]) -> Note:

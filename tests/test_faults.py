@@ -192,7 +192,9 @@ FAULTS = {
     "random bytes as csv": Fault(SOURCE, lambda: put("a.csv", random.Random(0).randbytes(9_999)), "not UTF-8"),
     "random bytes as parquet": Fault(SOURCE, lambda: put("a.parquet", random.Random(0).randbytes(999)), "not Parquet"),
     "empty parquet": Fault(SOURCE, lambda: put("a.parquet", b""), "not Parquet"),
-    "another kind of file": Fault(SOURCE, lambda: put("a.txt", GOOD), "no .jsonl, .json, .csv, .parquet file"),
+    "another kind of file": Fault(
+        SOURCE, lambda: put("a.txt", GOOD), "no .jsonl, .json, .csv, .parquet, .tsv, .ndjson file"
+    ),
     "other columns": Fault(SOURCE, lambda: write_jsonl("a.jsonl", [{"text": "a"}]), "--dialogue_column"),
     "no headings": Fault(SOURCE, lambda: write_jsonl("a.jsonl", [{"dialogue": "a", "soap": "b"}]), "Subjective"),
     "two dialogues": Fault(SOURCE, lambda: write_jsonl("a.jsonl", source_rows(2)), "too few dialogues"),
@@ -208,6 +210,11 @@ FAULTS = {
     "saved, empty table": Fault(SOURCE, lambda: saved("test/data-00000-of-00001.arrow", 0), "cannot load saved"),
     "loop of links": Fault(SOURCE, lambda: f"./{link_to_itself()}", "does not exist"),
     "source without permission": Fault(SOURCE, lambda: close("notes.jsonl", 0), "cannot read notes.jsonl: Permission"),
+    "folder in the source without permission": Fault(
+        SOURCE,
+        lambda: close(folder("train.jsonl", "test/a.jsonl") + "/test", 0) and "folder",
+        "cannot read folder/test: Permission",
+    ),
     "long name": Fault(SOURCE, lambda: "./" + "x" * 300, "File name too long"),
     # preprocess_data.py: rows that are left out and counted, or kept
     "cut in mid-line": Fault(NEW, lambda: add("notes.jsonl", GOOD[:50]), "1 not JSON, or cut off", 0),

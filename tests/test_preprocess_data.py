@@ -364,14 +364,14 @@ BAD_LINES = {
     b'{"dialogue": "Hi.", "soap": "S: a O: b A: c"}': "no heading for Plan (P) in the order S, O, A, P",
     b'{"dialogue": "Hi.", "S": "a", "O": "", "A": "b", "P": "c"}': "O is empty",
     b'{"dialogue": "Hi.", "S": "a", "O": 7, "A": "b", "P": "c"}': "O is int, not text",
-    b'{"dialogue": "Hi.", "soap": {"S": "a", "O": "b"}}': "soap is dict, not text",
+    b'{"dialogue": "Hi.", "soap": {"S": "a", "O": "b"}}': "section A is missing",
     b'{"dialogue": "Hi.", "soap": {"S": "a", "O": " ", "A": "b", "P": "c"}}': "O is empty",
     b'{"dialogue": "Hi.", "soap": "{\\"S\\": \\"a\\"}"}': "section O is missing",
     with_note('{"subjective": "a", "plan": "b"}'): "section O is missing",
     with_note('{"S": "a", "O": "b", "A": "c", "P": "d", "P": "e"}'): "not JSON: a section stands twice",
     with_note('{"S": "a", "O": "b", "A": "c", "Plan": "d", "Plan": "e"}'): "not JSON: a section stands twice",
     with_note('{"s": "a", "o": " ", "a": "c", "p": "d"}'): "O is empty",
-    with_note('{"s": "a", "o": 7, "a": "c", "p": "d"}'): "section O is int, not text",
+    with_note('{"s": "a", "o": 7, "a": "c", "p": "d"}'): "O is int, not text",
     with_note('{"s": "a", "o": "b", "a": "c", "p": "d'): "JSON is cut off",
 }
 
@@ -386,19 +386,65 @@ def test_a_row_that_cannot_be_read_is_rejected_with_file_row_and_reason(capsys: 
     assert "     38 rows in\n     28 dropped\n" in capsys.readouterr().out
 
 
-def test_json_text_is_read_as_the_object_is():
-    notes = [
+def read(columns: dict) -> Row | str:
+    """The row, or the reason why it is left out."""
+    try:
+        return preprocess_data.read_row(preprocess_data.Record("a", 1, columns), "dialogue", "soap")
+    except (preprocess_data.RowError, NoteError) as error:
+        return str(error)
+
+
+def forms_of(note: dict) -> list[dict]:
+    """A row with the note as an object, as JSON text, and in columns."""
+    return [{"dialogue": "Hi."} | row for row in ({"soap": note}, {"soap": json.dumps(note)}, note)]
+
+
+NOTES = [
+    ({"Subjective": "b", "objective": "c", "A ": "d", "PLAN": "e"}, {"S": "b", "O": "c", "A": "d", "P": "e"}),
+    ({"S": "a", "O": "b", "A": ["c"], "P": ["d", "e"]}, {"S": "a", "O": "b", "A": "c", "P": "d\ne"}),
+    ({"S": "a", "O": '["b", "\\u00e9"]', "A": "[c]", "P": "d"}, {"S": "a", "O": "b\né", "A": "[c]", "P": "d"}),
+    ({"S": "a", "O": "['b', 'c']", "A": "c", "P": "d"}, "O is a list written as text"),
+    ({"S": "a", "O": "b", "A": "c", "P": []}, "P is empty"),
+    ({"S": "a", "O": "b", "A": "c", "P": [" ", ""]}, "P is empty"),
+    ({"S": "a", "O": "b", "A": "c", "P": ["d", 7]}, "P is a list with int in it, not text alone"),
+    ({"S": "a", "O": "b", "A": "c", "P": '["d", null]'}, "P is a list with NoneType in it, not text alone"),
+    ({"S": "a", "O": "b", "A": "c", "P": ["d", ["e"]]}, "P is a list with list in it, not text alone"),
+    ({"S": "a", "O": "b", "A": {"c": 1}, "P": "d"}, "A is dict, not text"),
+    ({"S": "a", "O": "b", "A": "c", "P": "\ud800"}, "P holds NUL or bytes that are not UTF-8"),
+    ({"S": "...", "O": ["..."], "A": "...", "P": "..."}, "all sections are empty"),
+    ({"S": "a", "s": "b", "O": "c", "A": "d", "P": "e"}, "'S' and 's' both name section S; keep one"),
+    (
         {"S": "a", "Subjective": "b", "O": "c", "A": "d", "P": "e"},
-        {"Subjective": "b", "s": "a", "objective": "c", "A ": "d", "PLAN": "e"},
-    ]
-    for note in notes:
-        as_object, as_text = (
-            preprocess_data.read_row(
-                preprocess_data.Record("a", 1, {"dialogue": "Hi.", "soap": soap}), "dialogue", "soap"
-            )
-            for soap in (note, json.dumps(note))
-        )
-        assert as_object == as_text == {"dialogue": "Hi.", "S": "a", "O": "c", "A": "d", "P": "e"}
+        "'S' and 'Subjective' both name section S; keep one",
+    ),
+    ({"S": "a", "O": "b", "A": "c", "P": "d", "P ": "e"}, "'P' and 'P ' both name section P; keep one"),
+]
+
+
+@pytest.mark.parametrize(("note", "expected"), NOTES)
+def test_an_object_json_text_and_columns_are_read_alike(note: dict, expected: Row | str):
+    if isinstance(expected, dict):
+        expected = {"dialogue": "Hi."} | expected
+    assert [read(row) for row in forms_of(note)] == [expected] * 3
+
+
+PART = st.text("ab [\"',.\n") | st.integers() | st.none()
+SECTION = PART | st.lists(PART, max_size=3) | st.lists(PART, max_size=3).map(json.dumps)
+KEYS = [*SECTIONS, "s", "Plan", "objective ", "visit"]
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(SECTIONS, SECTION)) | st.dictionaries(st.sampled_from(KEYS), SECTION))
+def test_any_sections_are_read_alike_from_an_object_and_from_json_text(note: dict):
+    as_object, as_text, as_columns = map(read, forms_of(note))
+    assert as_object == as_text
+    if not isinstance(as_object, str):
+        assert as_columns == as_object
+
+
+@pytest.mark.parametrize("after", ["Addendum: call.", '{"S": "e", "O": "f", "A": "g", "P": "h"}', "}"])
+def test_text_after_the_json_of_a_note_is_a_reason_to_leave_the_row_out(after: str):
+    note = json.dumps({"S": "a", "O": "b", "A": "c", "P": "d"})
+    assert read({"dialogue": "Hi.", "soap": f"{note}\n{after}"}) == "soap has text after the JSON object"
 
 
 def test_a_source_with_other_columns_is_told_which_it_has(capsys: pytest.CaptureFixture[str]):
