@@ -39,18 +39,21 @@ from arctic_training.data.utils import DatasetType
 from arctic_training.trainer.sft_trainer import SFTTrainer
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 import prompts
 from prompts import SECTIONS, prompts_hash, training_messages
-from training import attention, lora, tokens
+from training import attention, layers, lora, tokens
 from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
 from training.errors import fail, tell_in_one_line
+from training.forward import kept_logits
 from training.loss import chunked_cross_entropy
+from training.packing_check import check_model
 from training.preview import load_split
 from training.processes import any_process, over_processes
 from training.progress import Progress, lock_run
 from training.settings import WHOLE_MODEL, SOAPDataConfig, SOAPTrainerConfig
-from training.transfer import Readout, to_device_unwaited
+from training.transfer import Readout
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
 tell_in_one_line()
@@ -170,15 +173,13 @@ class SOAPTrainer(SFTTrainer):
         except tokens.TemplateError as error:
             fail(str(error), WHOLE_MODEL)
         attention.register_varlen()
-        wanted = config.model.attn_implementation
-        config.model.attn_implementation, reason = attention.supported_attention(wanted, config.model.dtype.value)
-        if reason and config.global_rank == 0:
-            print(f"attention: {config.model.attn_implementation} instead of {wanted}, because {reason}")
+        self._choose_implementations(config)
         super().__init__(config, mode)
         if config.global_rank == 0:
             self._print_data()
         if mode != "train":
             return
+        self._check_model()
         if config.model.peft_config and config.fused_lora and not config.zero_3_enabled:
             lora.fuse(self.model_unwrapped)
         if checker := getattr(self.model.optimizer, "overflow_checker", None):
@@ -187,6 +188,30 @@ class SOAPTrainer(SFTTrainer):
             checker.has_overflow = lambda *_, **__: False
         if self.world_size == 1 and not self.model.zero_optimization():
             self.model.enable_backward_allreduce = False  # with itself: it would copy all gradients for nothing
+
+    def _choose_implementations(self, config: SOAPTrainerConfig) -> None:
+        """Replace attention and layers that this machine or model cannot have, and say so."""
+        model, hf_config = config.model, AutoConfig.from_pretrained(tokens.model_files(config.model.name_or_path))
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(hf_config))
+        attn = attention.supported_attention(model.attn_implementation, model.dtype.value, model_class)
+        for setting, what, (used, reason) in (
+            ("attn_implementation", "attention", attn),
+            ("type", "layers", layers.supported_layers(model.type, hf_config.model_type)),
+        ):
+            if reason and config.global_rank == 0:
+                print(f"{what}: {used} instead of {getattr(model, setting)}, because {reason}")
+            setattr(model, setting, used)
+
+    def _check_model(self) -> None:
+        """All processes call the model: with ZeRO-3 each has a part of it."""
+        config, pack = self.config, self.train_dataloader.dataset[0]
+        self.model.eval()
+        check_model(
+            lambda batch: kept_logits(self.model, batch, config.model.attn_implementation, self.device)[0],
+            pack["input_ids"],
+            self.model_unwrapped.config.model_type,
+            packed=config.data.best_fit_packing or config.data.pack_samples,
+        )
 
     def _claim_folders(self, config: SOAPTrainerConfig) -> None:
         if config.kill_switch_path.exists():
@@ -228,12 +253,9 @@ class SOAPTrainer(SFTTrainer):
         labels = batch.pop("labels")[0, 1:]
         positions = (labels != tokens.IGNORE_INDEX).nonzero().flatten()  # on the CPU: the GPU need not wait
         batch |= {"logits_to_keep": positions, "targets": labels[positions]}
-        options = {"use_cache": False}
-        if self.config.model.attn_implementation == attention.VARLEN:
-            batch["cu_seq_lens_q"], options["max_length_q"] = attention.sample_bounds(batch["position_ids"])
-        batch = to_device_unwaited(batch, self.device)
-        targets = batch.pop("targets")
-        return chunked_cross_entropy(self.model(**batch, **options).logits[0], targets)
+        return chunked_cross_entropy(
+            *kept_logits(self.model, batch, self.config.model.attn_implementation, self.device)
+        )
 
     # --- loop ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,20 @@
+"""Which implementation of a model's layers this machine can run."""
+
+LIGER, PLAIN = "liger", "huggingface"
+
+
+def supported_layers(wanted: str, model_type: str) -> tuple[str, str | None]:
+    """The `model.type` to use where `wanted` was asked for, and why it is another one (None when it is not)."""
+    import torch
+
+    if wanted != LIGER:
+        return wanted, None
+    if not torch.cuda.is_available():
+        return PLAIN, "there is no GPU"
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError:
+        return PLAIN, "liger-kernel is not installed"
+    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        return PLAIN, f"it has no kernels for {model_type} models"
+    return LIGER, None
