@@ -42,6 +42,8 @@ from torch.utils.data import DataLoader
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 import prompts
+from common import chat_template
+from common.chat_template import check_template
 from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, layers, lora, tokens
 from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
@@ -54,6 +56,8 @@ from training.processes import any_process, over_processes
 from training.progress import Progress, lock_run
 from training.settings import WHOLE_MODEL, SOAPDataConfig, SOAPTrainerConfig
 from training.transfer import Readout
+
+TOKEN_CODE = (__file__, tokens.__file__, prompts.__file__, chat_template.__file__)  # decides what the tokens are
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
 tell_in_one_line()
@@ -96,7 +100,7 @@ class SOAPDataSource(DataSource):
             "prompts": prompts_hash(),
             "template": template,
             "vocabulary": len(self.trainer.tokenizer),
-            "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__, prompts.__file__)],
+            "code": [tokens.file_fingerprint(Path(file)) for file in TOKEN_CODE],
         }
         config = self.trainer.config
         if config.min_iterations:  # arctic_training repeats the rows to so many before it saves them
@@ -169,7 +173,9 @@ class SOAPTrainer(SFTTrainer):
         if mode == "train":
             self._claim_folders(config)
         try:
-            tokens.load_tokenizer(config.tokenizer.name_or_path)  # before work on the data
+            tokenizer = tokens.load_tokenizer(config.tokenizer.name_or_path)  # before work on the data
+            if (notice := check_template(tokenizer)) and config.global_rank == 0:
+                print(notice)
         except tokens.TemplateError as error:
             fail(str(error), WHOLE_MODEL)
         attention.register_varlen()

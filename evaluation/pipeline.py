@@ -12,8 +12,10 @@ import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
 
 import prompts
+from common.chat_template import SERVED_NOTICE
 from common.dataset import Row
 from evaluation.engines.base import Completion, LanguageModel, Usage
 from evaluation.engines.models import Model, vllm_rank
@@ -22,10 +24,11 @@ from evaluation.engines.server import Server
 from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
 from evaluation.judging import asking, judge
 from evaluation.judging.asking import judge_case, start_judge
-from evaluation.options import Options
+from evaluation.options import Options, without_credentials
 from evaluation.run.manifest import describe_machine
 from evaluation.run.records import JsonLines, Judgement, Prediction, record_key
 from evaluation.run.runs import Run, print_line
+from evaluation.run.unanswered import check_notes, check_verdicts
 from evaluation.tasks import BoundedTasks
 
 _NOTES_AT_THE_JUDGE = 1000  # so many notes may wait for verdicts; then the generator's next ones wait
@@ -72,6 +75,8 @@ class Pipeline:
                         await self._judge_existing_notes(run)
             if self.options.judges:
                 self._share_known_answers()
+                for run in self.runs:
+                    check_verdicts(run)
         finally:
             await self._finish()
 
@@ -80,13 +85,13 @@ class Pipeline:
     async def _write_missing_notes(self, run: Run) -> None:
         written = {record["index"] for record in run.folder.predictions}
         missing = [index for index in range(len(self.rows)) if index not in written]
-        if not missing:
-            return
-        bar = ProgressBar("notes", len(self.rows), len(written))
-        async with self._generator(run) as generator, BoundedTasks(generator.model.window) as writing:
-            for index in missing:
-                await writing.add(self._write_note, run, generator, index, bar)
-        bar.close()
+        if missing:
+            bar = ProgressBar("notes", len(self.rows), len(written))
+            async with self._generator(run) as generator, BoundedTasks(generator.model.window) as writing:
+                for index in missing:
+                    await writing.add(self._write_note, run, generator, index, bar)
+            bar.close()
+        check_notes(run)
 
     async def _write_note(self, run: Run, generator: Usage, index: int, bar: "ProgressBar") -> None:
         dialogue = self.rows[index]["dialogue"]
@@ -97,13 +102,18 @@ class Pipeline:
         if self._together:
             await self._judging.add(self._judge_note, run, note)
 
+    def _models(self) -> tuple[Path, ...]:
+        """Folders of all models that this call loads, the judge's last."""
+        loaded = [*(run.model for run in self.runs), self.judge_model]
+        return tuple(model.path for model in loaded if model)
+
     @contextlib.asynccontextmanager
     async def _generator(self, run: Run) -> AsyncIterator[Usage]:
         """Run the generator for the time of the block, and beside it the judge, if both fit."""
         if run.adapter:
             shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps with another adapter
             run.merged.mkdir()
-        model = start_generator(self.options, run, self.plan.generator)
+        model = start_generator(self.options, run, self.plan.generator, self._models())
         usage = Usage(model)
         try:
             if self._together:
@@ -229,10 +239,16 @@ class ProgressBar:
             self._bar.close()
 
 
-def start_generator(options: Options, run: Run, placement: Placement | None) -> LanguageModel:
-    """Start the model that writes notes; it may not be ready yet when this returns."""
+def start_generator(
+    options: Options, run: Run, placement: Placement | None, check_first: tuple[Path, ...] = ()
+) -> LanguageModel:
+    """Start the model that writes notes; it may not be ready yet when this returns.
+
+    Before it starts, the chat templates of the models in `check_first` are checked, too.
+    """
     sampling = {"temperature": 0, "max_tokens": options.max_new_tokens, **options.sampling_args}
     if options.api_base:
+        print_line(f"{without_credentials(options.api_base)} {SERVED_NOTICE}")
         return Server("generator", options.api_base, run.target.model, sampling, concurrency=options.api_concurrency)
     length = run.manifest.identity["generate"]["max_model_len"]  # its own: `placement` is for all models of the call
     vllm_args, merge_into = (
@@ -245,7 +261,7 @@ def start_generator(options: Options, run: Run, placement: Placement | None) -> 
         print_line(f"adding {run.target.lora_path} to a copy of the weights")
         merge_into = run.merged / "model"
     lora_path = run.adapter and run.adapter.path
-    spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path=lora_path, merge_into=merge_into)
+    spec = EngineSpec(run.model.path, vllm_args, sampling, None, lora_path, merge_into, check_first)
     return Engine("generator", spec, run.folder.path / "generate.log", placement.devices)
 
 
@@ -255,7 +271,7 @@ def read_prediction(index: int, dialogue: str, completion: Completion) -> Predic
     if completion.finish_reason == "prompt_too_long":
         reason = "the prompt is too long"
     elif completion.finish_reason == "error":
-        reason = "the engine gave up"
+        reason = f"the engine gave up: {completion.error or 'no cause given'}"
     else:
         try:
             note = prompts.read_note(completion.text)

@@ -595,7 +595,7 @@ def test_adapters_of_one_model_are_runs_of_their_own(
     paths = [str(tmp_path / "ckpt" / f"global_step_{step}") for step in (1, 2)]
     copies = []
 
-    def start_generator(options: Options, run: Run, place: Placement) -> FakeModel:
+    def start_generator(options: Options, run: Run, place: Placement, *_: object) -> FakeModel:
         copies.append(sorted(path.parent.name for path in harness.folder.glob("*/.merged")))
         return harness.start(harness.generators, write)
 

@@ -123,7 +123,7 @@ def test_the_same_chat_sampling_and_schema_are_sent(fake: FakeServer, monkeypatc
             "messages": [{"role": "user", "content": "a"}],
             "temperature": 0,
             "max_tokens": 9,
-            "chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS,
+            "chat_template_kwargs": {**prompts.CHAT_TEMPLATE_KWARGS, "date_string": "26 Jul 2024"},
             "structured_outputs": {"json": SCHEMA},
         }
     ]

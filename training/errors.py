@@ -4,10 +4,11 @@ arctic_training calls this project's code, not the other way round: what it or a
 `sys.excepthook`.
 """
 
+import errno
 import os
 import re
 import sys
-from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 from typing import NoReturn
 
@@ -16,10 +17,23 @@ from arctic_training.exceptions import RegistryError
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from training.attention import UnsupportedAttention
+
 OUT_OF_MEMORY = (
     "set `model.disable_activation_checkpoint: false` in the YAML, which an unfinished run goes on with, "
     "then lower `data.max_length`"
 )
+
+# Functions of libraries that take a setting as it is in the YAML: their ValueErrors and TypeErrors are about it. All
+# others are faults of the program, which keep their traceback.
+_READS_SETTING = {
+    "get_peft_model": "model.peft_config",
+    "peft_config_obj": "model.peft_config",
+    "get_scheduler": "scheduler",
+    "filter_dataset_length": "data.max_length",
+    "pack_dataset": "data",
+}
+_OF_PROCESSES = (ConnectionError, ChildProcessError, ProcessLookupError, InterruptedError, BlockingIOError)
 
 
 def fail(problem: str, remedy: str, alone: bool = False) -> NoReturn:
@@ -35,7 +49,7 @@ def fail(problem: str, remedy: str, alone: bool = False) -> NoReturn:
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong and what to do about it, or None for what is no user's mistake."""
+    """What is wrong and what to do about it, or None for what is no mistake of the user."""
     if isinstance(error, ValidationError):
         # pydantic also lists the values that it could not make up because of the first one
         first = error.errors()[0]
@@ -50,17 +64,23 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         return f"a file of weights is damaged or cannot be written ({error})", "save it again, or make room on the disk"
     if isinstance(error, torch.distributed.DistNetworkError):
         return f"the run's processes cannot connect ({error})", "if the port is taken, --master_port N names another"
-    if isinstance(error, OSError):
-        return str(error), "mend that, or correct the YAML"
-    if isinstance(error, ValueError):
-        return f"{error} ({raised_in(error.__traceback__)})", "correct the YAML"
+    if isinstance(error, UnsupportedAttention):
+        return error.problem, error.remedy
+    if isinstance(error, OSError) and not isinstance(error, _OF_PROCESSES):
+        if error.errno == errno.ENOSPC:
+            return str(error), "make room on the disk"
+        return str(error), "correct that file or folder, or name another one in the YAML"
+    if isinstance(error, ValueError | TypeError) and (setting := _setting_read_in(error.__traceback__)):
+        return str(error), f"correct `{setting}` in the YAML"
     return None
 
 
-def raised_in(traceback: TracebackType | None) -> str:
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    return f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}" if traceback else "?"
+def _setting_read_in(traceback: TracebackType | None) -> str | None:
+    """The setting that was made into an object when an error was raised."""
+    for frame, _ in walk_tb(traceback):
+        if setting := _READS_SETTING.get(frame.f_code.co_name):
+            return setting
+    return None
 
 
 def tell_in_one_line() -> None:

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompts import CHAT_TEMPLATE_KWARGS, SECTIONS, Messages, training_messages
+from common.chat_template import TemplateError, check_template, encode_prompt, render_chat
+from prompts import SECTIONS, Messages, training_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default
-
-
-class TemplateError(ValueError):
-    """A tokenizer or chat template that cannot be trained on, or not be had; the message says why."""
 
 
 def model_files(model: str | Path) -> str:
@@ -42,17 +39,13 @@ def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
     chat = training_messages("dialogue", dict.fromkeys(SECTIONS, "text"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_files(model))
+        check_template(tokenizer)
         encode_example(tokenizer, chat)
     except ConnectionError as error:
         raise TemplateError(f"{model}: {error}") from None
     except Exception as error:  # damaged or missing files make the libraries raise anything
         raise TemplateError(f"{model} has no tokenizer with a chat template to train on ({error})") from None
     return tokenizer
-
-
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> list[int]:
-    """Token ids of the chat up to where the model's answer begins."""
-    return tokenizer(_prompt_text(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
 def encode_example(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> dict[str, list[int]]:
@@ -62,21 +55,17 @@ def encode_example(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> 
     Labels are the answer's ids and its end token; all else is IGNORE_INDEX. Both lists have the same length. Raises
     TemplateError when the template rewrites the answer or closes it without an end token.
     """
-    prompt_text = _prompt_text(tokenizer, messages[:-1])
-    text = tokenizer.apply_chat_template(messages, tokenize=False, **CHAT_TEMPLATE_KWARGS)
+    prompt_text = render_chat(tokenizer, messages[:-1])
+    text = render_chat(tokenizer, messages, add_generation_prompt=False)
     answer = messages[-1]["content"]
     if not text.startswith(prompt_text + answer):
         raise TemplateError("the chat template changes the prompt or the answer when it adds the answer")
     ending = text[len(prompt_text) + len(answer) :].rstrip()  # Qwen3 and SmolLM2: "<|im_end|>", then a line break
-    prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+    prompt_ids = encode_prompt(tokenizer, messages[:-1])
     answer_ids = tokenizer(answer + ending, add_special_tokens=False)["input_ids"]
     if not ending or answer_ids[-1] not in tokenizer.all_special_ids:
         raise TemplateError("the chat template ends the answer without a special token: generation would not stop")
     return {"input_ids": prompt_ids + answer_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + answer_ids}
-
-
-def _prompt_text(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **CHAT_TEMPLATE_KWARGS)
 
 
 def best_fit_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:

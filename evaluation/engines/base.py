@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -26,13 +28,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a Request. finish_reason: stop, length, prompt_too_long or error."""
+    """The answer to a Request. finish_reason: stop, length, prompt_too_long or error; `error` is its cause."""
 
     text: str
     finish_reason: str
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    error: str = ""
 
 
 class LanguageModel(ABC):
@@ -87,7 +90,13 @@ class LanguageModel(ABC):
                 del self._waiting[number]
 
     def report(self, event: dict[str, Any]) -> None:
-        """Take {"ready": True}, {"failed": reason} or {"id": number, "text": ..., ...} from any thread."""
+        """Take {"ready": True}, {"failed": reason} or {"id": number, "text": ..., ...} from any thread.
+
+        {"refused": line} is a failure whose line needs no more words; {"line": line} is printed, once.
+        """
+        if "line" in event:
+            _print_once(event["line"])
+            return
         if "ready" in event:
             self.ready = time.monotonic()
             return
@@ -98,8 +107,8 @@ class LanguageModel(ABC):
             self._loop.call_soon_threadsafe(self._settle, event)  # in this order: answers before a failure count
 
     def _settle(self, event: dict[str, Any]) -> None:
-        if "failed" in event:
-            self._failure = self._failure or f"the {self.name} stopped: {event['failed']}"
+        if "failed" in event or "refused" in event:
+            self._failure = self._failure or event.get("refused") or f"the {self.name} stopped: {event['failed']}"
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(UserError(self._failure))
@@ -107,6 +116,11 @@ class LanguageModel(ABC):
         answer = self._waiting.get(event.pop("id"))
         if answer and not answer.done():
             answer.set_result(Completion(**event))
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Usage:

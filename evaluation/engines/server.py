@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import prompts
+from common.chat_template import SERVED_TEMPLATE_KWARGS
 from common.errors import UserError
 from evaluation.engines.base import LanguageModel, Request
 from evaluation.options import without_credentials
@@ -39,7 +40,7 @@ class Server(LanguageModel):
         self._address = without_credentials(api_base)  # for messages and files
         super().__init__(name, concurrency, {"api_base": self._address, "model": model, "sampling": sampling})
         self._model, self._sampling, self._patience = model, sampling, patience
-        self._extra: dict[str, Any] = {"chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
+        self._extra: dict[str, Any] = {"chat_template_kwargs": SERVED_TEMPLATE_KWARGS}
         if schema:
             self._extra["structured_outputs"] = {"json": schema}
         self._client = openai.AsyncOpenAI(

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import prompts
 from evaluation.engines.base import LanguageModel, Request
 from evaluation.engines.processes import kill_groups
 from evaluation.engines.vllm_worker import explain_by_log
@@ -43,6 +42,7 @@ class EngineSpec:
     schema: dict[str, Any] | None = None
     lora_path: Path | None = None
     merge_into: Path | None = None
+    check_first: tuple[Path, ...] = ()  # other models of this call, whose chat templates are checked before the start
 
 
 class Engine(LanguageModel):
@@ -95,8 +95,7 @@ def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
             text=True,
             encoding="utf-8",
         )
-    message = {**asdict(spec), "chat_template_kwargs": prompts.CHAT_TEMPLATE_KWARGS}
-    process.stdin.write(json.dumps(message, default=str) + "\n")
+    process.stdin.write(json.dumps(asdict(spec), default=str) + "\n")
     process.stdin.flush()
     return process
 

@@ -1,9 +1,9 @@
 """The process that owns one vLLM engine: `python -m evaluation.engines.vllm_worker`, started by vllm_engine.py.
 
 Lines of JSON come in on stdin: first the specification of the engine, then requests. Lines of JSON go out on stdout:
-`ready` or `failed`, then one line a finished request, as it finishes. Everything that libraries print goes to stderr,
-a log file. When stdin ends - the parent is done, or dead - the whole process group ends, and with it the GPU memory,
-the shared memory and vLLM's own children.
+`line` for the user, then `ready`, `refused` or `failed`, then one line a finished request, as it finishes. Everything
+that libraries print goes to stderr, a log file. When stdin ends - the parent is done, or dead - the whole process group
+ends, and with it the GPU memory, the shared memory and vLLM's own children.
 """
 
 import fcntl
@@ -16,17 +16,19 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from common import adapters
+from common.chat_template import TemplateError, check_template, encode_prompt
 from common.errors import UserError
 from evaluation.engines.processes import kill_groups
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Where the schema leaves white space free, a model can write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -52,10 +54,33 @@ def main() -> int:
     threading.Thread(target=_read_lines, args=(requests, lines), daemon=True).start()
     try:
         _serve(spec, lines, replies)
+    except TemplateError as error:
+        _send(replies, {"refused": str(error)})
     except Exception as error:
         traceback.print_exc()
         _send(replies, {"failed": explain(error)})
     return 1
+
+
+def load_tokenizers(models: list[str]) -> "tuple[PreTrainedTokenizerBase, list[str]]":
+    """Load the tokenizer of the first model; check the chat templates of all; return lines for the user, too.
+
+    Raises TemplateError with one line.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizers, lines = {}, []
+    for model in dict.fromkeys(models):
+        try:
+            tokenizers[model] = AutoTokenizer.from_pretrained(model)
+            notice = check_template(tokenizers[model])
+        except TemplateError as error:
+            raise TemplateError(f"{model}: {error}; give another model, or correct the template there") from None
+        except Exception as error:  # damaged files make the libraries raise anything
+            raise TemplateError(f"{model}: its tokenizer cannot be loaded ({explain(error)}); copy it again") from None
+        if notice:
+            lines.append(f"{model}: {notice}")
+    return tokenizers[models[0]], lines
 
 
 def explain(error: BaseException) -> str:
@@ -164,27 +189,26 @@ def _send(replies: TextIO, message: dict[str, Any]) -> None:
 
 
 def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> None:
-    from transformers import AutoTokenizer
+    # What is wrong with tokenizers and templates shows before the engine's long start.
+    tokenizer, lines_for_user = load_tokenizers([spec["model"], *spec["check_first"]])
+    for line in lines_for_user:
+        _send(replies, {"line": line})
+
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
     schema = spec["schema"] and StructuredOutputsParams(json=spec["schema"])
-
-    def tokens(messages: list[dict[str, str]]) -> list[int]:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **spec["chat_template_kwargs"])
 
     def sampling(request: dict[str, Any]) -> SamplingParams:
         parameters = {**spec["sampling"], **request["sampling"]}
         return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=schema)
 
-    # What is wrong with tokenizer, template or sampling shall show before the engine's long start.
-    tokens([{"role": "user", "content": "text"}])
-    sampling({"sampling": {}})
+    sampling({"sampling": {}})  # raises what is wrong with it
     # Prompts become tokens while the engine starts and while it computes.
-    prepared: queue.SimpleQueue[tuple[dict, list[int] | None]] = queue.SimpleQueue()
-    threading.Thread(target=_prepare, args=(lines, tokens, prepared), daemon=True).start()
+    prepared: queue.SimpleQueue[tuple[dict, list[int], str]] = queue.SimpleQueue()
+    encode = partial(encode_prompt, tokenizer)
+    threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
 
     model, lora = spec["model"], None
     if spec["merge_into"]:
@@ -198,40 +222,42 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     engine, limit = llm.llm_engine, llm.model_config.max_model_len
     _send(replies, {"ready": True})
 
-    def add(request: dict[str, Any], ids: list[int] | None) -> str | None:
-        """Hand a request to vLLM, or say why it gets no answer."""
-        if ids is None:
-            return "error"
-        if len(ids) >= limit:
-            return "prompt_too_long"
-        try:
-            engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, sampling(request), lora_request=lora)
-        except ValueError:  # such as a token that the model does not have
-            traceback.print_exc()
-            return "error"
-        return None
+    def add(request: dict[str, Any], ids: list[int], error: str) -> dict[str, Any] | None:
+        """Hand a request to vLLM, or return the answer that it gets instead."""
+        if not error and len(ids) >= limit:
+            return no_answer(request["id"], "prompt_too_long", len(ids))
+        if not error:
+            try:
+                engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, sampling(request), lora_request=lora)
+                return None
+            except ValueError as cause:  # such as a token that the model does not have
+                error = explain(cause)
+        print(f"request {request['id']}: {error}", file=sys.stderr)
+        return no_answer(request["id"], "error", len(ids), error)
 
     while True:
         while not prepared.empty() or not engine.has_unfinished_requests():
-            request, ids = prepared.get()
-            reason = add(request, ids)
-            if reason:
-                done = {"id": request["id"], "text": "", "finish_reason": reason}
-                _send(replies, {**done, "prompt_tokens": len(ids or ())})
+            if answer := add(*prepared.get()):
+                _send(replies, answer)
         for output in engine.step():
             if output.finished:
                 _send(replies, _completion(output))
 
 
-def _prepare(lines: queue.SimpleQueue, tokens: Callable[[list], list[int]], prepared: queue.SimpleQueue) -> None:
-    """Requests with their prompts as tokens; None for a text that the tokenizer cannot take."""
+def _prepare(lines: queue.SimpleQueue, encode: Callable[[list], list[int]], prepared: queue.SimpleQueue) -> None:
+    """Turn requests into tuples: the request, its prompt's tokens, and why a prompt has none."""
     while True:
         request = json.loads(lines.get())
         try:
-            ids = tokens(request["messages"])
-        except Exception:  # of a library, for one text among many: it is marked, the rest go on
-            ids = None
-        prepared.put((request, ids))
+            ids, error = encode(request["messages"]), ""
+        except Exception as cause:  # of a library, for one text among many: only this request gets no answer
+            ids, error = [], explain(cause)
+        prepared.put((request, ids, error))
+
+
+def no_answer(number: int, reason: str, prompt_tokens: int, error: str = "") -> dict[str, Any]:
+    """The reply to a request that vLLM does not get."""
+    return {"id": number, "text": "", "finish_reason": reason, "prompt_tokens": prompt_tokens, "error": error}
 
 
 def _completion(output: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ async def judge_case(model: Usage, case: judge.Case, sampling: dict[str, Any]) -
     messages, changes = case.messages(), {}
     for attempt in range(1, TRIES + 1):
         reply = await model.chat(messages, group=case.index, **changes)
-        verdict, reason = judge.read_verdict(reply.text, reply.finish_reason)
+        verdict, reason = judge.read_verdict(reply.text, reply.finish_reason, reply.error)
         if verdict != "unscored" or reply.finish_reason == "prompt_too_long":
             break
         changes = sampling_of_retry(sampling, attempt + 1)

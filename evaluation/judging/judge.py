@@ -11,6 +11,7 @@ from evaluation.run.records import Control, Judgement, Prediction, record_key
 
 VERDICTS = ("pass", "fail")
 MAX_REASON = 200  # characters
+NO_REPLY = "no reply: error"  # begins the reason of a verdict that an error prevented
 
 # The reason comes first: the model writes in this order, so the verdict can follow from it. Its bound keeps a reply
 # from being cut off.
@@ -65,11 +66,13 @@ class Case:
         }
 
 
-def read_verdict(raw: str, finish_reason: str) -> tuple[str, str]:
-    """Return (verdict, reason) from a judge's reply, or ("unscored", why it has none).
+def read_verdict(raw: str, finish_reason: str, error: str = "") -> tuple[str, str]:
+    """Return (verdict, reason) from a judge's reply, or ("unscored", why it has none). `error`: why there is no reply.
 
     Only a complete JSON object of VERDICT_SCHEMA counts: a verdict is never guessed.
     """
+    if finish_reason == "error":
+        return "unscored", f"{NO_REPLY} ({error or 'no cause given'})"
     if finish_reason != "stop":
         return "unscored", "the reply was cut off" if finish_reason == "length" else f"no reply: {finish_reason}"
     try:

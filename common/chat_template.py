@@ -1,0 +1,70 @@
+"""Turn a chat into the text and tokens of a prompt, in training and evaluation alike."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Some templates (Llama 3, gpt-oss, SmolLM3) insert today's date. A model would be trained with one date and evaluated
+# with another, so all get this one: the date that Llama 3's templates insert where they have no clock.
+FIXED_DATE = datetime(2024, 7, 26)
+DATE_NOTICE = f"the chat template inserts the date: training and evaluation both use {FIXED_DATE:%d %b %Y}"
+# A server renders chats itself, with its own clock. Llama 3's templates take the date from this option instead.
+SERVED_TEMPLATE_KWARGS = {**prompts.CHAT_TEMPLATE_KWARGS, "date_string": f"{FIXED_DATE:%d %b %Y}"}
+SERVED_NOTICE = (
+    "renders chats with its own clock: if the model's template inserts the date in another way than Llama 3's, "
+    "prompts differ from those of the training"
+)
+
+_OTHER_DATES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2019, 11, 27, 18, 49, 50))  # they share no part
+_USER_TEXT = "Doctor: What brings you in?\nPatient: A dry cough, 38.5 \u00b0C since Monday."
+_NOTE = dict.fromkeys(prompts.SECTIONS, "Acute bronchitis.")
+
+
+class TemplateError(ValueError):
+    """A tokenizer or chat template that cannot be used here, or not be found; the message says why."""
+
+
+def render_chat(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: prompts.Messages,
+    add_generation_prompt: bool = True,
+    date: datetime = FIXED_DATE,
+) -> str:
+    """Return the text of the chat; with `add_generation_prompt`, up to where the model's answer begins."""
+    return tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        strftime_now=date.strftime,  # replaces the template's clock, a global function of that name
+        **prompts.CHAT_TEMPLATE_KWARGS,
+    )
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: prompts.Messages) -> list[int]:
+    """Return the token ids of the chat up to where the model's answer begins."""
+    return tokenizer(render_chat(tokenizer, messages), add_special_tokens=False)["input_ids"]
+
+
+def check_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Try the chat template on this project's prompts; return a line for the user where the date is fixed.
+
+    Raises TemplateError if the template refuses a prompt, or does not hold its system and user message once each.
+    """
+    chats = [prompts.note_messages(_USER_TEXT), prompts.judge_messages(_USER_TEXT, "A", _NOTE["A"], _NOTE["A"])]
+    for messages in chats:
+        try:
+            text = render_chat(tokenizer, messages)
+        except Exception as error:  # `raise_exception` in the template, or whatever its code raises
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise TemplateError(f"the chat template refuses a system message before the user's ({reason})") from None
+        for message in messages:
+            count = text.count(message["content"])
+            if count != 1:
+                fault = f"repeats the {message['role']} message" if count else f"drops the {message['role']} message"
+                raise TemplateError(f"the chat template {fault}, or changes its text")
+    dated = {render_chat(tokenizer, chats[0], date=date) for date in _OTHER_DATES}
+    return DATE_NOTICE if len(dated) > 1 else None
