@@ -70,13 +70,14 @@ class Pipeline:
                         await self._judge_existing_notes(run)
                     if self.options.generates:
                         await self._write_missing_notes(run)
+                    check_notes(run)
                 if self.options.judges and not self._together:
                     for run in self.runs:
                         await self._judge_existing_notes(run)
             if self.options.judges:
                 self._share_known_answers()
-                for run in self.runs:
-                    check_verdicts(run)
+            for run in self.runs:
+                check_verdicts(run)
         finally:
             await self._finish()
 
@@ -91,7 +92,6 @@ class Pipeline:
                 for index in missing:
                     await writing.add(self._write_note, run, generator, index, bar)
             bar.close()
-        check_notes(run)
 
     async def _write_note(self, run: Run, generator: Usage, index: int, bar: "ProgressBar") -> None:
         dialogue = self.rows[index]["dialogue"]

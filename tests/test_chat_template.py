@@ -28,7 +28,8 @@ MERGED = (
 )
 # As Llama 3.1's and 3.2's, which let the caller give the date, and as gpt-oss' and SmolLM3's, which do not.
 DATE_STRING = (
-    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}"
     "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
     "{{ '<|im_start|>system\\nToday Date: ' + date_string + '<|im_end|>\\n' }}" + CHATML
 )

@@ -73,6 +73,13 @@ def test_the_fingerprint_follows_the_weights_not_the_place(model_folder: Path, t
     assert resolve_model(str(copy)).fingerprint != before
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "tokenizer.json"])
+def test_the_fingerprint_follows_the_files_that_make_the_prompts(model_folder: Path, name: str) -> None:
+    before = resolve_model(str(model_folder)).fingerprint
+    (model_folder / name).write_text((model_folder / name).read_text() + " ")
+    assert resolve_model(str(model_folder)).fingerprint != before
+
+
 def test_dummy_weights_need_no_weight_file(model_folder: Path) -> None:
     (model_folder / "model.safetensors").unlink()
     assert resolve_model(str(model_folder), need_weights=False).weight_bytes == 0

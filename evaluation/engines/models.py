@@ -16,6 +16,7 @@ from common.errors import UserError
 
 DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a longer one takes cache that more dialogues could use
 
+_CHAT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _HUB_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # read from each weight file for its fingerprint
 
@@ -51,7 +52,8 @@ def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], No
     _check_chat(path)
     weights = _weight_files(path, "model") if need_weights else []
     weight_bytes = sum(file.stat().st_size for file in weights)
-    return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", weights))
+    chat_files = [path / name for name in _CHAT_FILES if (path / name).is_file()]
+    return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", [*chat_files, *weights]))
 
 
 def find_model(name: str, need_weights: bool, tell: Callable[[str], None]) -> Path | None:
@@ -298,13 +300,13 @@ def _other_base(config: dict, model: Model) -> str | None:
     return None if folder.name in (Path(model.name).name, model.path.name) else base
 
 
-def _fingerprint(path: Path, config: str, weights: list[Path]) -> str:
-    """12 hex digits that change with the config or, as good as surely, with any weight: blocks spread over each file.
+def _fingerprint(path: Path, config: str, files: list[Path]) -> str:
+    """12 hex digits that change with the config or, as good as surely, with any file: blocks spread over each one.
 
     Reading all of an 8B model would take longer than evaluating it; training changes every block.
     """
     digest = hashlib.sha256((path / config).read_bytes())
-    for file in weights:
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:

@@ -55,6 +55,7 @@ def main() -> int:
     try:
         _serve(spec, lines, replies)
     except TemplateError as error:
+        print(error, file=sys.stderr)
         _send(replies, {"refused": str(error)})
     except Exception as error:
         traceback.print_exc()

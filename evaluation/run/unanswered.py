@@ -1,7 +1,5 @@
 """Prompts that got no answer because of an error: counted, and no run passes for one if all its prompts failed."""
 
-from collections.abc import Iterable
-
 from common.errors import UserError
 from evaluation.judging.judge import NO_REPLY
 from evaluation.run.records import Judgement, Prediction
@@ -20,14 +18,15 @@ def check_verdicts(run: Run) -> None:
 
 
 def _cause_of_note(note: Prediction) -> str | None:
-    return note["reason"] if note["finish_reason"] == "error" else None
+    return (note.get("reason") or "no cause given") if note["finish_reason"] == "error" else None
 
 
 def _cause_of_verdict(record: Judgement) -> str | None:
-    return record["reason"] if record["verdict"] == "unscored" and record["reason"].startswith(NO_REPLY) else None
+    reason = record.get("reason") or ""
+    return reason if record["verdict"] == "unscored" and reason.startswith(NO_REPLY) else None
 
 
-def _check(run: Run, what: str, remedy: str, causes: Iterable[str | None]) -> None:
+def _check(run: Run, what: str, remedy: str, causes: list[str | None]) -> None:
     failed = [cause for cause in causes if cause]
     if not failed:
         return
