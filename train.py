@@ -198,7 +198,7 @@ class SOAPTrainer(SFTTrainer):
     def _choose_implementations(self, config: SOAPTrainerConfig) -> None:
         """Replace attention and layers that this machine or model cannot have, and say so."""
         model, hf_config = config.model, AutoConfig.from_pretrained(tokens.model_files(config.model.name_or_path))
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(hf_config))
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(hf_config), None)
         attn = attention.supported_attention(model.attn_implementation, model.dtype.value, model_class)
         for setting, what, (used, reason) in (
             ("attn_implementation", "attention", attn),

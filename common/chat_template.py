@@ -52,7 +52,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: prompts.Messag
 def check_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Try the chat template on this project's prompts; return a line for the user where the date is fixed.
 
-    Raises TemplateError if the template refuses a prompt, or does not hold its system and user message once each.
+    Raises TemplateError if the template cannot render a prompt, or does not hold its system and user message once each.
     """
     chats = [prompts.note_messages(_USER_TEXT), prompts.judge_messages(_USER_TEXT, "A", _NOTE["A"], _NOTE["A"])]
     for messages in chats:
@@ -60,7 +60,7 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
             text = render_chat(tokenizer, messages)
         except Exception as error:  # `raise_exception` in the template, or whatever its code raises
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise TemplateError(f"the chat template refuses a system message before the user's ({reason})") from None
+            raise TemplateError(f"the chat template cannot render a system and a user message ({reason})") from None
         for message in messages:
             count = text.count(message["content"])
             if count != 1:

@@ -88,7 +88,7 @@ def test_a_template_without_a_system_role_is_one_line_before_an_engine_starts(
     call = [str(paths["generator"]), "--judge_model", str(paths["judge"]), "--dataset_path", str(tiny_dataset)]
     assert eval.main([*call, "--output_dir", str(run)]) == 2
     line = error_line(capsys)
-    assert line.startswith(f"error: {paths[at_fault]}: the chat template refuses a system message")
+    assert line.startswith(f"error: {paths[at_fault]}: the chat template cannot render a system and a user message")
     assert "(System role not supported)" in line
     assert not (run / "predictions.jsonl").exists()
     assert "vllm" not in (run / "generate.log").read_text().lower(), "the engine started"
