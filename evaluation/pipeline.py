@@ -76,8 +76,9 @@ class Pipeline:
                         await self._judge_existing_notes(run)
             if self.options.judges:
                 self._share_known_answers()
-            for run in self.runs:
-                check_verdicts(run)
+            if self.options.reports:
+                for run in self.runs:
+                    check_verdicts(run)
         finally:
             await self._finish()
 
