@@ -57,8 +57,6 @@ from training.progress import Progress, lock_run
 from training.settings import WHOLE_MODEL, SOAPDataConfig, SOAPTrainerConfig
 from training.transfer import Readout
 
-TOKEN_CODE = (__file__, tokens.__file__, prompts.__file__, chat_template.__file__)  # decides what the tokens are
-
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
 tell_in_one_line()
 
@@ -95,12 +93,13 @@ class SOAPDataSource(DataSource):
     def cache_path_args(self) -> tuple[dict, ...]:
         """Adds what the tokens are made of, so that other data, prompts or templates never meet an old cache."""
         template = hashlib.sha256(str(self.trainer.tokenizer.chat_template).encode()).hexdigest()
+        code = (__file__, tokens.__file__, prompts.__file__, chat_template.__file__)
         content = {
             "rows": tokens.file_fingerprint(self.config.name_or_path / self.config.split),
             "prompts": prompts_hash(),
             "template": template,
             "vocabulary": len(self.trainer.tokenizer),
-            "code": [tokens.file_fingerprint(Path(file)) for file in TOKEN_CODE],
+            "code": [tokens.file_fingerprint(Path(file)) for file in code],
         }
         config = self.trainer.config
         if config.min_iterations:  # arctic_training repeats the rows to so many before it saves them

@@ -294,10 +294,11 @@ def test_repeated_rows_never_meet_the_cache_of_single_ones(cache_key):
     assert len({cache_key(), cache_key(min_iterations=5), cache_key(min_iterations=9)}) == 3
 
 
-@pytest.mark.parametrize("name", ["train.py", "training/tokens.py", "prompts.py"])
+@pytest.mark.parametrize("name", ["train.py", "training/tokens.py", "prompts.py", "common/chat_template.py"])
 def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeypatch, tmp_path, name):
     before = cache_key()
     modules = {"train.py": train_module, "training/tokens.py": train_module.tokens, "prompts.py": prompts}
+    modules["common/chat_template.py"] = train_module.chat_template
     changed = tmp_path / Path(name).name
     changed.write_text((ROOT / name).read_text() + "\n")
     monkeypatch.setattr(modules[name], "__file__", str(changed))
