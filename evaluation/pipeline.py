@@ -87,12 +87,13 @@ class Pipeline:
     async def _write_missing_notes(self, run: Run) -> None:
         written = {record["index"] for record in run.folder.predictions}
         missing = [index for index in range(len(self.rows)) if index not in written]
-        if missing:
-            bar = ProgressBar("notes", len(self.rows), len(written))
-            async with self._generator(run) as generator, BoundedTasks(generator.model.window) as writing:
-                for index in missing:
-                    await writing.add(self._write_note, run, generator, index, bar)
-            bar.close()
+        if not missing:
+            return
+        bar = ProgressBar("notes", len(self.rows), len(written))
+        async with self._generator(run) as generator, BoundedTasks(generator.model.window) as writing:
+            for index in missing:
+                await writing.add(self._write_note, run, generator, index, bar)
+        bar.close()
 
     async def _write_note(self, run: Run, generator: Usage, index: int, bar: "ProgressBar") -> None:
         dialogue = self.rows[index]["dialogue"]
