@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import prompts
 from preprocessing import InputError
+from preprocessing.headings import SectionMap, read_section_map, read_soap
 from preprocessing.replacing import replacing
 from preprocessing.sources import NO_TEXT, SPLITS, Record, read_source
 
@@ -43,14 +44,15 @@ class RowError(ValueError):
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def read_row(record: Record, dialogue_column: str, note_column: str) -> Row:
+def read_row(record: Record, dialogue_column: str, note_column: str, section_map: SectionMap | None = None) -> Row:
     """The columns of the output. Four columns of sections go before the note's column. Raises RowError, NoteError."""
     if record.reason:
         raise RowError(record.reason)
     if not isinstance(record.columns, dict):
         raise RowError(f"{type(record.columns).__name__} where an object was expected")
     dialogue = read_text(record.columns, dialogue_column)
-    return {"dialogue": dialogue, **(read_sections(record.columns) or read_note_column(record.columns, note_column))}
+    note = read_sections(record.columns) or read_note_column(record.columns, note_column, section_map)
+    return {"dialogue": dialogue, **note}
 
 
 def read_sections(columns: dict[str, object]) -> Row | None:
@@ -72,13 +74,13 @@ def section_columns(columns: dict[str, object]) -> dict[str, str]:
     }
 
 
-def read_note_column(columns: dict[str, object], name: str) -> Row:
+def read_note_column(columns: dict[str, object], name: str, section_map: SectionMap | None = None) -> Row:
     """The note in one column: under headings, or as an object or JSON text with a key for each section."""
     if isinstance(columns.get(name), dict) and (note := read_sections(columns[name])):
         return note
     text = read_text(columns, name)
     if not text.startswith("{"):
-        return prompts.read_soap(text)
+        return read_soap(text, section_map)
     value = prompts.read_object(text)
     sections = {section: value[key] for section, key in section_columns(value).items()}
     return read_sections(prompts.note_from(sections | value))
@@ -106,7 +108,7 @@ def digest(*texts: str) -> str:
 
 
 def select(
-    records: dict[str, list[Record]], dialogue_column: str, note_column: str
+    records: dict[str, list[Record]], dialogue_column: str, note_column: str, section_map: SectionMap | None = None
 ) -> tuple[dict[str, list[Row]], list[dict]]:
     """The rows of each split that are kept, and a reject for each of the others.
 
@@ -123,7 +125,7 @@ def select(
             for record in records.get(split, []):
                 bar.update()
                 try:
-                    row = read_row(record, dialogue_column, note_column)
+                    row = read_row(record, dialogue_column, note_column, section_map)
                     dialogue, whole = digest(row["dialogue"]), digest(*row.values())
                     if dialogue in held_out:
                         raise RowError(f"same dialogue in {held_out[dialogue]}")
@@ -196,6 +198,7 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
     shares = {"validation": options.validation_fraction, "test": options.test_fraction}
     if not (min(shares.values()) > 0 and sum(shares.values()) < 1):
         raise InputError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
+    section_map = read_section_map(Path(options.section_map)) if options.section_map else None
     with replacing(Path(os.path.realpath(options.output_dir)), OUTPUT_NAMES) as folder:
         try:
             records = read_source(options.dataset)
@@ -204,7 +207,7 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
             raise InputError(
                 f"cannot read {where}: {error.strerror or error}; mend that, or give another --dataset"
             ) from error
-        rows, rejects = select(records, options.dialogue_column, options.note_column)
+        rows, rejects = select(records, options.dialogue_column, options.note_column, section_map)
         for split in rows:
             if not rows[split]:
                 raise nothing_left(options.dataset, split, records[split], rejects)
@@ -260,6 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", "./soap_dataset", "folder to write or to replace")
     add("--dialogue_column", "dialogue", "column with the dialogue")
     add("--note_column", "soap", "column with the note, unless there are columns S, O, A and P")
+    add("--section_map", "", 'JSON file with further headings of notes, such as {"Impression": "A"}')
     add("--validation_fraction", 0.1, "share of the train dialogues to cut off where the source has no validation")
     add("--test_fraction", 0.1, "share of the train dialogues to cut off where the source has no test")
     return parser

@@ -12,6 +12,7 @@ import prompts
 from evaluation import judge
 from evaluation.stages import pending_cases
 from evaluation.store import JsonLines
+from preprocessing.headings import read_soap
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_number", "changed_side"]
@@ -20,7 +21,7 @@ BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_num
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     demo = [json.loads(line) for line in DEMO_FILE.read_text("utf-8").splitlines()]
-    return [{"dialogue": row["dialogue"]} | prompts.read_soap(row["soap"]) for row in demo]
+    return [{"dialogue": row["dialogue"]} | read_soap(row["soap"]) for row in demo]
 
 
 def prediction(index: int = 0, status: str = "ok", finish_reason: str = "stop", **sections) -> dict:
