@@ -61,6 +61,7 @@ _OUTSIDE = {"addendum", "addenda", "late entry", "attestation", "signature", "si
 _SIGNED = re.compile(r"\W*((?:electronically |digitally |e-)?signed by|electronically signed|dictated by)\b", re.I)
 _ONE_HEADING = {frozenset("SO"): "Subjective and Objective", frozenset("AP"): "Assessment and Plan"}
 
+_SINGULAR = {"plans": "plan", "assessments": "assessment"}
 _TITLE = re.compile(r"(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) ?)?(?:note|summary)?", re.IGNORECASE)
 
 # --- a clinic's own headings ------------------------------------------------------------------------------------------
@@ -176,9 +177,12 @@ def _classify(label: str, section_map: SectionMap) -> tuple[str, str, str]:
             return min(exact, key=SECTIONS.index), "combined", _ONE_HEADING[frozenset(exact)]
     if len(tokens) == 1 and len(label) == 1 and label.isupper():
         return "", "list", label
+    if tokens[:1] and tokens[0] in SECTION_NAMES and any(t.isdigit() or t.startswith("cont") for t in tokens[1:]):
+        return tokens[0], "numbered", tokens[0]
     parts = name.split(" and ")
     sections = [_WORDS.get(part) or _LONGER.get(part) or _PARTS.get(part) for part in parts]
-    words = [word for word in name.split() if word in _WORDS]
+    words = [_SINGULAR.get(word, word) for word in name.split()]
+    words = [word for word in words if word in _WORDS]
     if not words:
         return (sections[0], "part", name) if len(parts) == 1 and sections[0] else ("", "", "")
     if len(parts) > 1 and any(part in _WORDS for part in parts):
@@ -186,9 +190,10 @@ def _classify(label: str, section_map: SectionMap) -> tuple[str, str, str]:
         if meant in _ONE_HEADING:
             return min(meant, key=SECTIONS.index), "combined", _ONE_HEADING[meant]
     section = _WORDS[words[0]]
+    ends = [_SINGULAR.get(word, word) for word in (name.split()[0], name.split()[-1])]
     if all(sections) and set(sections) == {section}:
         return section, "longer", name
-    leads = name.split()[0] in _WORDS or words[0] in ("subjective", "objective")
+    leads = ends[0] in _WORDS or (ends[1] in ("subjective", "objective"))
     form = "numbered" if any(map(str.isdigit, name)) else "unknown" if leads else "modified"
     return section, form, words[0]
 
@@ -223,7 +228,8 @@ def _label_at(
         heading = candidate(match.end(), section, form, name, mark)
         if form not in ("part", "numbered", "unknown", "modified"):
             return heading
-        longest = longest or heading
+        if mark or "#" in marks or "**" in marks or label.istitle() or label.isupper():
+            longest = longest or heading
     return longest
 
 
@@ -262,8 +268,17 @@ def _label_after(text: str, found: list[_Heading], section_map: SectionMap) -> _
         start = _SPACE.match(text, heading.end).end()
         same_line = not re.search(r"[\r\n]", text[heading.end : start])
         label = _label_at(text, start, False, section_map, alone=True) if start < len(text) else None
-        if label is None or label.form not in ("letter", "word", "both") or (same_line and "1" in label.marks):
+        if label is None or (same_line and "1" in label.marks):
             return None  # "A: 1. Plan: ..." is a list
+        if heading.form == "letter" and same_line and label.section == heading.section:
+            if label.form == "combined":
+                found[-1] = replace(label, start=heading.start)
+                return None
+            if label.form == "longer":  # "O: Objective / Exam"
+                found[-1] = replace(heading, end=label.end, form="both")
+                return None
+        if label.form not in ("letter", "word", "both"):
+            return None
         if label.section == heading.section:
             letter_again = label.form == "letter" and (heading.form != "word" or label.mark not in (":", "-"))
             if letter_again or label.lower or heading.form == "mapped":
@@ -336,6 +351,11 @@ def _is_pulse(text: str, heading: _Heading) -> bool:
     return (heading.section, heading.form) == ("P", "letter") and bool(_PULSE.match(text, heading.end))
 
 
+def _is_bare(heading: _Heading) -> bool:
+    """A letter alone on its line, which may be a blood group."""
+    return heading.form == "letter" and not heading.mark and not heading.marks
+
+
 def read_soap(text: str, section_map: SectionMap | None = None) -> Note:
     """Read a note under four headings in the order S, O, A, P, each at a line's start or all on one line.
 
@@ -358,12 +378,12 @@ def read_soap(text: str, section_map: SectionMap | None = None) -> Note:
         if not fitting:
             raise NoteError(_why_missing(section, text, found, chain, layout))
         chain.append(fitting[0])
-    title = " ".join(text[: first.start].split()).strip(" *#_:")
+    title = " ".join(text[: first.start].split()).strip(" *#_:-=~")
     if not _TITLE.fullmatch(title):
         raise NoteError("text stands before the Subjective heading")
     _check_form(text, chain, layout)
     _check_others(text, found, chain, layout)
-    _check_letters(text, chain)
+    _check_inside(text, chain)
     return _sections(text, found, chain)
 
 
@@ -398,8 +418,12 @@ _RULE = re.compile(r"[ \t]*(?:-{3,}|={3,}|\*{3,}|_{3,}|~{3,})[ \t]*")
 
 # --- reasons ---------------------------------------------------------------------------------------------------------
 
-_LETTER = re.compile(r"(?<![^\W_])(?P<label>[A-Z]|Subjective|Objective|SUBJECTIVE|OBJECTIVE)[*_)\]]{0,4} ?[:\uff1a]")
-_ANY = re.compile(r"(?<![^\W_])([SOAP]|subjective|objective|assessment|plan)[*_)\]]{0,4} ?[:\uff1a]", re.I)
+_INSIDE = re.compile(
+    r"(?<![^\W_])(?P<label>[A-Z]|Subjective|SUBJECTIVE|Objective|OBJECTIVE|Assessment|ASSESSMENT"
+    r"|(?<=[.!?]\s)(?i:subjective|objective|plan))[*_)\]]{0,4}[^\S\r\n]?(?:[:\uff1a]|[-\u2013\u2014](?=\s))"
+)
+_PAIRS = {("S", "O"), ("A", "P"), ("Subjective", "Objective"), ("Assessment", "Plan")}
+_ANY = re.compile(r"(?<![^\W_])([SOAP]|subjective|objective|assessment|plan)[*_)\]]{0,4}[^\S\r\n]?[:\uff1a]", re.I)
 _MANY = "more headings follow the Plan"
 
 
@@ -433,16 +457,26 @@ def _why_missing(section: str, text: str, found: list[_Heading], chain: list[_He
 
 
 def _check_form(text: str, chain: list[_Heading], layout: _Layout) -> None:
-    """Raise NoteError if the headings are indented unlike each other or stand where a wrapped sentence continues."""
+    """Raise NoteError if a heading's form or place leaves a doubt that it is the section's."""
+    for before, heading in itertools.pairwise(chain):
+        if heading.form == "longer" and _OTHER_LABEL.search(text, before.end, heading.start):
+            raise NoteError(f"no plain heading for {SECTION_NAMES[heading.section]}, and more than one that may be it")
     if not layout.lines:
         return
     indents = {heading.indent for heading in chain[1:]}
     if len(indents | ({chain[0].indent} if chain[0].start else set())) > 1:
         raise NoteError("the headings are not indented alike")
+    for heading in chain[1:]:
+        if _is_bare(heading) and _LABEL_BEFORE.search(text, max(0, heading.start - 20), heading.start):
+            raise NoteError(f"the heading {heading.section} may be a value, such as a blood group")
     width = 0 if layout.first.marks else _wrapped_width(text)
     for heading in chain[1:] if width else []:
         if len(_unfinished_line_before(text, heading)) + 1 + heading.end - heading.start > width:
             raise NoteError(f"the heading {heading.section} may be part of a wrapped sentence")
+
+
+_OTHER_LABEL = re.compile(r"(?:[\r\n]|[.!?]\s)[^\w\r\n]{0,12}[A-Z][^.:;\r\n]{0,40}[:\uff1a]|[\r\n][ \t]*(?:#|\*\*|__)")
+_LABEL_BEFORE = re.compile(r"(?:[:\uff1a]|group|type)\s*\Z", re.I)
 
 
 def _wrapped_width(text: str) -> int:
@@ -467,11 +501,16 @@ def _unfinished_line_before(text: str, heading: _Heading) -> str:
 def _check_others(text: str, found: list[_Heading], chain: list[_Heading], layout: _Layout) -> None:
     """Raise NoteError if a candidate outside the chain may begin a section."""
     position = 0
+    before = ""
     for heading in found:
         if heading in chain:
-            position = chain.index(heading)
+            position, before = chain.index(heading), ""
             continue
         here = chain[position].section
+        if heading.form in _HEADS and not (_is_pulse(text, heading) or heading.lower):
+            if (before, heading.section) in _PAIRS:
+                raise NoteError(_MANY if here == "P" else f"more than one heading for {SECTION_NAMES[before]}")
+            before = heading.section
         if layout.lines and not heading.begins_line and heading.form not in ("letter", "word", "both"):
             continue
         if heading.form == "combined":
@@ -497,7 +536,7 @@ def _begins_section(text: str, heading: _Heading, here: str, chain: list[_Headin
         or heading.form == "longer"
     ):
         return not own
-    if heading.form == "letter" and not heading.mark and layout.first.mark:
+    if _is_bare(heading) and not layout.fits(heading):
         return False  # a blood group
     if heading.lower and not layout.first.lower:
         return heading.begins_line and not own and not _unfinished_line_before(text, heading)
@@ -508,15 +547,20 @@ def _begins_section(text: str, heading: _Heading, here: str, chain: list[_Headin
     return layout.looks_alike(heading)
 
 
-def _check_letters(text: str, chain: list[_Heading]) -> None:
-    """Raise NoteError if letters inside sentences make one more note: S: before O:, or A: before P:."""
+def _check_inside(text: str, chain: list[_Heading]) -> None:
+    """Raise NoteError if labels inside sentences make one more note: S: before O:, or A: before P:."""
     ends = [heading.start for heading in chain[1:]] + [len(text)]
     for heading, end in zip(chain, ends, strict=True):
-        before = ""
-        for match in _LETTER.finditer(text, heading.end, end):
+        letter = word = ""
+        for match in _INSIDE.finditer(text, heading.end, end):
             label = match["label"].capitalize()
             if label == "P" and _PULSE.match(text, match.end()):
                 continue
-            if (before, label) in (("S", "O"), ("A", "P"), ("Subjective", "Objective")):
-                raise NoteError(_MANY if heading.section == "P" else f"more than one heading for {before}")
-            before = label
+            before = letter if len(label) == 1 else word
+            if (before, label) in _PAIRS:
+                raise NoteError(
+                    _MANY
+                    if heading.section == "P"
+                    else f"more than one heading for {SECTION_NAMES.get(before, before)}"
+                )
+            letter, word = (label, word) if len(label) == 1 else (letter, label)
