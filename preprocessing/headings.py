@@ -58,7 +58,9 @@ _VISIT_BEGINS = {
 }
 # Headings of text that belongs to no section, and beginnings of lines that a person's name follows.
 _OUTSIDE = {"addendum", "addenda", "late entry", "attestation", "signature", "signed"}
-_SIGNED = re.compile(r"\W*((?:electronically |digitally |e-)?signed by|electronically signed|dictated by)\b", re.I)
+_SIGNED = re.compile(
+    r"\W*(?:(?:electronically |digitally |e-)?signed by|electronically signed|dictated by)\b|\W*signed,?\s*\Z", re.I
+)
 _ONE_HEADING = {frozenset("SO"): "Subjective and Objective", frozenset("AP"): "Assessment and Plan"}
 
 _SINGULAR = {"plans": "plan", "assessments": "assessment"}
@@ -113,25 +115,26 @@ _PLACE = re.compile(
     r"|(?<![ \t])[ \t]+(?=(?i:S\W{1,4}subjective|O\W{1,4}objective|A\W{1,4}assessment|P\W{1,4}plan)\W)"
 )
 # "Hep. A: negative" ends no sentence.
-_ABBREVIATION = re.compile(
-    r"\b(?:hep|inf|vit|strep|staph|gr|grp|gp|var|no|nr|vs|fig|cf|approx|ca|e\.g|i\.e)\.\s*\Z", re.I
-)
+_ABBREVIATION = re.compile(r"\b(?:hep|inf|vit|strep|gr|grp|gp|var|cf|vs|e\.g|i\.e)\.\s+A\Z", re.I)
 _OPENING = re.compile(
-    r"(?P<indent>[^\S\r\n]{0,40})(?P<marks>(?:[^\w\r\n]|_){0,12}(?:(?:\d{1,2}|[IVX]{1,4})[.)](?:[^\w\r\n]|_){1,8})?)"
+    r"(?P<indent>[^\S\r\n]{0,40})(?P<marks>(?:[^\w\r\n]|_){0,12}(?:(?:(?:\d{1,2}|[IVX]{1,4})[.)]|[SOAP]\.)(?:[^\w\r\n]|_){1,8})?)"
 )
 _MARK = re.compile(
-    r"[*_)\]\s]{0,8}(?P<colon>[:\uff1a])[*_]{0,4}"
+    r"[*_)\]\s]{0,8}(?P<colon>[:\uff1a]{1,2}(?:[-\u2013\u2014](?=\s|\Z))?)[*_]{0,4}"
     r"|[*_)\]]{0,6}[^\S\r\n]{0,2}(?P<dash>[-\u2013\u2014])[*_]{0,4}(?=[^\S\r\n]|\Z)"
     r"|(?P<end>[*_)\]#\s]{0,8}\Z)"
     r"|(?P<close>[)\]][*_]{0,4}|\*\*|__)(?=[^\S\r\n])"
 )
 _MAX_LABEL = 64  # characters
-_MIN_WIDTH = 40  # characters of a line that may be wrapped
+_MIN_WIDTH = 40  # characters of a line that may be wrapped before a heading
 _SENTENCE_END = re.compile(r"[.!?;]\s")
 _TOKEN = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[&/+,]")
 _CONNECTORS = {"&", "/", "+", ",", "and"}
 _SPACE = re.compile(r"\s*")
-_PULSE = re.compile(r"[*_ \t]{0,4}\d{2,3}(?![\w/])(?! ?(?:m?c?g|ml|days?|weeks?|months?|units?)\b)")
+_PULSE = re.compile(
+    r"[*_ \t]{0,4}\d{2,3}(?=\s{0,2}(?:[.,;\r\n]|\Z|bpm|/ ?min|(?:ir)?regular|(?:R|T|RR|BP|Temp|SpO2)\b))"
+)
+_VITALS = re.compile(r"[*_ \t]{0,4}\d{2,3}[^\w]{1,6}(?:R|T|RR|BP|Temp|SpO2|SaO2)\b")
 _HEADS = {"letter", "word", "both", "mapped", "longer"}
 
 
@@ -205,15 +208,15 @@ def _label_at(
     opening = _OPENING.match(text, start)
     line = re.match(r"[^\r\n]*", text[opening.end() : opening.end() + _MAX_LABEL])[0]
     ends = len(line) < _MAX_LABEL or opening.end() + len(line) == len(text)
-    marks = re.sub(r"\d+|[IVX]+", "1", opening["marks"]).strip()
+    marks = re.sub(r"\d+|[IVX]+|[SOAP]", "1", opening["marks"]).strip()
 
     def candidate(length: int, section: str, form: str, name: str, mark: str) -> _Heading:
         lower = line[:1].islower()
         end = opening.end() + length
         return _Heading(start, end, section, form, name, begins_line, opening["indent"], marks, mark, lower)
 
-    if begins_line and (signed := _SIGNED.match(line)):
-        return candidate(signed.end(), "", "outside", "signature", "")
+    if begins_line and (_SIGNED.match(line) or (marks == "/" and line[:2] == "s/")):
+        return candidate(len(line), "", "outside", "signature", "")
     longest = None
     for number, match in enumerate(_MARK.finditer(line)):
         label = line[: match.start()]
@@ -240,7 +243,7 @@ def _scan(text: str, section_map: SectionMap) -> list[_Heading]:
         if found and place.end() < found[-1].end:
             continue
         begins_line = place.start() == 0 or place[0] in ("\r", "\n")
-        if not begins_line and _ABBREVIATION.search(text[max(0, place.start() - 8) : place.end()]):
+        if not begins_line and _ABBREVIATION.search(text[max(0, place.start() - 8) : place.end() + 1]):
             continue
         heading = _label_at(text, place.end(), begins_line, section_map)
         while heading is not None:
@@ -297,20 +300,15 @@ def _label_after(text: str, found: list[_Heading], section_map: SectionMap) -> _
 
 
 def _without_lists(found: list[_Heading]) -> list[_Heading]:
-    """Leave out other letters, and each A that is followed by a B: airway, breathing, circulation."""
-    kept = []
-    next_letter = ""
-    for heading in reversed(found):
-        if heading.form == "list":
-            next_letter = heading.name if heading.mark else next_letter
-            continue
-        if heading.form == "letter" and heading.mark:
-            in_list = heading.section == "A" and next_letter == "B"
-            next_letter = heading.section
-            if in_list:
-                continue
-        kept.append(heading)
-    return kept[::-1]
+    """Leave out other letters, and each A before a B (airway, breathing) or after a Q (question, answer)."""
+    letters = [heading for heading in found if heading.form in ("letter", "list") and heading.mark]
+    listed = {heading.start for heading in found if heading.form == "list"}
+    for before, after in itertools.pairwise(letters):
+        if (before.section, after.name) == ("A", "B"):
+            listed.add(before.start)
+        if (before.name, after.section) == ("Q", "A"):
+            listed.add(after.start)
+    return [heading for heading in found if heading.start not in listed]
 
 
 # --- choice ----------------------------------------------------------------------------------------------------------
@@ -375,6 +373,10 @@ def read_soap(text: str, section_map: SectionMap | None = None) -> Note:
         fitting = [head for head in heads if head.section == section and head.start >= chain[-1].end]
         fitting = [head for head in fitting if layout.fits(head)]
         fitting = [head for head in fitting if head.form != "longer"] or fitting
+        if not fitting and layout.lines:  # words may follow letters: a word that begins a line is no look-alike
+            words = replace(layout, forms=frozenset({"word"}))
+            fitting = [head for head in heads if head.section == section and head.start >= chain[-1].end]
+            fitting = [head for head in fitting if words.fits(head)]
         if not fitting:
             raise NoteError(_why_missing(section, text, found, chain, layout))
         chain.append(fitting[0])
@@ -458,6 +460,8 @@ def _why_missing(section: str, text: str, found: list[_Heading], chain: list[_He
 
 def _check_form(text: str, chain: list[_Heading], layout: _Layout) -> None:
     """Raise NoteError if a heading's form or place leaves a doubt that it is the section's."""
+    if chain[-1].form == "letter" and _VITALS.match(text, chain[-1].end):
+        raise NoteError("the heading P may be a pulse")
     for before, heading in itertools.pairwise(chain):
         if heading.form == "longer" and _OTHER_LABEL.search(text, before.end, heading.start):
             raise NoteError(f"no plain heading for {SECTION_NAMES[heading.section]}, and more than one that may be it")
@@ -475,7 +479,9 @@ def _check_form(text: str, chain: list[_Heading], layout: _Layout) -> None:
             raise NoteError(f"the heading {heading.section} may be part of a wrapped sentence")
 
 
-_OTHER_LABEL = re.compile(r"(?:[\r\n]|[.!?]\s)[^\w\r\n]{0,12}[A-Z][^.:;\r\n]{0,40}[:\uff1a]|[\r\n][ \t]*(?:#|\*\*|__)")
+_OTHER_LABEL = re.compile(
+    r"(?:[\r\n]|[.!?]\s)[^\w\r\n]{0,12}[A-Z][^.:;\r\n]{0,40}(?:[:\uff1a]|[-\u2013\u2014]\s)|[\r\n][ \t]*(?:#|\*\*|__)"
+)
 _LABEL_BEFORE = re.compile(r"(?:[:\uff1a]|group|type)\s*\Z", re.I)
 
 
@@ -484,7 +490,7 @@ def _wrapped_width(text: str) -> int:
     lines = [line.rstrip() for line in re.split(r"\r\n|\r|\n", text)]
     pairs = itertools.pairwise(lines)
     widths = [len(line) for line, following in pairs if _is_unfinished(line) and following.lstrip()[:1].islower()]
-    return max([width for width in widths if width >= _MIN_WIDTH], default=0)
+    return max([width for width in widths if width >= _MIN_WIDTH / 2], default=0)
 
 
 def _is_unfinished(line: str) -> bool:

@@ -128,6 +128,43 @@ STYLES = [
     Style("Markdown word, then word", lambda s: f"## {WORDS[s]}\n**{WORDS[s]}:**", True, inline=False),
 ]
 
+# Forms that people write but the reader need not know: the exact note or a rejection.
+RARE_STYLES = [
+    Style("letter full stop", lambda s: f"{s}.", False),
+    Style("letter bracket", lambda s: f"{s})", False),
+    Style("letter slash", lambda s: f"{s}/", False),
+    Style("letter tab", lambda s: f"{s}\t", False, inline=False),
+    Style("letter semicolon", lambda s: f"{s};", False),
+    Style("letter equals", lambda s: f"{s} =", False),
+    Style("letter hyphen", lambda s: f"{s}-", False),
+    Style("letter small", lambda s: f"{s.lower()}:", False),
+    Style("letter colon dash", lambda s: f"{s}:-", False),
+    Style("letter section", lambda s: f"Section {s}:", False),
+    Style("letter quoted", lambda s: f'"{s}":', False),
+    Style("homoglyph", lambda s: {"S": "\u0405", "O": "\u041e", "A": "\u0410", "P": "\u0420"}[s] + ":", False),
+    Style("fullwidth letter", lambda s: chr(ord(s) + 0xFEE0) + ":", False),
+    Style("word full stop", lambda s: f"{WORDS[s]}.", True),
+    Style("word abbreviated", lambda s: f"{WORDS[s][:4]}:", True),
+    Style("word arrow", lambda s: f"{WORDS[s]} ->", True),
+    Style("word em dash", lambda s: f"{WORDS[s]}—", True),
+    Style("word equals signs", lambda s: f"=== {WORDS[s].upper()} ===", True, same_line=False, inline=False),
+    Style("word stars", lambda s: f"*** {WORDS[s].upper()} ***", True, same_line=False, inline=False),
+    Style("word angle brackets", lambda s: f"<{WORDS[s]}>", True),
+    Style("word emoji", lambda s: f"\U0001fa7a {WORDS[s]}:", True, inline=False),
+    Style("word emoji after", lambda s: f"{WORDS[s]} \U0001fa7a:", True, inline=False),
+    Style("word section", lambda s: f"{WORDS[s]} Section:", True),
+    Style("word notes", lambda s: f"{WORDS[s]} notes:", True),
+    Style("word with comment", lambda s: f"{WORDS[s]} (as seen today):", True),
+    Style("word italics", lambda s: f"*{WORDS[s]}:*", True),
+    Style("word zero width", lambda s: f"\u200b{WORDS[s]}:", True, inline=False),
+    Style("word slash letter", lambda s: f"{WORDS[s]}/{s}:", True),
+    Style("word list marks", lambda s: f"{s}. {WORDS[s]}:", True),
+    Style("word and time", lambda s: f"{WORDS[s]} 10:30:", True),
+    Style("time and word", lambda s: f"10:30 {WORDS[s]}:", True),
+    Style("levels", lambda s: f"{'#' * number(s)} {WORDS[s]}", True, same_line=False, inline=False),
+    Style("indented by section", lambda s: f"{' ' * number(s)}{WORDS[s]}:", True, inline=False),
+]
+
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 SENTENCES = {
@@ -203,11 +240,20 @@ PARTS = {
 }  # fmt: skip
 
 
+INLINE_PARTS = {
+    "S": ["HPI: 3 days of cough.", "Medications: metformin 500 mg.", "Allergies: none.", "PMH: asthma."],
+    "O": ["Vitals: BP 120/80, HR 88.", "Physical exam: chest clear.", "Labs: CRP 5.", "Impression: no pneumonia.",
+          "Risk assessment: low.", "P: 88, R: 16.", "HEENT: normal."],
+    "A": ["Diagnosis: flu.", "Differential diagnosis: asthma.", "Impression: bronchitis.", "1. Gout. 2. Asthma."],
+    "P": ["1. Rest. 2. Fluids.", "Follow-up: 2 weeks.", "Treatment plan: rest.", "Labs: CBC in 1 week."],
+}  # fmt: skip
+
+
 def body(rng: random.Random, section: str, one_line: bool) -> str:
     """One to five sentences on a line or on several, with headings of parts among them."""
     pieces = rng.sample(SENTENCES[section], rng.randint(1, 3))
     if one_line:
-        return " ".join(pieces)
+        return " ".join(pieces + rng.sample(INLINE_PARTS[section], rng.choice((0, 0, 1, 2))))
     lines = [" ".join(pieces)] if rng.random() < 0.7 else pieces
     for part in rng.sample(PARTS[section], rng.choice((0, 0, 1, 2))):
         lines.insert(rng.randint(1, len(lines)), part)
@@ -263,6 +309,59 @@ def repeated(rng: random.Random, draft: Draft) -> None:
     block = rng.choice(draft.blocks)
     again = Block(block.section, block.heading, body(rng, block.section, draft.one_line), block.join)
     draft.blocks.insert(rng.randint(0, 4), again)
+    draft.must_reject = True
+
+
+def wrong_sequence(rng: random.Random, draft: Draft) -> None:
+    """Sections that are missing, repeated or out of order, in any combination."""
+    sections = KEYS
+    while sections == KEYS:
+        sections = "".join(rng.choices(KEYS, k=rng.randint(2, 9)))
+    draft.blocks = blocks(rng, draft.style, draft.one_line, sections)
+    for block in draft.blocks:
+        block.body = block.body.replace("Treatment plan", "Exercises")
+    draft.must_reject = True
+
+
+def rare_style(rng: random.Random, draft: Draft) -> None:
+    style = rng.choice([style for style in RARE_STYLES if style.inline or not draft.one_line])
+    draft.blocks = blocks(rng, style, draft.one_line)
+    draft.may_reject = True
+
+
+def rare_style_once(rng: random.Random, draft: Draft) -> None:
+    style = rng.choice([style for style in RARE_STYLES if style.inline or not draft.one_line])
+    block = rng.choice(draft.blocks)
+    block.heading, block.join = style.heading(block.section), block.join if style.same_line else "\n"
+    for other in draft.blocks:
+        other.body = other.body.replace("Treatment plan", "Exercises")
+    draft.may_reject = True
+
+
+def questions(rng: random.Random, draft: Draft) -> None:
+    """Questions and answers in place of the assessment, or beside it."""
+    draft.blocks[rng.randint(0, 1)].body += (
+        rng.choice((" ", "\n")[: 1 if draft.one_line else 2]) + "Q: Any pain? A: No."
+    )
+    draft.may_reject = True
+    if rng.random() < 0.5:
+        del draft.blocks[2]
+        draft.must_reject = True
+
+
+def wrapped_missing(rng: random.Random, draft: Draft) -> None:
+    """A section has no heading, and a wrapped sentence puts its letter or word at a line's start."""
+    sentence = {
+        "A": "He had fevers at home for 3 days, and the swab was positive for influenza\nA: this was confirmed later\n"
+        "by the laboratory.",
+        "P": "The echo shows a small effusion, and the waves that cardiologists have named\nP: these are of the usual\n"
+        "height and width.",
+    }
+    section = rng.choice("AP")
+    draft.blocks = [block for block in draft.blocks if block.section != section]
+    for block in draft.blocks:
+        block.body = block.body.replace("Treatment plan", "Exercises")
+    draft.blocks[KEYS.index(section) - 1].body += "\n" + sentence[section]
     draft.must_reject = True
 
 
@@ -509,6 +608,11 @@ KINDS: dict[Callable[[random.Random, Draft], None], tuple[int, bool]] = {  # wei
     visit_on_one_line: (4, False),
     repeated: (8, True),
     out_of_order: (4, True),
+    wrong_sequence: (8, True),
+    rare_style: (8, True),
+    rare_style_once: (5, True),
+    questions: (3, True),
+    wrapped_missing: (3, False),
     synonym: (6, True),
     longer: (8, True),
     longer_before: (4, False),
