@@ -132,7 +132,7 @@ _TOKEN = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[&/+,]")
 _CONNECTORS = {"&", "/", "+", ",", "and"}
 _SPACE = re.compile(r"\s*")
 _PULSE = re.compile(
-    r"[*_ \t]{0,4}\d{2,3}(?=\s{0,2}(?:[.,;\r\n]|\Z|bpm|/ ?min|(?:ir)?regular|(?:R|T|RR|BP|Temp|SpO2)\b))"
+    r"[*_ \t]{0,4}\d{2,3}(?=\s{0,2}(?:[.,;\r\n]|\Z|bpm|/ ?min|(?:ir)?regular|(?:R|T|RR|BP|Temp|SpO2)\b|[A-Z]:))"
 )
 _VITALS = re.compile(r"[*_ \t]{0,4}\d{2,3}[^\w]{1,6}(?:R|T|RR|BP|Temp|SpO2|SaO2)\b")
 _HEADS = {"letter", "word", "both", "mapped", "longer"}
@@ -176,7 +176,8 @@ def _classify(label: str, section_map: SectionMap) -> tuple[str, str, str]:
         if len(set(exact)) == 1:
             lengths = {len(token) > 1 for token in tokens}
             return exact[0], "both" if len(lengths) == 2 else "word" if True in lengths else "letter", exact[0]
-        if frozenset(exact) in _ONE_HEADING and (exact == sorted(exact, key=SECTIONS.index) or len(tokens[0]) > 1):
+        two = len(tokens) < len(_TOKEN.findall(label)) or all(len(token) > 1 for token in tokens)
+        if two and frozenset(exact) in _ONE_HEADING and (exact[0] in "SA" or len(tokens[0]) > 1):
             return min(exact, key=SECTIONS.index), "combined", _ONE_HEADING[frozenset(exact)]
     if len(tokens) == 1 and len(label) == 1 and label.isupper():
         return "", "list", label
@@ -277,10 +278,10 @@ def _label_after(text: str, found: list[_Heading], section_map: SectionMap) -> _
             if label.form == "combined":
                 found[-1] = replace(label, start=heading.start)
                 return None
-            if label.form == "longer":  # "O: Objective / Exam"
+            if label.form == "longer" and label.name.startswith(SECTION_NAMES[label.section].lower()):
                 found[-1] = replace(heading, end=label.end, form="both")
                 return None
-        if label.form not in ("letter", "word", "both"):
+        if label.form not in ("letter", "word", "both", "list"):
             return None
         if label.section == heading.section:
             letter_again = label.form == "letter" and (heading.form != "word" or label.mark not in (":", "-"))

@@ -1,13 +1,19 @@
 import contextlib
+import json
+import random
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
+import heading_notes
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import prompts
-from preprocessing.headings import read_soap
+from preprocessing import InputError
+from preprocessing.headings import normal_form, read_section_map, read_soap
 from prompts import SECTIONS, NoteError
 
 NOTE = {
@@ -145,6 +151,216 @@ def test_sections_of_any_characters_are_read_back_to_the_letter(note: dict[str, 
         assert read_soap(between.join(f"{section}: {note[section]}." for section in SECTIONS)) == expected
 
 
+# --- look-alikes, repeats and longer headings
+
+SHORT = {"S": "Cough.", "O": "Clear.", "A": "Flu.", "P": "Rest."}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "S - Subjective:\nCough.\nO - Objective:\nClear.\nA - Assessment:\nFlu.\nP - Plan:\nRest.",
+        "S: Subjective: Cough. O: Objective: Clear. A: Assessment: Flu. P: Plan: Rest.",
+        "**S: Subjective**\nCough.\n**O: Objective**\nClear.\n**A: Assessment**\nFlu.\n**P: Plan**\nRest.",
+        "S: Cough.\nO: Clear.\nA: Assessment\nFlu.\nP: Plan: Rest.",
+        "S:\nSubjective: Cough.\nO:\nObjective: Clear.\nA:\nAssessment: Flu.\nP:\nPlan: Rest.",
+        "Subjective: Cough.\nObjective: Clear.\nAssessment: Flu.\nTreatment Plan: Rest.",
+        "Subjective: Cough. Objective: Clear. Assessment: Flu. Treatment Plan: Rest.",
+        "Subjective: Cough.\nObjective: Clear.\nAssessment / Problem List: Flu.\nPlan & Recommendations: Rest.",
+        "Subjective:\nCough.\nObjective:\nClear.\nAssessment / Problem List:\n\nAssessment: Flu.\nPlan: Rest.",
+        "S: Cough.\nO: Clear.\nA/P:\nA: Flu.\nP: Rest.",
+        "O: Objective / Exam: Clear.".join(["S: Cough.\n", "\nA: Flu.\nP: Rest."]),
+        "S: Cough.\nO: Clear.\nAssessment: Flu.\nPlan: Rest.",
+        "Subjective\n----------\nCough.\n\n---\n\nObjective\n---------\nClear.\n\nAssessment\n---\nFlu.\nPlan\n---\nRest.",
+        "SOAP Note: S: Cough. O: Clear. A: Flu. P: Rest.",
+        "  S: Cough.\n  O: Clear.\n  A: Flu.\n  P: Rest.",
+    ],
+)
+def test_the_whole_label_is_the_heading(text: str):
+    assert read_soap(text) == SHORT
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ("S", "HPI: 3 days of cough.\nROS: no fever.\nMedications: none"),
+        ("O", "Vitals:\nT: 37\nP: 88\nPhysical exam: clear.\nImpression: no pneumonia on the film."),
+        ("O", "Risk assessment: low.\nNutrition Assessment: at risk."),
+        ("O", "Primary survey\nA: patent\nB: clear\nC: warm"),
+        ("O", "Influenza A: confirmed. Hepatitis A: excluded."),
+        ("A", "Impression: bronchitis.\nDifferential diagnosis: asthma."),
+        ("P", "Treatment plan: rest.\nFollow-up plan: 2 weeks.\nMedications: aspirin."),
+        ("P", "Rest. We agreed on a follow-up plan: return in 2 weeks."),
+        ("P", "Take **aspirin**"),
+        ("P", "10 days of rest."),
+    ],
+)
+@pytest.mark.parametrize("names", [LETTERS, WORDS])
+def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str]):
+    note = SHORT | {section: text}
+    headings = dict(zip(SECTIONS, names, strict=True))
+    assert read_soap("\n".join(f"{headings[key]}: {note[key]}" for key in SECTIONS)) == note
+    assert read_soap("\n\n".join(f"## {headings[key]}\n{note[key]}" for key in SECTIONS)) == note
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("S: a.\nO: b.\nAssessment and Plan:\n1. Influenza A: confirmed.\nPlan: c.", "Assessment and Plan stand under"),
+        ("Subjective and Objective: a.\nAssessment: b.\nPlan: c.", "Subjective and Objective stand under"),
+        ("Subjective: a.\nObjective: b. Risk assessment: low.\nImpression: c.\nPlan: d.", "no heading for Assessment"),
+        ("Subjective: a.\nObjective: b. Risk assessment: low.\nPlan: d.", "no heading for Assessment"),
+        ("S: a.\nO: b.\nImpression: c.\nP: d.", 'no heading for Assessment .*"Impression"'),
+        ("S: a.\nO: b.\nA: c.\nRecommendations: d.", 'no heading for Plan .*"Recommendations"'),
+        ("S: a. O: Influenza A: confirmed. P: b.", "no heading for Assessment .* after the end of a sentence"),
+        ("S: a. O: Hep. A: negative. P: b.", "no heading for Assessment"),
+        ("S: a.\nO: b.\nA: c. P: d.", "no heading for Plan .* at the start of a line"),
+        ("Subjective: a.\nObjective: b.\nA: c.\nPlan: d.", "some are letters, some words"),
+        ("S: a.\nO: b.\nA: 1. Gout\n  - P: ice", "no heading for Plan .* looks like the first"),
+        ("S: a.\nO: b.\nA: c.\n  P: d.", "not indented alike"),
+        ("Subjective: a.\nObjective: b.\nAssessment: c.\nHTN plan: d.\nGout plan: e.", "only a longer one"),
+        ("Subjective: a.\nObjective: b.\nAssessment: c.\nRx: d.\nTreatment plan: e.", "more than one that may be it"),
+        ("S: a.\nO: b.\nA: patent\nB: clear\nC: warm\nP: c.", "no heading for Assessment"),
+        ("S: a.\nO: Q: Any pain?\nA: No.\nP: c.", "no heading for Assessment"),
+        ("S\na\nO\nBlood group:\nA\nRh positive\nP\nd", "may be a value"),
+        ("S: a.\nO: b.\nA: c.\nP: 88\nR: 16", "may be a pulse"),
+        (
+            "S: a.\nO: a line about the swab, positive for influenza\nA: as the people of the laboratory\nsay.\nP: c.",
+            "wrapped",
+        ),
+        ("S: a.\nS: b.\nO: c.\nA: d.\nP: e.", "more than one heading for Subjective"),
+        ("S: a.\nO: b.\nA: c.\nO: d.\nP: e.", "more than one heading for Objective"),
+        ("S: a. O: b. A: c. P: d. S: e. O: f. A: g. P: h.", "more headings follow the Plan"),
+        ("S: a. O: b. A: c. P: d S: e O: f A: g P: h", "more headings follow the Plan"),
+        (
+            "S: a.\nO: b.\nA: c.\nP: d.\nSubjective: e. Objective: f. Assessment: g. Plan: h.",
+            "more headings follow the",
+        ),
+        ("## S\na\n## O\nb\n## A\nc\n## P\nd\n## S\ne\n## O\nf\n## A\ng\n## P\nh", "more headings follow the Plan"),
+        ("**S:** a **O:** b **A:** c **P:** d **S:** e **O:** f **A:** g **P:** h", "more headings follow the Plan"),
+        ("Subjective: a.\nObjective: b.\nAssessment: c.\nPlan: d.\nAssessment (continued): e.", "more headings follow"),
+        (
+            "Subjective: a.\nObjective: b.\nAssessment: c.\nPlan: d.\nAssessment 2: e.\nPlan 2: f.",
+            "more headings follow",
+        ),
+        ("S: a.\nO: b.\nA: c.\nP: d.\nHPI: e.\nExam: f.", "Hpi stands under Plan"),
+        ("S: a.\nO: b.\nA: c.\nP: d.\nAddendum: e.", "Addendum belongs to no section"),
+        ("S: a.\nO: b.\nA: c.\nP: d.\nElectronically signed by Mrs Miller", "^Signature belongs to no section$"),
+        ("S (Objective): a.\nO: b.\nA: c.\nP: d.", "no heading for Subjective"),
+    ],
+)
+def test_a_doubtful_heading_is_refused_with_the_reason(text: str, reason: str):
+    with pytest.raises(NoteError, match=reason) as caught:
+        read_soap(text)
+    assert len(str(caught.value)) < 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_generated_note_is_misread_and_no_well_formed_one_refused(seed: int):
+    rng = random.Random(seed)
+    faults, expected = Counter(), Counter()
+    for _ in range(2_000):
+        case = heading_notes.make_case(rng)
+        expected[case.note is not None, case.may_be_rejected] += 1
+        if problem := heading_notes.fault(case, read_soap):
+            faults[f"{case.kind}: {problem}"] += 1
+    assert not faults
+    assert len(expected) == 3
+    assert min(expected.values()) > 300
+
+
+def test_the_generator_finds_a_reader_that_takes_any_letter_or_word():
+    """It counts the misreadings of a reader that splits at each of the four names, in their order."""
+
+    def split(text: str) -> dict[str, str]:
+        note = {}
+        for section, word in reversed(prompts.SECTION_NAMES.items()):
+            for name in (f"{word}:", f"{section}:"):
+                if name in text:
+                    text, _, note[section] = text.rpartition(name)
+                    break
+            else:
+                raise ValueError
+        return {section: note[section].strip() for section in SECTIONS}
+
+    rng = random.Random(0)
+    faults = Counter(heading_notes.fault(heading_notes.make_case(rng), split).split(":")[0] for _ in range(500))
+    assert faults["misread"] > 50
+    assert faults["rejected"] > 20
+
+
+# --- a clinic's own headings
+
+
+def section_map(tmp_path: Path, content: object) -> dict[str, str]:
+    file = tmp_path / "map.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return read_section_map(file)
+
+
+def test_mapped_headings_are_read_and_stay_text_where_several_make_a_section(tmp_path: Path):
+    names = {"HPI": "S", "Review of Systems:": "s", "Exam": "Objective", "Impression": "A", "Next steps & advice": "P"}
+    own = section_map(tmp_path, names)
+    text = "HPI: a.\nReview of systems: b.\nEXAM: c.\nImpression: d.\nNext steps and advice: e."
+    assert read_soap(text, own) == {"S": "HPI: a.\nReview of systems: b.", "O": "c.", "A": "d.", "P": "e."}
+    assert read_soap("S: a. O: b. Impression: c. P: d.", own) == {"S": "a.", "O": "b.", "A": "c.", "P": "d."}
+    text = "## Subjective\n### HPI\na\n## Objective\nb\n## Impression\nc\n## Plan\nd"
+    assert read_soap(text, own) == {"S": "### HPI\na", "O": "b", "A": "c", "P": "d"}
+
+
+def test_other_languages_can_be_mapped(tmp_path: Path):
+    own = section_map(tmp_path, {"Subjektiv": "S", "Objektiv": "O", "Beurteilung": "A", "Procedere": "P"})
+    text = "Subjektiv: Husten.\nObjektiv: Unauff\u00e4llig.\nBeurteilung: Grippe.\nProcedere: Ruhe."
+    assert read_soap(text, own) == {"S": "Husten.", "O": "Unauff\u00e4llig.", "A": "Grippe.", "P": "Ruhe."}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("S: a.\nO: CT\nImpression: normal.\nA: b.\nP: c.\nImpression: d.", "more headings follow the Plan"),
+        ("HPI: a.\nO: b.\nHPI: c.\nA: d.\nP: e.", "more than one heading for Subjective"),
+    ],
+)
+def test_mapped_headings_that_are_apart_are_refused(tmp_path: Path, text: str, reason: str):
+    with pytest.raises(NoteError, match=reason):
+        read_soap(text, section_map(tmp_path, {"Impression": "A", "HPI": "S"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is not an object"),
+        ("{}", "is not an object"),
+        ('["Impression", "A"]', "is not an object"),
+        ({"Impression": "B"}, "Impression: the section is B"),
+        ({"Impression": ["A"]}, "Impression: the section is"),
+        ({"Impression": None}, "Impression: the section is None"),
+        ({"Plan": "A"}, "Plan: its section cannot be changed"),
+        ({"p": "P", "P:": "A"}, "P:: its section cannot be changed"),
+        ({"A/P": "A"}, "A/P: its section cannot be changed"),
+        ({" : ": "A"}, "no heading"),
+        ({"Impression: final": "A"}, "Impression: final: no heading"),
+        ({"x" * 61: "A"}, "no heading"),
+        ('{"Impression": "A", "IMPRESSION:": "A"}', "IMPRESSION:: named twice"),
+    ],
+)
+def test_a_bad_section_map_is_refused_with_file_and_heading(tmp_path: Path, content: object, reason: str):
+    with pytest.raises(InputError, match=reason) as caught:
+        section_map(tmp_path, content)
+    assert str(tmp_path / "map.json") in str(caught.value)
+
+
+def test_a_missing_section_map_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"cannot read .*none\.json"):
+        read_section_map(tmp_path / "none.json")
+
+
+def test_the_normal_form_of_a_heading_ignores_case_marks_and_the_kind_of_and():
+    assert normal_form("**Assessment &  Plan:**") == normal_form("ASSESSMENT/PLAN") == "assessment and plan"
+
+
 # --- time
 
 TAIL = "\nS: a\nO: b\nA: c\nP: d"
@@ -155,6 +371,14 @@ LONG = {
     "a title": lambda n: "a" * n + TAIL,
     "a word and white space": lambda n: "a" + " " * n + "!" + TAIL,
     "brackets": lambda n: "(" * n,
+    "rules": lambda n: TAIL + "\n---" * (n // 4),
+    "headings on lines": lambda n: "S: a\n" * (n // 5) + TAIL,
+    "labels": lambda n: "S: a\nO: b\nA: c\nP: " + "Labs: ok. Plan: x, S: 1, " * (n // 25),
+    "double labels": lambda n: "S: Subjective: " * (n // 15),
+    "combined headings": lambda n: TAIL + "\nA/P:" * (n // 5),
+    "wrapped sentences": lambda n: TAIL + ("\n" + "words " * 8 + "and") * (n // 50) + "\nand",
+    "dashes": lambda n: "S " + "- " * (n // 2),
+    "numbers": lambda n: TAIL + "\n1. " * (n // 4),
     "headings": lambda n: "S: a O: b A: c P: d " * (n // 20),
     "letters": lambda n: "S: " * n,
     "bold words": lambda n: "plan**" * n,
