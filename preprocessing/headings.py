@@ -117,7 +117,8 @@ _PLACE = re.compile(
 # "Hep. A: negative" ends no sentence.
 _ABBREVIATION = re.compile(r"\b(?:hep|inf|vit|strep|gr|grp|gp|var|cf|vs|e\.g|i\.e)\.\s+A\Z", re.I)
 _OPENING = re.compile(
-    r"(?P<indent>[^\S\r\n]{0,40})(?P<marks>(?:[^\w\r\n]|_){0,12}(?:(?:(?:\d{1,2}|[IVX]{1,4})[.)]|[SOAP]\.)(?:[^\w\r\n]|_){1,8})?)"
+    r"(?P<indent>[^\S\r\n]{0,40})"
+    r"(?P<marks>(?:[^\w\r\n]|_){0,12}(?:(?:(?:\d{1,2}|[IVX]{1,4})[.)]|[SOAP]\.)(?:[^\w\r\n]|_){1,8})?)"
 )
 _MARK = re.compile(
     r"[*_)\]\s]{0,8}(?P<colon>[:\uff1a]{1,2}(?:[-\u2013\u2014](?=\s|\Z))?)[*_]{0,4}"
@@ -430,6 +431,10 @@ _ANY = re.compile(r"(?<![^\W_])([SOAP]|subjective|objective|assessment|plan)[*_)
 _MANY = "more headings follow the Plan"
 
 
+def _as_written(name: str) -> str:
+    return name.upper() if len(name) <= 3 else name.capitalize()
+
+
 def _why_missing(section: str, text: str, found: list[_Heading], chain: list[_Heading], layout: _Layout | None) -> str:
     """Why a section has no heading after `chain`."""
     for heading in found:
@@ -447,7 +452,7 @@ def _why_missing(section: str, text: str, found: list[_Heading], chain: list[_He
             return f"no heading for {name} that looks like the first one"
     for heading in rest:
         if heading.form == "part" and (heading.begins_line or (layout and not layout.lines)):
-            return f'no heading for {name}; give --section_map to read "{heading.name.capitalize()}" as one'
+            return f'no heading for {name}; give --section_map to read "{_as_written(heading.name)}" as one'
         if heading.form in ("numbered", "unknown", "modified"):
             return f'no heading for {name}, only a longer one with "{heading.name.capitalize()}"'
     if layout is None or layout.lines:
@@ -463,8 +468,8 @@ def _check_form(text: str, chain: list[_Heading], layout: _Layout) -> None:
     """Raise NoteError if a heading's form or place leaves a doubt that it is the section's."""
     if chain[-1].form == "letter" and _VITALS.match(text, chain[-1].end):
         raise NoteError("the heading P may be a pulse")
-    for before, heading in itertools.pairwise(chain):
-        if heading.form == "longer" and _OTHER_LABEL.search(text, before.end, heading.start):
+    for previous, heading in itertools.pairwise(chain):
+        if heading.form == "longer" and _OTHER_LABEL.search(text, previous.end, heading.start):
             raise NoteError(f"no plain heading for {SECTION_NAMES[heading.section]}, and more than one that may be it")
     if not layout.lines:
         return
@@ -476,7 +481,8 @@ def _check_form(text: str, chain: list[_Heading], layout: _Layout) -> None:
             raise NoteError(f"the heading {heading.section} may be a value, such as a blood group")
     width = 0 if layout.first.marks else _wrapped_width(text)
     for heading in chain[1:] if width else []:
-        if len(_unfinished_line_before(text, heading)) + 1 + heading.end - heading.start > width:
+        before = _unfinished_line_before(text, heading)
+        if before and len(before) + 1 + heading.end - heading.start > width:
             raise NoteError(f"the heading {heading.section} may be part of a wrapped sentence")
 
 
@@ -526,7 +532,7 @@ def _check_others(text: str, found: list[_Heading], chain: list[_Heading], layou
             raise NoteError(f"{heading.name.capitalize()} belongs to no section")
         if heading.form == "part":
             if heading.name in _VISIT_BEGINS and here in "AP":
-                raise NoteError(f"{heading.name.capitalize()} stands under {SECTION_NAMES[here]}")
+                raise NoteError(f"{_as_written(heading.name)} stands under {SECTION_NAMES[here]}")
         elif _begins_section(text, heading, here, chain, layout):
             raise NoteError(_MANY if here == "P" else f"more than one heading for {SECTION_NAMES[heading.section]}")
 
@@ -538,10 +544,8 @@ def _begins_section(text: str, heading: _Heading, here: str, chain: list[_Headin
         return False
     if heading.form in ("numbered", "unknown"):
         return not own and (layout.lines or heading.form == "numbered")
-    if (
-        "mapped" in (heading.form, next(head.form for head in chain if head.section == here))
-        or heading.form == "longer"
-    ):
+    open_form = next(head.form for head in chain if head.section == here)
+    if heading.form == "longer" or "mapped" in (heading.form, open_form):
         return not own
     if _is_bare(heading) and not layout.fits(heading):
         return False  # a blood group
@@ -565,9 +569,6 @@ def _check_inside(text: str, chain: list[_Heading]) -> None:
                 continue
             before = letter if len(label) == 1 else word
             if (before, label) in _PAIRS:
-                raise NoteError(
-                    _MANY
-                    if heading.section == "P"
-                    else f"more than one heading for {SECTION_NAMES.get(before, before)}"
-                )
+                name = SECTION_NAMES.get(before, before)
+                raise NoteError(_MANY if heading.section == "P" else f"more than one heading for {name}")
             letter, word = (label, word) if len(label) == 1 else (letter, label)

@@ -243,7 +243,7 @@ def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str
             "Subjective: a.\nObjective: b.\nAssessment: c.\nPlan: d.\nAssessment 2: e.\nPlan 2: f.",
             "more headings follow",
         ),
-        ("S: a.\nO: b.\nA: c.\nP: d.\nHPI: e.\nExam: f.", "Hpi stands under Plan"),
+        ("S: a.\nO: b.\nA: c.\nP: d.\nHPI: e.\nExam: f.", "HPI stands under Plan"),
         ("S: a.\nO: b.\nA: c.\nP: d.\nAddendum: e.", "Addendum belongs to no section"),
         ("S: a.\nO: b.\nA: c.\nP: d.\nElectronically signed by Mrs Miller", "^Signature belongs to no section$"),
         ("S (Objective): a.\nO: b.\nA: c.\nP: d.", "no heading for Subjective"),

@@ -267,6 +267,25 @@ def test_columns_may_have_other_names():
     assert sort([row for part in load().values() for row in part]) == sort(rows(10))
 
 
+def test_a_clinics_own_headings_are_read_by_a_section_map(capsys: pytest.CaptureFixture):
+    names = {"History": "S", "Exam": "O", "Impression": "A", "Recommendations": "P"}
+    Path("map.json").write_text(json.dumps(names), "utf-8")
+    headings = {section: name for name, section in names.items()}
+    notes = [
+        {
+            "dialogue": row["dialogue"],
+            "soap": "\n".join(f"{headings[section]}: {row[section]}" for section in SECTIONS),
+        }
+        for row in rows(10)
+    ]
+    write_jsonl("notes.jsonl", notes)
+    assert main(["--dataset", "notes.jsonl", "--section_map", "map.json"]) == 0
+    assert sort([row for part in load().values() for row in part]) == sort(rows(10))
+    Path("map.json").write_text('{"Impression": "X"}', "utf-8")
+    assert main(["--dataset", "notes.jsonl", "--section_map", "map.json"]) == 2
+    assert capsys.readouterr().err.endswith("error: map.json: Impression: the section is X; write S, O, A or P\n")
+
+
 # --- splits
 
 
@@ -477,14 +496,14 @@ def test_a_csv_header_comes_after_blank_lines_and_a_broken_one_is_an_error(heade
 @pytest.mark.parametrize(
     ("below", "taken", "error", "kept"),
     [
-        (b"d%d,S: a O: b A: c P: d\r\n", 5, "unexpected end of data", 10),
-        (b'"d%d","S: a O: b A: c P: d"\r\n', 2, "',' expected after '\"'", 13),
+        (b"d%d,S: a. O: b. A: c. P: d.\r\n", 5, "unexpected end of data", 10),
+        (b'"d%d","S: a. O: b. A: c. P: d."\r\n', 2, "',' expected after '\"'", 13),
     ],
 )
 def test_the_rows_that_an_open_quote_takes_in_are_named(below: bytes, taken: int, error: str, kept: int):
     text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
     rows_below = b"".join(below % k for k in range(4))
-    Path("notes.csv").write_bytes(text + b'd,"S: a O: b A: c P: d\r\n' + rows_below)
+    Path("notes.csv").write_bytes(text + b'd,"S: a. O: b. A: c. P: d.\r\n' + rows_below)
     assert main(["--dataset", "notes.csv"]) == 0
     first = text.count(b"\n") + 1
     reason = f"not CSV, or cut off ({error}), lines {first} to {first + taken - 1} of the file"
