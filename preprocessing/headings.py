@@ -54,7 +54,7 @@ _PARTS = _by_phrase(
 # Parts that begin a visit: below the Assessment they belong to a second note.
 _VISIT_BEGINS = {
     *("chief complaint", "cc", "reason for visit", "presenting complaint", "history of present illness", "hpi"),
-    *("review of systems", "ros", "physical exam", "physical examination"),
+    *("history", "interval history", "review of systems", "ros", "physical exam", "physical examination"),
 }
 # Headings of text that belongs to no section, and beginnings of lines that a person's name follows.
 _OUTSIDE = {"addendum", "addenda", "late entry", "attestation", "signature", "signed"}
@@ -102,20 +102,20 @@ def read_section_map(path: Path) -> SectionMap:
 
 # --- candidates ------------------------------------------------------------------------------------------------------
 
-# Where a label may begin: a line, after a title, after a sentence, after a value ("HR: 88 A: ..."), before bold, at a
-# section's name in capitals after a word in small letters, or at a letter and its word ("A: Assessment:"). Each
-# quantifier stays within a line.
+# Where a label may begin: a line, after a title, after a sentence, after a vital sign ("HR: 88 A: ..."), before bold,
+# or at a letter and its word ("A: Assessment:"). Each quantifier stays within a line.
 _PLACE = re.compile(
     r"(?i:\A[*_# ]{0,6}(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) )?(?:note|summary)[:*_]{0,4}[ \t]+)"
     r"|\A|[\r\n]"
     r"|[.!?\u2026\u3002][)\]\"'\u201d\u2019*_]{0,4}[^\S\r\n]+"
-    r"|[:\uff1a][ \t]?\d[\d./]{0,8}%?[^\S\r\n]+"
+    r"|(?<![^\W_])(?:P|R|T|HR|RR|BP|Temp|SpO2|SaO2)[:\uff1a][ \t]?\d[\d./]{0,8}%?[^\S\r\n]+"
     r"|[^\S\r\n](?=\*\*|__)"
-    r"|(?<=[a-z\d)\]%])[ \t]+(?=(?:SUBJECTIVE|OBJECTIVE|ASSESSMENT|PLAN)\b)"
     r"|(?<![ \t])[ \t]+(?=(?i:S\W{1,4}subjective|O\W{1,4}objective|A\W{1,4}assessment|P\W{1,4}plan)\W)"
 )
 # "Hep. A: negative" ends no sentence.
-_ABBREVIATION = re.compile(r"\b(?:hep|inf|vit|strep|gr|grp|gp|var|cf|vs|e\.g|i\.e)\.\s+A\Z", re.I)
+_ABBREVIATION = re.compile(
+    r"\b(?:hep|inf|vit|strep|gr|grp|gp|var|cf|vs|dr|mr|mrs|(?-i:Ms)|prof|e\.g|i\.e)\.\s+A\Z", re.I
+)
 _OPENING = re.compile(
     r"(?P<indent>[^\S\r\n]{0,40})"
     r"(?P<marks>(?:[^\w\r\n]|_){0,12}(?:(?:(?:\d{1,2}|[IVX]{1,4})[.)]|[SOAP]\.)(?:[^\w\r\n]|_){1,8})?)"
@@ -426,6 +426,8 @@ _INSIDE = re.compile(
     r"(?<![^\W_])(?P<label>[A-Z]|Subjective|SUBJECTIVE|Objective|OBJECTIVE|Assessment|ASSESSMENT"
     r"|(?<=[.!?]\s)(?i:subjective|objective|plan))[*_)\]]{0,4}[^\S\r\n]?(?:[:\uff1a]|[-\u2013\u2014](?=\s))"
 )
+# Lines that begin with S or O in any form: "s)", "Subjective ->".
+_LINE = re.compile(r"[\r\n][^\w\r\n]{0,12}(?i:([so])(?= ?[^\w\s]|\t)|(subj|obj)ective\b)")
 _PAIRS = {("S", "O"), ("A", "P"), ("Subjective", "Objective"), ("Assessment", "Plan")}
 _ANY = re.compile(r"(?<![^\W_])([SOAP]|subjective|objective|assessment|plan)[*_)\]]{0,4}[^\S\r\n]?[:\uff1a]", re.I)
 _MANY = "more headings follow the Plan"
@@ -572,3 +574,6 @@ def _check_inside(text: str, chain: list[_Heading]) -> None:
                 name = SECTION_NAMES.get(before, before)
                 raise NoteError(_MANY if heading.section == "P" else f"more than one heading for {name}")
             letter, word = (label, word) if len(label) == 1 else (letter, label)
+        lines = [match[match.lastindex][0].upper() for match in _LINE.finditer(text, heading.end, end)]
+        if ("S", "O") in itertools.pairwise(lines):
+            raise NoteError(_MANY if heading.section == "P" else "more than one heading for Subjective")

@@ -37,7 +37,6 @@ class Style:
     words: bool
     same_line: bool = True  # text may follow on the heading's line
     inline: bool = True  # all on one line is possible
-    strong: bool = False  # inside a line it is a heading even after an unfinished sentence
 
 
 @dataclass
@@ -76,8 +75,8 @@ STYLES = [
     Style("letter fullwidth colon", lambda s: f"{s}：", False),
     Style("letter dash", lambda s: f"{s} -", False),
     Style("letter en dash", lambda s: f"{s} –", False),
-    Style("letter bold", lambda s: f"**{s}:**", False, strong=True),
-    Style("letter bold outside", lambda s: f"**{s}**:", False, strong=True),
+    Style("letter bold", lambda s: f"**{s}:**", False),
+    Style("letter bold outside", lambda s: f"**{s}**:", False),
     Style("letter bold alone", lambda s: f"**{s}**", False, same_line=False, inline=False),
     Style("letter alone", lambda s: s, False, same_line=False, inline=False),
     Style("letter brackets", lambda s: f"({s})", False, inline=False),
@@ -89,13 +88,13 @@ STYLES = [
     Style("word colon", lambda s: f"{WORDS[s]}:", True),
     Style("word nbsp colon", lambda s: f"{WORDS[s]}\xa0:", True),
     Style("word fullwidth colon", lambda s: f"{WORDS[s]}：", True),
-    Style("word capitals", lambda s: f"{WORDS[s].upper()}:", True, strong=True),
+    Style("word capitals", lambda s: f"{WORDS[s].upper()}:", True),
     Style("word small", lambda s: f"{WORDS[s].lower()}:", True),
     Style("word dash", lambda s: f"{WORDS[s]} -", True),
     Style("word close dash", lambda s: f"{WORDS[s]}-", True),
-    Style("word bold", lambda s: f"**{WORDS[s]}:**", True, strong=True),
-    Style("word bold outside", lambda s: f"**{WORDS[s]}**:", True, strong=True),
-    Style("word underlined", lambda s: f"__{WORDS[s]}:__", True, strong=True),
+    Style("word bold", lambda s: f"**{WORDS[s]}:**", True),
+    Style("word bold outside", lambda s: f"**{WORDS[s]}**:", True),
+    Style("word underlined", lambda s: f"__{WORDS[s]}:__", True),
     Style("word bold alone", lambda s: f"**{WORDS[s]}**", True, same_line=False, inline=False),
     Style("word alone", lambda s: WORDS[s], True, same_line=False, inline=False),
     Style("word capitals alone", lambda s: WORDS[s].upper(), True, same_line=False, inline=False),
@@ -116,7 +115,7 @@ STYLES = [
     Style("letter (word)", lambda s: f"{s} ({WORDS[s]}):", True),
     Style("letter (small word)", lambda s: f"{s} ({WORDS[s].lower()}):", True),
     Style("word (letter)", lambda s: f"{WORDS[s]} ({s}):", True),
-    Style("bold word (letter)", lambda s: f"**{WORDS[s]} ({s}):**", True, strong=True),
+    Style("bold word (letter)", lambda s: f"**{WORDS[s]} ({s}):**", True),
     Style("letter dash word", lambda s: f"{s} - {WORDS[s]}:", True),
     Style("letter en dash word", lambda s: f"{s} – {WORDS[s]}:", True),
     Style("letter dash word alone", lambda s: f"{s} - {WORDS[s]}", True, same_line=False, inline=False),
@@ -164,6 +163,9 @@ RARE_STYLES = [
     Style("levels", lambda s: f"{'#' * number(s)} {WORDS[s]}", True, same_line=False, inline=False),
     Style("indented by section", lambda s: f"{' ' * number(s)}{WORDS[s]}:", True, inline=False),
 ]
+
+# Only the eye sees a heading in these.
+UNREADABLE = {"homoglyph", "fullwidth letter", "time and word", "word abbreviated", "letter section"}
 
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
@@ -287,6 +289,8 @@ def missing(rng: random.Random, draft: Draft) -> None:
 def other_visit(rng: random.Random, draft: Draft) -> None:
     """One more visit, or the end of one, in the same style or another."""
     style = draft.style if rng.random() < 0.6 else rng.choice([s for s in STYLES if s.inline or not draft.one_line])
+    if rng.random() < 0.1 and not draft.one_line:
+        style = rng.choice([style for style in RARE_STYLES if style.name not in UNREADABLE])
     if draft.one_line and style.words != draft.style.words:
         style = draft.style
     sections = rng.choice(("SOAP", "SOAP", "AP") if style is draft.style else ("SOAP",))

@@ -246,6 +246,11 @@ def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str
         ("S: a.\nO: b.\nA: c.\nP: d.\nHPI: e.\nExam: f.", "HPI stands under Plan"),
         ("S: a.\nO: b.\nA: c.\nP: d.\nAddendum: e.", "Addendum belongs to no section"),
         ("S: a.\nO: b.\nA: c.\nP: d.\nElectronically signed by Mrs Miller", "^Signature belongs to no section$"),
+        ("S: a.\nO: b.\nA: c.\nP: d.\nS) e\nO) f\nA) g\nP) h", "more headings follow the Plan"),
+        ("S: a.\nO: b.\nA: c.\nP: d.\n| Subjective | e |\n| Objective | f |", "more headings follow the Plan"),
+        ("S: a. O: Seen by Dr. A: none. P: b.", "no heading for Assessment"),
+        ("S: a. O: Room: 3 A: bed. P: b.", "no heading for Assessment"),
+        ("SUBJECTIVE: a. OBJECTIVE: b, suicide risk ASSESSMENT: low. PLAN: c.", "no heading for Assessment"),
         ("S (Objective): a.\nO: b.\nA: c.\nP: d.", "no heading for Subjective"),
     ],
 )
