@@ -12,194 +12,28 @@ rejects.jsonl, one line for each row left out, with file, row and reason. Only i
 """
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 
-from tqdm import tqdm
-
-import prompts
-from preprocessing import InputError
+from common.dataset import COLUMNS, Row
+from common.errors import UserError
+from preprocessing.headings import read_section_map
 from preprocessing.replacing import replacing
+from preprocessing.rows import has_columns
 from preprocessing.sources import SPLITS, how_to_name, read_source
-from preprocessing.tables import NO_TEXT, Holds, Record, RepeatedKey
+from preprocessing.splits import hold_out, select
+from preprocessing.tables import Holds, Record
 
-COLUMNS = ("dialogue", *prompts.SECTIONS)
 REJECTS = "rejects.jsonl"
 OUTPUT_NAMES = {*SPLITS, "dataset_dict.json", REJECTS}
+MANY_REJECTS = 0.2  # share of the rows above which a warning is printed
 
-# Far above a long visit, and it keeps the 1,000 rows that datasets writes at once below Arrow's 2 GiB of text.
-MAX_CHARACTERS = 500_000
-MANY_REJECTS = 0.2  # share of the rows from which on a word is due
-
-Row = dict[str, str]
-
-
-class RowError(ValueError):
-    """Why a row is left out; the message never quotes the row."""
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def read_row(record: Record, dialogue_column: str, note_column: str) -> Row:
-    """The columns of the output. Four columns of sections go before the note's column. Raises RowError, NoteError."""
-    if record.reason:
-        raise RowError(record.reason)
-    if not isinstance(record.columns, dict):
-        raise RowError(f"{type(record.columns).__name__} where an object was expected")
-    dialogue = read_text(record.columns, dialogue_column)
-    return {"dialogue": dialogue, **(read_sections(record.columns) or read_note_column(record.columns, note_column))}
-
-
-def read_sections(columns: dict[str, object]) -> Row | None:
-    """The note in columns named S, O, A and P or Subjective to Plan, in capitals or not; None unless all are there."""
-    named = section_columns(columns)
-    if not all(named.values()):
-        return None
-    for section, names in named.items():
-        if len(names) > 1:
-            raise RowError(f"{' and '.join(map(repr, names))} both name section {section}; keep one")
-    note = {section: read_section(columns[name], section) for section, [name] in named.items()}
-    if not any(character.isalnum() for text in note.values() for character in text):
-        raise RowError("all sections are empty")
-    return note
-
-
-def section_columns(columns: Collection[str]) -> dict[str, list[str]]:
-    """The columns that each section's letter or word names."""
-    return {
-        section: [name for name in columns if str(name).strip().lower() in (section.lower(), word.lower())]
-        for section, word in prompts.SECTION_NAMES.items()
-    }
-
-
-def has_columns(columns: Collection[str], dialogue_column: str, note_column: str) -> bool:
-    """Whether a table with these columns has a dialogue and a note."""
-    return dialogue_column in columns and (note_column in columns or all(section_columns(columns).values()))
-
-
-def read_note_column(columns: dict[str, object], name: str) -> Row:
-    """The note in one column: under headings, or as an object or JSON text with a key for each section."""
-    note = columns.get(name)
-    if not isinstance(note, dict):
-        text = read_text(columns, name)
-        if not text.startswith("{"):
-            return prompts.read_soap(text)
-        note, end = prompts.parse_object(text, 0)
-        if text[end:].strip():
-            raise RowError(f"{name} has text after the JSON object")
-    sections = read_sections(note)
-    if sections is None:
-        missing = next(section for section, names in section_columns(note).items() if not names)
-        raise RowError(f"section {missing} is missing")
-    return sections
-
-
-def read_section(content: object, section: str) -> str:
-    """The text of one section. Each part of a list, which may be written as JSON, becomes a line. Raises RowError."""
-    if isinstance(content, str) and is_written_list(content):
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(content)
-    if isinstance(content, list):
-        other = [type(part).__name__ for part in content if not isinstance(part, str)]
-        if other:
-            raise RowError(f"{section} is a list with {other[0]} in it, not text alone")
-        content = "\n".join(content)
-    return read_text({section: content}, section)
-
-
-def is_written_list(text: str) -> bool:
-    """Whether a cell of a table looks like a list of strings, written as JSON or by Python."""
-    text = text.strip()
-    return len(text) > 3 and text[0] + text[-1] == "[]" and text[1:-1].strip()[:1] in ("'", '"')
-
-
-def read_text(columns: dict[str, object], name: str) -> str:
-    """The text of one column, without the white space around it. Raises RowError."""
-    if name not in columns:
-        raise RowError(f"no column {name}")
-    text = columns[name]
-    if text is None or (isinstance(text, str) and not text.strip()):
-        raise RowError(f"{name} is empty")
-    if isinstance(text, RepeatedKey):
-        raise RowError(f"{name} gives key {text.key} twice")
-    if not isinstance(text, str):
-        raise RowError(f"{name} is {type(text).__name__}, not text")
-    if len(text) > MAX_CHARACTERS:
-        raise RowError(f"{name} has more than {MAX_CHARACTERS:,} characters")
-    if NO_TEXT.search(text):
-        raise RowError(f"{name} holds NUL or bytes that are not UTF-8")
-    if is_written_list(text):
-        raise RowError(f"{name} is a list written as text")
-    return text.strip()
-
-
-def digest(*texts: str) -> str:
-    """64 hex digits, the same for texts that differ only in white space."""
-    return hashlib.sha256("\0".join(" ".join(text.split()) for text in texts).encode()).hexdigest()
-
-
-def select(
-    records: dict[str, list[Record]], dialogue_column: str, note_column: str
-) -> tuple[dict[str, list[Row]], list[dict]]:
-    """The rows of each split that are kept, and a reject for each of the others.
-
-    Left out are rows that cannot be read, repetitions of a row within its split (another note of the same dialogue
-    is none), validation rows whose dialogue stands in test, and train rows whose dialogue stands in either.
-    """
-    rows: dict[str, list[Row]] = {}
-    rejects = []
-    held_out: dict[str, str] = {}
-    with tqdm(total=sum(map(len, records.values())), desc="Reading notes", unit=" rows") as bar:
-        for split in ("test", "validation", "train"):
-            kept: dict[str, Row] = {}
-            dialogues = {}
-            for record in records.get(split, []):
-                bar.update()
-                try:
-                    row = read_row(record, dialogue_column, note_column)
-                    dialogue, whole = digest(row["dialogue"]), digest(*row.values())
-                    if dialogue in held_out:
-                        raise RowError(f"same dialogue in {held_out[dialogue]}")
-                    if whole in kept:
-                        raise RowError("same as an earlier row")
-                except (RowError, prompts.NoteError) as error:
-                    rejects.append({"split": split, "file": record.file, "row": record.row, "reason": str(error)})
-                    continue
-                kept[whole] = row
-                dialogues[dialogue] = split
-            held_out |= dialogues
-            if split in records:
-                rows[split] = list(kept.values())
-    return rows, rejects
-
-
-def cut(rows: list[Row], shares: dict[str, float]) -> dict[str, list[Row]]:
-    """Cut splits off `rows`, each a share of the different dialogues and at least one of them; train is what remains.
-
-    The order of the dialogues' hashes decides: equal dialogues stay together, and the order of the rows plays no part.
-    """
-    dialogues = sorted({digest(row["dialogue"]) for row in rows})
-    split_of_dialogue = dict.fromkeys(dialogues, "train")
-    start = 0
-    for split, share in shares.items():
-        end = start + max(1, round(share * len(dialogues)))
-        split_of_dialogue |= dict.fromkeys(dialogues[start:end], split)
-        start = end
-    parts: dict[str, list[Row]] = {split: [] for split in ("train", *shares)}
-    for row in rows:
-        parts[split_of_dialogue[digest(row["dialogue"])]].append(row)
-    return parts
-
-
-# --- output --------------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None:
@@ -219,9 +53,9 @@ def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None
 
 
 def fingerprint(rows: list[Row]) -> str:
-    """16 hex digits that change with any character, so that caches of datasets are never stale.
+    """Return 16 hex digits that change with any character, so that caches of datasets are never stale.
 
-    The library's own would pickle the whole table, which doubles the memory of a run.
+    The library's own fingerprint pickles the whole table, which doubles the memory of a run.
     """
     content = hashlib.sha256()
     for row in rows:
@@ -233,10 +67,11 @@ def fingerprint(rows: list[Row]) -> str:
 
 
 def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[dict]]:
-    """Read, select, cut and write; returns the rows written and the rejects. Raises InputError, OSError."""
+    """Read, select, split and write; return the rows written and the rejects. Raises UserError, OSError."""
     shares = {"validation": options.validation_fraction, "test": options.test_fraction}
     if not (min(shares.values()) > 0 and sum(shares.values()) < 1):
-        raise InputError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
+        raise UserError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
+    section_map = read_section_map(Path(options.section_map)) if options.section_map else None
     names = {"dialogue_column": options.dialogue_column, "note_column": options.note_column}
     holds = functools.partial(has_columns, **names)
     with replacing(Path(os.path.realpath(options.output_dir)), OUTPUT_NAMES) as folder:
@@ -244,39 +79,39 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
             records, lines = read_source(options.dataset, holds)
         except OSError as error:
             where = error.filename or options.dataset
-            raise InputError(
-                f"cannot read {where}: {error.strerror or error}; mend that, or give another --dataset"
+            raise UserError(
+                f"cannot read {where}: {error.strerror or error}; correct that, or give another --dataset"
             ) from error
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
-        rows, rejects = select(records, **names)
+        rows, rejects = select(records, **names, section_map=section_map)
         for split in rows:
             if not rows[split]:
                 raise nothing_left(options.dataset, split, records[split], rejects, holds)
-        rows |= cut(rows["train"], {split: share for split, share in shares.items() if split not in rows})
+        rows |= hold_out(rows["train"], {split: share for split, share in shares.items() if split not in rows})
         if not rows["train"]:
-            raise InputError(f"{options.dataset} has too few dialogues to cut three splits; give it more rows")
+            raise UserError(f"{options.dataset} has too few dialogues for three splits; give it more rows")
         write(folder, rows, rejects)
     return rows, rejects
 
 
-def nothing_left(dataset: str, split: str, records: list[Record], rejects: list[dict], holds: Holds) -> InputError:
-    """The error for a split without a row to keep: the commonest reason, where it is first met, and what to do."""
+def nothing_left(dataset: str, split: str, records: list[Record], rejects: list[dict], holds: Holds) -> UserError:
+    """Return the error for a split without a row to keep: the commonest reason, its first place, and the remedy."""
     rejects = [reject for reject in rejects if reject["split"] == split]
     if not rejects:
-        return InputError(f"{dataset} has no rows for {split}; give a source that has some")
+        return UserError(f"{dataset} has no rows for {split}; give a source that has some")
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
     first = next(reject for reject in rejects if reject["reason"] == reason)
     columns = [record.columns for record in records if isinstance(record.columns, dict)]
     without = reason.startswith("no column") or (columns and not any(map(holds, columns)))
     remedy = how_to_name(records) if without else "correct them"
-    return InputError(
+    return UserError(
         f"{dataset} has no row to keep for {split}: {reason} in {count} of {len(rejects)} rows, first in "
         f"{first['file']}:{first['row']}; {remedy}"
     )
 
 
 def summary(rows: dict[str, list[Row]], rejects: list[dict]) -> str:
-    """Rows in, dropped by reason, and kept by split: one line each, numbers first."""
+    """Count rows in, dropped by reason, and kept by split: one line each, numbers first."""
     kept = {split: len(rows[split]) for split in SPLITS}
     reasons = Counter(reject["reason"] for reject in rejects)
     return "\n".join(
@@ -300,8 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", "./soap_dataset", "folder to write or to replace")
     add("--dialogue_column", "dialogue", "column with the dialogue")
     add("--note_column", "soap", "column with the note, unless there are columns S, O, A and P")
-    add("--validation_fraction", 0.1, "share of the train dialogues to cut off where the source has no validation")
-    add("--test_fraction", 0.1, "share of the train dialogues to cut off where the source has no test")
+    add("--section_map", "", 'JSON file with further headings of notes, such as {"Impression": "A"}')
+    add("--validation_fraction", 0.1, "share of the train dialogues to hold out if the source has no validation")
+    add("--test_fraction", 0.1, "share of the train dialogues to hold out if the source has no test")
     return parser
 
 
@@ -313,18 +149,18 @@ def fail(problem: str, status: int = 2) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    os.umask(0o077)  # dialogues are patients' words: the output and the hub's cache are for the owner alone
+    os.umask(0o077)  # dialogues are patients' words: only the owner may read the output and the hub's cache
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain try to reach the hub is a line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each failed attempt to reach the hub prints a line
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold any byte
     print(*(f"{name}={value}" for name, value in vars(options).items()), flush=True)
     try:
         rows, rejects = preprocess(options)
-    except InputError as error:
+    except UserError as error:
         return fail(str(error))
     except OSError as error:
         reason = error.strerror or error
-        return fail(f"cannot write {options.output_dir}: {reason}; mend that, or choose another --output_dir")
+        return fail(f"cannot write {options.output_dir}: {reason}; correct that, or choose another --output_dir")
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again", status=130)
     print(f"wrote {options.output_dir}; rows left out: {Path(options.output_dir) / REJECTS}")

@@ -1,7 +1,7 @@
 """All that preprocessing, training and evaluation must agree on: section names, prompts, and the two forms of a note.
 
-A note is a dict with the keys S, O, A and P, each a string. In a dataset it is text under four headings (`read_soap`);
-a model writes it as one JSON object (`write_note`, `read_note`). Standard library only.
+A note is a dict with the keys S, O, A and P, each a string. A model writes it as one JSON object (`write_note`,
+`read_note`); `preprocessing.headings` reads it from text under four headings. Standard library only.
 """
 
 import hashlib
@@ -169,81 +169,3 @@ def _section_text(value: dict[str, object], section: str) -> str:
         raise NoteError(f"section {section} is {type(content).__name__}, not text")
     # "\ud800" is valid JSON but no character: it could not be written to a file.
     return content.encode("utf-8", "replace").decode("utf-8").strip()
-
-
-# --- a note under headings -------------------------------------------------------------------------------------------
-
-# "S:", "Subjective:", "**Subjective:**", "## Subjective", "(S) -", "S (Subjective):", "Subjective (S):", "1. S:",
-# "- S:". Without a colon or dash a heading needs its own line. The look-behind keeps "BP:" and "CTA:" out. \s is not
-# used: each quantifier stays within a line.
-_HEADING = re.compile(
-    r"(?:(?:\A|(?<=[\r\n]))[*# \t]{0,8}(?:\d[.)]|[\-\u2022])[ \t]{1,4}|(?<![^\s*#_(\[]))[*#_(\[ \t]{0,8}(?<![^\W_])"
-    r"(?:(?P<letter>[SOAP])(?:[ \t]?\((?:subjective|objective|assessment|plan)\))?"
-    r"|(?P<word>subjective|objective|assessment|plan)(?:[ \t]?\([SOAP]\))?)"
-    r"(?:(?P<mark>[*_)\] \t]{0,6}(?:[:\uff1a]|[\-\u2013\u2014](?=[ \t]))[*_]{0,4})"
-    r"|(?P<alone>[*_)\] \t]{0,8}(?=\r?\n|$)))",
-    re.IGNORECASE,
-)
-_COMBINED = re.compile(r"\b(?:assessment ?(?:and|&|/) ?plan|A ?[&/] ?P)\b", re.IGNORECASE)
-_TITLE = re.compile(r"(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) ?)?(?:note|summary)?", re.IGNORECASE)
-
-
-def read_soap(text: str) -> Note:
-    """Read a note under four headings in the order S, O, A, P, each on a line of its own or all on one line.
-
-    Headings are letters or whole words, bold or not. Of several candidates the chain is taken whose headings look
-    most like headings: at the start of a line before one after a sentence's end, before any other. Raises NoteError
-    when a heading or a section's text is missing, when a line below the plan begins with one more heading, or when
-    prose stands before S. Time is linear in the length.
-    """
-    # best[k]: (weight, chain) of the heaviest chain of headings for the first k+1 sections, in the text so far
-    best: list[tuple[int, tuple[re.Match, ...]] | None] = [None] * len(SECTIONS)
-    last = 0  # where the last heading beyond doubt begins
-    for match in _HEADING.finditer(text):
-        section, weight = _heading(text, match)
-        if section is None:
-            continue
-        if weight == 4 and match["mark"]:
-            last = match.start()
-        k = SECTIONS.index(section)
-        before = best[k - 1] if k else (0, ())
-        if before is not None and (best[k] is None or before[0] + weight > best[k][0]):
-            best[k] = (before[0] + weight, (*before[1], match))
-    if best[-1] is None:
-        if _COMBINED.search(text):
-            raise NoteError("Assessment and Plan stand under one heading")
-        missing = next(section for section, chain in zip(SECTIONS, best, strict=True) if chain is None)
-        raise NoteError(f"no heading for {SECTION_NAMES[missing]} ({missing}) in the order S, O, A, P")
-    chain = best[-1][1]
-    title = " ".join(text[: chain[0].start()].split()).strip(" *#_:")
-    if not _TITLE.fullmatch(title):
-        raise NoteError("text stands before the Subjective heading")
-    if last > chain[-1].start():  # one note for each problem, or two visits
-        raise NoteError("more headings follow the Plan")
-    ends = [match.start() for match in chain[1:]] + [len(text)]
-    note = {}
-    for section, match, end in zip(SECTIONS, chain, ends, strict=True):
-        note[section] = text[match.end() : end].strip().removesuffix("**").strip()
-        if not note[section]:
-            raise NoteError(f"section {section} is empty")
-    return note
-
-
-def _heading(text: str, match: re.Match) -> tuple[str | None, int]:
-    """The section that `match` heads, and how much it looks like a heading.
-
-    4: a line's start; 3: after a sentence's end; 2: a letter alone on its line; 1: elsewhere.
-    """
-    letter = match["letter"]
-    if letter and not letter.isupper():
-        return None, 0
-    before = text[max(0, match.start() - 80) : match.start()].rstrip(" \t")
-    if not before or before[-1] in "\r\n":
-        weight = 4 if match["mark"] or match["word"] else 2  # a blood group may stand on a line, too
-    elif match["alone"] is not None:
-        return None, 0  # without a mark it is a heading only on its own line
-    elif before[-1] in ".!?;:)]*\"'":
-        weight = 3
-    else:
-        weight = 1
-    return (letter or match["word"][0]).upper(), weight

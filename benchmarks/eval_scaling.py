@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import prompts  # noqa: E402
+from preprocessing.headings import read_soap  # noqa: E402
 
 ON_PAPER = 1_000_000  # dialogues
 GPUS = (1, 2, 4, 8, 16, 32, 64)
@@ -55,7 +56,7 @@ def demo_dialogues() -> list[dict[str, str]]:
 
 def answers(judging: bool) -> Answer:
     """Chat -> answer: a note of the demo, or a verdict; which one depends on the chat alone."""
-    notes = [prompts.write_note(prompts.read_soap(dialogue["soap"])) for dialogue in demo_dialogues()]
+    notes = [prompts.write_note(read_soap(dialogue["soap"])) for dialogue in demo_dialogues()]
 
     def answer(messages: list[dict[str, str]]) -> str:
         number = zlib.crc32(messages[-1]["content"].encode())
@@ -133,7 +134,7 @@ def run_eval(arguments: list[str]) -> int:
 def make_dataset(folder: Path, n: int) -> Path:
     from datasets import Dataset, DatasetDict
 
-    dialogues = [(dialogue["dialogue"], prompts.read_soap(dialogue["soap"])) for dialogue in demo_dialogues()]
+    dialogues = [(dialogue["dialogue"], read_soap(dialogue["soap"])) for dialogue in demo_dialogues()]
     numbered = ((number, *dialogues[number % len(dialogues)]) for number in range(n))
     rows = [{"dialogue": f"Visit {number}.\n{text}", **note} for number, text, note in numbered]
     path = folder / f"dataset-{n}"

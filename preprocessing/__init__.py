@@ -1,5 +1,1 @@
-"""What preprocess_data.py is made of: sources of any kind -> records; a folder that is replaced in one step."""
-
-
-class InputError(Exception):
-    """What the user can mend, in one line: what is wrong, where, and what to do."""
+"""Turn sources of any kind into rows: tables and folders, headings, splits, and a folder replaced in one step."""

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocessing import InputError
+from common.errors import UserError
 
 
 @contextlib.contextmanager
@@ -16,7 +16,7 @@ def replacing(output: Path, names: set[str]) -> Iterator[Path]:
     """Give a new folder that takes the place of `output`, in one step, when the block ends without an error.
 
     It grows in `<output>.partial`, which holds a lock, too. A run that is killed leaves `output` as it was; the next
-    run clears up. Raises InputError when `output` holds anything but files of these `names`, or is being written.
+    run clears up. Raises UserError when `output` holds anything but files of these `names`, or is being written.
     """
     work = output.parent / f"{output.name}.partial"
     work.mkdir(parents=True, exist_ok=True)
@@ -27,11 +27,11 @@ def replacing(output: Path, names: set[str]) -> Iterator[Path]:
         except BlockingIOError:
             held = False
         if not held:
-            raise InputError(f"another run is writing {output}; wait for its end, or choose another --output_dir")
+            raise UserError(f"another run is writing {output}; wait for its end, or choose another --output_dir")
         clear(work, output)
         try:
             if output.exists() and not is_replaceable(output, names):
-                raise InputError(f"{output} is there and is no dataset of this script; choose another --output_dir")
+                raise UserError(f"{output} is there and is no dataset of this script; choose another --output_dir")
             new = work / "new"
             new.mkdir()
             yield new

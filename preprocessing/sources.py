@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocessing import InputError
+from common.errors import UserError
 from preprocessing.tables import READERS, Holds, Record, column_names, read_table
 
 SPLITS = ("train", "validation", "test")
@@ -21,7 +21,7 @@ Parts = dict[str, list[Record]]
 
 
 def read_source(dataset: str, holds: Holds) -> tuple[dict[str, list[Record]], list[str]]:
-    """The records of each split, and lines that tell of a folder's files. Raises InputError, OSError.
+    """The records of each split, and lines that tell of a folder's files. Raises UserError, OSError.
 
     A source of one part has it as train. `holds` tells whether a table with given columns has dialogues and notes.
     """
@@ -29,9 +29,9 @@ def read_source(dataset: str, holds: Holds) -> tuple[dict[str, list[Record]], li
     is_file_name = path.suffix.lower() in READERS | UNREADABLE
     local = path.exists() or is_file_name or dataset.startswith((".", "/", "~"))
     if not dataset:
-        raise InputError("--dataset is empty; give a file, a folder or a name on the hub")
+        raise UserError("--dataset is empty; give a file, a folder or a name on the hub")
     if local and not path.exists():
-        raise InputError(f"{dataset} does not exist; give a file, a folder or a name on the hub as --dataset")
+        raise UserError(f"{dataset} does not exist; give a file, a folder or a name on the hub as --dataset")
     saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
     if saved or not local:
         return read_datasets(dataset, saved)
@@ -42,10 +42,10 @@ def read_source(dataset: str, holds: Holds) -> tuple[dict[str, list[Record]], li
     return {"train": read_table(path, holds)}, []
 
 
-def unreadable(path: Path) -> InputError:
+def unreadable(path: Path) -> UserError:
     remedy = UNREADABLE.get(path.suffix.lower())
     remedy = f"; {remedy}" if remedy else ""
-    return InputError(f"{path} is no {', '.join(READERS)} file, no folder of them, and none from save_to_disk{remedy}")
+    return UserError(f"{path} is no {', '.join(READERS)} file, no folder of them, and none from save_to_disk{remedy}")
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def read_folder(folder: Path, holds: Holds) -> tuple[dict[str, list[Record]], li
         raise unreadable(folder / packed[0] if packed else folder)
     for name in packed:
         if splits_of(str(name)):
-            raise InputError(f"{folder / name} cannot be read; {UNREADABLE[name.suffix.lower()]}, or move it elsewhere")
+            raise UserError(f"{folder / name} cannot be read; {UNREADABLE[name.suffix.lower()]}, or move it elsewhere")
     parts = {str(name): read_table(folder / name, holds) for name in tables}
     parts, lines = leave_out_other_tables(folder, parts, holds)
     lines += [f"left unread: {folder / name}, a dataset of its own; to read it, give it as --dataset" for name in saved]
@@ -96,7 +96,7 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def leave_out_other_tables(folder: Path, parts: Parts, holds: Holds) -> tuple[Parts, list[str]]:
-    """The parts without tables of something else, and a line for each of these. Raises InputError.
+    """The parts without tables of something else, and a line for each of these. Raises UserError.
 
     A table is of something else if it has rows that can be read, and none with the columns of a dialogue and a note.
     A file without rows is left out, too, unless a split names it.
@@ -107,10 +107,10 @@ def leave_out_other_tables(folder: Path, parts: Parts, holds: Holds) -> tuple[Pa
         return parts, []
     if len(empty) + len(other) == len(parts):
         largest = max(parts, key=lambda name: len(parts[name]))
-        raise InputError(f"no table in {folder} holds dialogues and notes; in {largest}, {how_to_name(parts[largest])}")
+        raise UserError(f"no table in {folder} holds dialogues and notes; in {largest}, {how_to_name(parts[largest])}")
     for name in other:
         if splits := splits_of(name):
-            raise InputError(
+            raise UserError(
                 f"{folder / name} is named {' and '.join(splits)}, but does not hold dialogues and notes; move it out "
                 f"of the folder, or if it does, {how_to_name(parts[name])}"
             )
@@ -151,7 +151,7 @@ def splits_of(name: str) -> list[str]:
 
 
 def by_split(dataset: str, parts: Parts) -> dict[str, list[Record]]:
-    """The records of each split; one part that no other split names is train. Raises InputError."""
+    """The records of each split; one part that no other split names is train. Raises UserError."""
     if len(parts) == 1 and splits_of(next(iter(parts))) not in (["validation"], ["test"]):
         return {"train": next(iter(parts.values()))}
     records: dict[str, list[Record]] = {}
@@ -159,19 +159,19 @@ def by_split(dataset: str, parts: Parts) -> dict[str, list[Record]]:
     for name, part in parts.items():
         splits = splits_of(name)
         if len(splits) != 1:
-            raise InputError(
+            raise UserError(
                 f"{name} in {dataset} is not named by one split, which is one of {', '.join(SPLIT_WORDS)}; "
                 "rename it, or give one file as --dataset"
             )
         split = splits[0]
         words[split] = words.get(split, split_words(name)) & split_words(name)
         if not words[split]:
-            raise InputError(
+            raise UserError(
                 f"{dataset} has more than one {split}, one of them {name}; give all its files the same word for it"
             )
         records.setdefault(split, []).extend(part)
     if "train" not in records:
-        raise InputError(f"{dataset} has {' and '.join(records)}, but no train; add it, or give one of them alone")
+        raise UserError(f"{dataset} has {' and '.join(records)}, but no train; add it, or give one of them alone")
     return records
 
 
@@ -191,8 +191,8 @@ def read_datasets(dataset: str, saved: bool) -> tuple[dict[str, list[Record]], l
         }
     except Exception as error:  # a damaged folder or a wrong name raises whatever the library trips over
         remedy = "write it again" if saved else "no file or folder has that name: check the name and the network"
-        raise InputError(f"cannot load {dataset} ({type(error).__name__}: {error}); {remedy}") from error
+        raise UserError(f"cannot load {dataset} ({type(error).__name__}: {error}); {remedy}") from error
     if len(parts) == 1 and "train" not in parts:
         (split, records), *_ = parts.items()
-        return {"train": records}, [f"{dataset} has no split but {split}: train, validation and test are cut from it"]
+        return {"train": records}, [f"{dataset} has no split but {split}: validation and test are held out from it"]
     return by_split(dataset, parts), []

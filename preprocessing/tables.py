@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from preprocessing import InputError
+from common.errors import UserError
 
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 DELIMITERS = ",;\t|"
@@ -42,10 +42,10 @@ class RepeatedKey:
 
 
 def read_table(path: Path, holds: Holds) -> list[Record]:
-    """The records of one file; its suffix is one of READERS. Raises InputError, OSError."""
+    """The records of one file; its suffix is one of READERS. Raises UserError, OSError."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise InputError(f"{path} is a Git LFS pointer, not the data; run git lfs pull in its folder")
+            raise UserError(f"{path} is a Git LFS pointer, not the data; run git lfs pull in its folder")
     return list(READERS[path.suffix.lower()](path, holds))
 
 
@@ -57,10 +57,10 @@ def column_names(records: Iterable[Record]) -> list[str]:
 
 
 def check_repeated(path: Path, names: list[str], holds: Holds) -> None:
-    """Raise InputError if two columns of a table to read have one name: a row could keep only one of them."""
+    """Raise UserError if two columns of a table to read have one name: a row could keep only one of them."""
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if repeated and holds(names):
-        raise InputError(f"{path} has two columns named {repeated[0]}; rename or remove one")
+        raise UserError(f"{path} has two columns named {repeated[0]}; rename or remove one")
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -106,10 +106,10 @@ def read_json(path: Path, holds: Holds) -> Iterable[Record]:
         text = path.read_text(encoding="utf-8-sig")
         value = JSON.decode(text)
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8; save it in that encoding") from None
+        raise UserError(f"{path} is not UTF-8; save it in that encoding") from None
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("["):
-            raise InputError(f"{path} is not JSON, or cut off ({error}); give one list of objects") from None
+            raise UserError(f"{path} is not JSON, or cut off ({error}); give one list of objects") from None
         return read_jsonl(path, holds)
     if isinstance(value, dict) and not holds(value):
         lists = [part for part in value.values() if isinstance(part, list)]
@@ -125,7 +125,7 @@ def read_csv(path: Path, holds: Holds) -> Iterator[Record]:
     """A record for each row below the header that is not blank.
 
     A broken row costs only itself, but for a quote that is not closed: the lines up to the next quote go with it, and
-    the reason names them. Raises InputError for another encoding, a broken header, or a column's name given twice.
+    the reason names them. Raises UserError for another encoding, a broken header, or a column's name given twice.
     """
     check_encoding(path)
     csv.field_size_limit(sys.maxsize)
@@ -137,7 +137,7 @@ def read_csv(path: Path, holds: Holds) -> Iterator[Record]:
             raise broken_header(path, fault)
         header = [name.strip() for name in fields]
         if NO_TEXT.search("".join(header)):
-            raise InputError(f"{path} is not UTF-8; save it in that encoding")
+            raise UserError(f"{path} is not UTF-8; save it in that encoding")
         check_repeated(path, header, holds)
         for row, fields, fault in rows:
             if not fault and len(fields) != len(header):
@@ -169,7 +169,7 @@ def parse_csv(file: TextIO, delimiter: str) -> Iterator[tuple[int, list[str], st
 
 
 def find_delimiter(path: Path, file: TextIO, holds: Holds) -> str:
-    """The delimiter at which the header has the columns to read. Raises InputError for a header broken or of two minds.
+    """The delimiter at which the header has the columns to read. Raises UserError for a header broken or of two minds.
 
     If none has them, no row will be kept: the delimiter that gives most columns serves to name them.
     """
@@ -184,16 +184,16 @@ def find_delimiter(path: Path, file: TextIO, holds: Holds) -> str:
         raise broken_header(path, headers[","][2])
     fitting = [delimiter for delimiter in names if holds(names[delimiter])]
     if len(fitting) > 1:
-        raise InputError(f"{path}: the header has the columns both at {' and at '.join(map(repr, fitting))}; keep one")
+        raise UserError(f"{path}: the header has the columns both at {' and at '.join(map(repr, fitting))}; keep one")
     return fitting[0] if fitting else max(names, key=lambda delimiter: len(names[delimiter]))
 
 
-def broken_header(path: Path, fault: str) -> InputError:
-    return InputError(f"{path}: the header is {fault}; correct it")
+def broken_header(path: Path, fault: str) -> UserError:
+    return UserError(f"{path}: the header is {fault}; correct it")
 
 
 def check_encoding(path: Path) -> None:
-    """Raise InputError for UTF-16, and for a file in an encoding such as Windows-1252.
+    """Raise UserError for UTF-16, and for a file in an encoding such as Windows-1252.
 
     That is one with more lines that are not UTF-8 than lines that are, apart from ASCII, which tells nothing. A single
     such line may be damage and costs only itself.
@@ -203,7 +203,7 @@ def check_encoding(path: Path) -> None:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.startswith(UTF_16):
-                raise InputError(f"{path} is UTF-16, not UTF-8; save it as CSV UTF-8")
+                raise UserError(f"{path} is UTF-16, not UTF-8; save it as CSV UTF-8")
             if line.isascii():
                 continue
             try:
@@ -213,7 +213,7 @@ def check_encoding(path: Path) -> None:
                 lines["other"] += 1
                 first = first or number
     if lines["other"] > max(1, lines["UTF-8"]):
-        raise InputError(
+        raise UserError(
             f"{path} is not UTF-8 in {lines['other']} lines, first in line {first}, but perhaps Windows-1252; "
             "save it as CSV UTF-8"
         )
@@ -232,7 +232,7 @@ def read_parquet(path: Path, holds: Holds) -> Iterable[Record]:
         check_repeated(path, file.schema_arrow.names, holds)
         rows = file.read().to_pylist()
     except (pyarrow.ArrowException, ValueError) as error:
-        raise InputError(f"{path} is not Parquet, or damaged ({error}); write it again") from error
+        raise UserError(f"{path} is not Parquet, or damaged ({error}); write it again") from error
     return (Record(str(path), row, columns) for row, columns in enumerate(rows, 1))
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prompts
 from evaluation.judging import edits
+from preprocessing.headings import read_soap
 
 NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
 NUMBERS = re.compile(rf"\d+(?:[.,]\d+)*|\b(?:{NUMBER_WORDS})\b", re.IGNORECASE)
@@ -30,7 +30,7 @@ EDITS = {
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 DEMO = [json.loads(line) for line in DEMO_FILE.read_text("utf-8").splitlines()]
-DEMO_SECTIONS = [text for row in DEMO for text in prompts.read_soap(row["soap"]).values()]
+DEMO_SECTIONS = [text for row in DEMO for text in read_soap(row["soap"]).values()]
 RARITY = edits.Rarity(DEMO_SECTIONS)
 
 # Sentences with slots, joined to sections that the patterns were not written for.

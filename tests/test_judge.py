@@ -13,6 +13,7 @@ from evaluation.judging import judge
 from evaluation.judging.asking import known_cases
 from evaluation.judging.attacks import ATTACKS, attack_cases
 from evaluation.judging.known_answers import control_cases
+from preprocessing.headings import read_soap
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_number", "changed_side"]
@@ -21,7 +22,7 @@ BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_num
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     demo = [json.loads(line) for line in DEMO_FILE.read_text("utf-8").splitlines()]
-    return [{"dialogue": row["dialogue"]} | prompts.read_soap(row["soap"]) for row in demo]
+    return [{"dialogue": row["dialogue"]} | read_soap(row["soap"]) for row in demo]
 
 
 def prediction(index: int = 0, status: str = "ok", finish_reason: str = "stop", **sections) -> dict:

@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import preprocess_data
-from preprocess_data import SPLITS, cut, digest, main
+from preprocess_data import SPLITS, main
 from preprocessing import replacing
+from preprocessing import rows as rows_module
+from preprocessing.splits import digest, hold_out
+from preprocessing.tables import Record
 from prompts import SECTION_NAMES, SECTIONS, NoteError
 
 Row = dict[str, str]
@@ -267,6 +270,25 @@ def test_columns_may_have_other_names():
     assert sort([row for part in load().values() for row in part]) == sort(rows(10))
 
 
+def test_a_clinics_own_headings_are_read_by_a_section_map(capsys: pytest.CaptureFixture):
+    names = {"History": "S", "Exam": "O", "Impression": "A", "Recommendations": "P"}
+    Path("map.json").write_text(json.dumps(names), "utf-8")
+    headings = {section: name for name, section in names.items()}
+    notes = [
+        {
+            "dialogue": row["dialogue"],
+            "soap": "\n".join(f"{headings[section]}: {row[section]}" for section in SECTIONS),
+        }
+        for row in rows(10)
+    ]
+    write_jsonl("notes.jsonl", notes)
+    assert main(["--dataset", "notes.jsonl", "--section_map", "map.json"]) == 0
+    assert sort([row for part in load().values() for row in part]) == sort(rows(10))
+    Path("map.json").write_text('{"Impression": "X"}', "utf-8")
+    assert main(["--dataset", "notes.jsonl", "--section_map", "map.json"]) == 2
+    assert capsys.readouterr().err.endswith("error: map.json: Impression: the section is X; write S, O, A or P\n")
+
+
 # --- splits
 
 
@@ -287,7 +309,7 @@ def test_a_single_split_is_cut_by_the_shares_whatever_the_order_of_rows():
 )
 def test_equal_dialogues_never_fall_on_both_sides(dialogues: list[str], validation: float, test: float):
     given_rows = [{"dialogue": dialogue, "S": str(k)} for k, dialogue in enumerate(dialogues)]
-    parts = cut(given_rows, {"validation": validation, "test": test})
+    parts = hold_out(given_rows, {"validation": validation, "test": test})
     assert sorted(row["S"] for part in parts.values() for row in part) == sorted(row["S"] for row in given_rows)
     sides = [{digest(row["dialogue"]) for row in part} for part in parts.values()]
     assert sum(map(len, sides)) == len(set.union(*sides))
@@ -389,8 +411,8 @@ def test_a_row_that_cannot_be_read_is_rejected_with_file_row_and_reason(capsys: 
 def read(columns: dict) -> Row | str:
     """The row, or the reason why it is left out."""
     try:
-        return preprocess_data.read_row(preprocess_data.Record("a", 1, columns), "dialogue", "soap")
-    except (preprocess_data.RowError, NoteError) as error:
+        return rows_module.read_row(Record("a", 1, columns), "dialogue", "soap")
+    except (rows_module.RowError, NoteError) as error:
         return str(error)
 
 
@@ -480,8 +502,8 @@ ANY_JSON = st.recursive(
 @given(ANY_JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(("dialogue", "soap", *SECTIONS), ANY_JSON)))
 def test_a_row_is_read_or_left_out_with_a_reason_whatever_it_is(columns: object):
     try:
-        row = preprocess_data.read_row(preprocess_data.Record("notes.jsonl", 1, columns), "dialogue", "soap")
-    except (preprocess_data.RowError, NoteError) as error:
+        row = rows_module.read_row(Record("notes.jsonl", 1, columns), "dialogue", "soap")
+    except (rows_module.RowError, NoteError) as error:
         assert str(error)
     else:
         assert all(row[column] and row[column] == row[column].strip() for column in ("dialogue", *SECTIONS))
@@ -523,14 +545,14 @@ def test_a_csv_header_comes_after_blank_lines_and_a_broken_one_is_an_error(heade
 @pytest.mark.parametrize(
     ("below", "taken", "error", "kept"),
     [
-        (b"d%d,S: a O: b A: c P: d\r\n", 5, "unexpected end of data", 10),
-        (b'"d%d","S: a O: b A: c P: d"\r\n', 2, "',' expected after '\"'", 13),
+        (b"d%d,S: a. O: b. A: c. P: d.\r\n", 5, "unexpected end of data", 10),
+        (b'"d%d","S: a. O: b. A: c. P: d."\r\n', 2, "',' expected after '\"'", 13),
     ],
 )
 def test_the_rows_that_an_open_quote_takes_in_are_named(below: bytes, taken: int, error: str, kept: int):
     text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
     rows_below = b"".join(below % k for k in range(4))
-    Path("notes.csv").write_bytes(text + b'd,"S: a O: b A: c P: d\r\n' + rows_below)
+    Path("notes.csv").write_bytes(text + b'd,"S: a. O: b. A: c. P: d.\r\n' + rows_below)
     assert main(["--dataset", "notes.csv"]) == 0
     first = text.count(b"\n") + 1
     reason = f"not CSV, or cut off ({error}), lines {first} to {first + taken - 1} of the file"
@@ -639,7 +661,7 @@ datasets.Dataset.save_to_disk = lambda part, *to, **how: save(part, *to, **how) 
 REMOVAL = f"replacing.shutil.rmtree = lambda path, **_: {KILL} if os.path.exists(path) else None"
 # What kills a run, and whether the new dataset is in place by then.
 KILLED = {
-    "before writing": (f"script.cut = lambda *_: {KILL}", False),
+    "before writing": (f"script.hold_out = lambda *_: {KILL}", False),
     "between two splits": (TWO_SPLITS, False),
     "before the exchange": (f"replacing.exchange = lambda *_: {KILL}", False),
     "between two renames": (TWO_RENAMES, False),

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import prompts
-from prompts import SECTIONS, NoteError, as_text, read_note, read_soap, write_note
+from prompts import SECTIONS, NoteError, as_text, read_note, write_note
 
 NOTE = {
     "S": "Cough for 3 days. Denies fever. Goal: walk 5 km.",
@@ -16,25 +16,15 @@ NOTE = {
     "A": "Viral bronchitis, no sign of pneumonia.",
     "P": "Rest and fluids. Return in 7 days.",
 }
-LETTERS = list(SECTIONS)
-WORDS = [prompts.SECTION_NAMES[section] for section in SECTIONS]
 
 # Every character there is, lone surrogates and control characters too.
 ANY_TEXT = st.text(st.characters(), max_size=200)
-# Text made of what the two readers look for, so that they get far into it.
-NEAR_SOAP = st.lists(
-    st.sampled_from([*LETTERS, *WORDS, ":", "**", "##", "(", ")", " ", "\n", "\r\n", "-", "a.", "P: 88", "\ud800"])
-).map("".join)
+# Text made of what the reader looks for, so that it gets far into it.
 NEAR_JSON = st.lists(
     st.sampled_from(
         [*'{}[]",:\\', *map(json.dumps, SECTIONS), "null", "1", "```", "<think>", "</think>", "\ud800", "x"]
     )
 ).map("".join)
-
-
-def under(headings: list[str], between: str = "\n", after: str = " ") -> str:
-    """NOTE as text under four headings."""
-    return between.join(heading + after + NOTE[section] for heading, section in zip(headings, SECTIONS, strict=True))
 
 
 # --- a note as JSON
@@ -52,15 +42,14 @@ def test_a_written_note_is_read_back(note: dict[str, str]):
             read_note(write_note(note))
 
 
-@given(st.one_of(ANY_TEXT, NEAR_JSON, NEAR_SOAP))
+@given(st.one_of(ANY_TEXT, NEAR_JSON))
 @example('{"S": ' + "9" * 5000 + "}")
 @example("[" * 100_000)
 @example('{"S": ' * 100_000)
 @example('{"S": "\\ud800", "O": "", "A": "", "P": ""}')
-@pytest.mark.parametrize("read", [read_note, read_soap])
-def test_no_text_raises_anything_but_note_error(read: Callable[[str], dict[str, str]], text: str):
+def test_no_text_raises_anything_but_note_error(text: str):
     try:
-        note = read(text)
+        note = read_note(text)
     except NoteError as error:
         assert len(str(error)) < 100
     else:
@@ -126,126 +115,9 @@ def test_reasons_do_not_quote_the_reply():
         assert "Miller" not in str(caught.value)
 
 
-# --- a note under headings
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        under([f"{letter}:" for letter in LETTERS]),
-        under([f"{letter}:" for letter in LETTERS], between=" "),
-        under([f"{letter}:" for letter in LETTERS], between="\r\n\r\n"),
-        under([f"{letter}:" for letter in LETTERS], after="\n"),
-        under([f"{letter} -" for letter in LETTERS]),
-        under([f"[{letter}]:" for letter in LETTERS]),
-        under([f"**{letter}:**" for letter in LETTERS]),
-        under([f"**{letter}:**" for letter in LETTERS], between=" "),
-        under(LETTERS, after="\n"),
-        under([f"**{letter}**" for letter in LETTERS], after="\n\n"),
-        under([f"{word}:" for word in WORDS]),
-        under([f"{word}:" for word in WORDS], between=" "),
-        under([f"{word.upper()}:" for word in WORDS]),
-        under([f"{word}：" for word in WORDS]),
-        under([f"**{word}:**" for word in WORDS]),
-        under([f"**{word}:**" for word in WORDS], between=" "),
-        under([f"**{word}**:" for word in WORDS]),
-        under([f"__{word}:__" for word in WORDS]),
-        under([f"**{word}**" for word in WORDS], after="\n"),
-        under([f"## {word}" for word in WORDS], after="\n", between="\n\n"),
-        under([f"### {word}:" for word in WORDS], after="\n"),
-        under([f"{letter} ({word}):" for letter, word in zip(LETTERS, WORDS, strict=True)]),
-        under([f"{letter} ({word}):" for letter, word in zip(LETTERS, WORDS, strict=True)], between=" "),
-        under([f"**{word} ({letter}):**" for letter, word in zip(LETTERS, WORDS, strict=True)]),
-        under([f"{k}. {word}:" for k, word in enumerate(WORDS, 1)]),
-        under([f"{k}) **{word}**" for k, word in enumerate(WORDS, 1)], after="\n"),
-        under([f"- **{letter}:**" for letter in LETTERS], between="\r\n"),
-        under([f"## {k}. {word}" for k, word in enumerate(WORDS, 1)], after="\n", between="\n\n"),
-        "SOAP Note\n\n" + under([f"{letter}:" for letter in LETTERS]),
-        "**Medical SOAP Note:**\n" + under([f"**{word}:**" for word in WORDS]),
-    ],
-)
-def test_headings_are_letters_or_words_bold_or_not_on_lines_or_in_one(text: str):
-    assert read_soap(text) == NOTE
-
-
-@pytest.mark.parametrize(
-    ("objective", "assessment"),
-    [
-        ("BP: 120/80. CTA: clear.", "Flu."),
-        ("P: 88, R: 16.", "Flu."),
-        ("Vitals\nT: 37\nP: 88", "Flu."),
-        ("Hepatitis A: negative.", "Hepatitis A: excluded."),
-        ("Blood group:\nA\nRh positive.", "Anaemia."),
-        ("Walks 3 km, her objective: 5 km.", "On plan: yes."),
-        ("PO: 2 L. SpO2: 97%. HPA: normal. S1, S2 normal.", "STEMI - none."),
-        ("Patient points at the assessment\nform.", "Flu."),
-    ],
-)
-@pytest.mark.parametrize("between", [" ", "\n"])
-def test_a_colon_inside_a_section_is_no_heading(objective: str, assessment: str, between: str):
-    note = {"S": "Tired.", "O": objective, "A": assessment, "P": "Rest."}
-    assert read_soap(between.join(f"{section}: {text}" for section, text in note.items())) == note
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "no heading for Subjective"),
-        ("Cough for 3 days, rest.", "no heading for Subjective"),
-        ("s: a o: b a: c p: d", "no heading for Subjective"),
-        ("S: cough. O: clear. P: rest.", "no heading for Assessment"),
-        ("S: cough. A: flu. O: clear. P: rest.", r"no heading for (Assessment|Plan)"),
-        ("S: cough. O: A: flu. P: rest.", "section O is empty"),
-        ("S: cough. O: clear. A: flu. P:", "section P is empty"),
-        ("The patient came in today. S: cough. O: clear. A: flu. P: rest.", "text stands before"),
-        ("S: cough.\nO: clear.\nA: flu.\nP: rest.\nA: asthma.\nP: inhaler.", "more headings follow the Plan"),
-        ("\n".join(["S: cough.", "O: clear.", "A: flu.", "P: rest."] * 2), "more headings follow the Plan"),
-        ("S: cough.\nO: clear.\nA/P: flu, rest.", "Assessment and Plan stand under one heading"),
-        ("**Subjective:** cough.\n**Objective:** clear.\n**Assessment and Plan:** flu.", "under one heading"),
-    ],
-)
-def test_text_without_four_sections_is_refused_with_the_reason(text: str, reason: str):
-    with pytest.raises(NoteError, match=reason):
-        read_soap(text)
-
-
-@given(
-    st.fixed_dictionaries({section: st.from_regex(r"[a-z0-9 ,%/]*[a-z0-9]", fullmatch=True) for section in SECTIONS})
-)
-def test_sections_of_plain_words_are_read_back_from_any_layout(note: dict[str, str]):
-    expected = {section: text.strip() for section, text in note.items()}
-    for between, mark in (("\n", ":"), (" ", ":"), ("\n\n", " -")):
-        assert read_soap(between.join(f"{section}{mark} {note[section]}." for section in SECTIONS)) == {
-            section: f"{text}." for section, text in expected.items()
-        }
-
-
-# Any characters but those that can end a heading, and the ends of lines.
-UNMARKED = st.text(st.characters(exclude_characters=":\uff1a-\u2013\u2014*_()[]#\r\n"), max_size=80).filter(str.strip)
-
-
-@given(st.fixed_dictionaries(dict.fromkeys(SECTIONS, st.lists(UNMARKED, min_size=1, max_size=3).map(". ".join))))
-def test_sections_of_any_characters_are_read_back_to_the_letter(note: dict[str, str]):
-    expected = {section: f"{text}.".strip() for section, text in note.items()}
-    for between in ("\n", "\r\n\r\n"):
-        assert read_soap(between.join(f"{section}: {note[section]}." for section in SECTIONS)) == expected
-
-
 # --- time
 
-TAIL = "\nS: a\nO: b\nA: c\nP: d"
 LONG = {
-    "white space": lambda n: " " * n + "!" + TAIL,
-    "line breaks": lambda n: "\n" * n + "!" + TAIL,
-    "stars": lambda n: "*" * n + "!" + TAIL,
-    "a title": lambda n: "a" * n + TAIL,
-    "a word and white space": lambda n: "a" + " " * n + "!" + TAIL,
-    "brackets": lambda n: "(" * n,
-    "headings": lambda n: "S: a O: b A: c P: d " * (n // 20),
-    "letters": lambda n: "S: " * n,
-    "bold words": lambda n: "plan**" * n,
-    "a letter and white space": lambda n: ("S" + " " * 50) * (n // 50),
-    "white space at the end": lambda n: TAIL + " " * n + "x",
     "a JSON string": lambda n: '{"S": "' + "a" * n,
     "escapes": lambda n: '{"S": "' + "\\n" * n,
     "a JSON list": lambda n: '{"S": [' + '"a",' * n,
@@ -261,7 +133,7 @@ def test_reading_is_linear_in_length(build: Callable[[int], str]):
         best = float("inf")
         for _ in range(3):
             start = time.process_time()
-            for read in (read_soap, read_note, as_text):
+            for read in (read_note, as_text):
                 with contextlib.suppress(NoteError):
                     read(text)
             best = min(best, time.process_time() - start)

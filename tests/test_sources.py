@@ -24,8 +24,9 @@ from test_preprocess_data import (  # noqa: F401
     write_parquet,
 )
 
+from common.errors import UserError
 from preprocess_data import has_columns, main
-from preprocessing import InputError, tables
+from preprocessing import tables
 from prompts import SECTION_NAMES, SECTIONS
 
 NOTE = "S: a. O: b. A: c. P: d."
@@ -90,7 +91,7 @@ def test_a_csv_file_is_read_as_it_was_written_or_refused(case: tuple[bytes, part
     Path("any.csv").write_bytes(content)
     try:
         records = tables.read_table(Path("any.csv"), holds)
-    except InputError as error:
+    except UserError as error:
         assert "the header has the columns both at" in str(error)
         return
     expected = [{name: text.strip() for name, text in row.items()} for row in expected]
@@ -110,7 +111,7 @@ def test_no_header_is_read_with_one_of_two_delimiters_that_fit(parts: list[str])
         fitting = [header for header in headers if holds([name.strip() for name in header])]
         try:
             delimiter = tables.find_delimiter(Path("any.csv"), file, holds)
-        except InputError:
+        except UserError:
             assert len(fitting) != 1
         else:
             assert len(fitting) < 2
@@ -436,7 +437,7 @@ def test_one_table_beside_others_is_cut_into_three_splits(capsys):
 def test_a_saved_dataset_of_test_alone_says_that_it_is_cut(capsys):
     save("saved", {"test": source_rows(30)})
     assert main(["--dataset", "saved"]) == 0
-    assert "saved has no split but test: train, validation and test are cut from it\n" in capsys.readouterr().out
+    assert "saved has no split but test: validation and test are held out from it\n" in capsys.readouterr().out
 
 
 def test_a_folder_may_hold_the_output_of_the_run_before():

@@ -1,0 +1,114 @@
+"""Turn a record of any source into a dialogue and the four sections of its note."""
+
+import contextlib
+import json
+from collections.abc import Collection
+
+import prompts
+from common.dataset import Row
+from preprocessing.headings import SectionMap, read_soap
+from preprocessing.tables import NO_TEXT, Record, RepeatedKey
+
+# Far above a long visit, and it keeps the 1,000 rows that datasets writes at once below Arrow's 2 GiB of text.
+MAX_CHARACTERS = 500_000
+
+
+class RowError(ValueError):
+    """A row that is left out; the message is the reason and never quotes the row."""
+
+
+def read_row(record: Record, dialogue_column: str, note_column: str, section_map: SectionMap | None = None) -> Row:
+    """Return the dialogue and the sections. Four columns of sections take precedence over the note's column.
+
+    Raises RowError, NoteError.
+    """
+    if record.reason:
+        raise RowError(record.reason)
+    if not isinstance(record.columns, dict):
+        raise RowError(f"{type(record.columns).__name__} where an object was expected")
+    dialogue = read_text(record.columns, dialogue_column)
+    note = read_sections(record.columns) or read_note_column(record.columns, note_column, section_map)
+    return {"dialogue": dialogue, **note}
+
+
+def read_sections(columns: dict[str, object]) -> dict[str, str] | None:
+    """Return the note in columns named S, O, A and P or Subjective to Plan, in any case; None if one is missing."""
+    named = section_columns(columns)
+    if not all(named.values()):
+        return None
+    for section, names in named.items():
+        if len(names) > 1:
+            raise RowError(f"{' and '.join(map(repr, names))} both name section {section}; keep one")
+    note = {section: read_section(columns[name], section) for section, [name] in named.items()}
+    if not any(character.isalnum() for text in note.values() for character in text):
+        raise RowError("all sections are empty")
+    return note
+
+
+def section_columns(columns: Collection[str]) -> dict[str, list[str]]:
+    """Return the columns that are named by each section's letter or word."""
+    return {
+        section: [name for name in columns if str(name).strip().lower() in (section.lower(), word.lower())]
+        for section, word in prompts.SECTION_NAMES.items()
+    }
+
+
+def has_columns(columns: Collection[str], dialogue_column: str, note_column: str) -> bool:
+    """Return whether a table with these columns has a dialogue and a note."""
+    return dialogue_column in columns and (note_column in columns or all(section_columns(columns).values()))
+
+
+def read_note_column(columns: dict[str, object], name: str, section_map: SectionMap | None = None) -> dict[str, str]:
+    """Return the note in one column: under headings, or as an object or JSON text with a key for each section."""
+    note = columns.get(name)
+    if not isinstance(note, dict):
+        text = read_text(columns, name)
+        if not text.startswith("{"):
+            return read_soap(text, section_map)
+        note, end = prompts.parse_object(text, 0)
+        if text[end:].strip():
+            raise RowError(f"{name} has text after the JSON object")
+    sections = read_sections(note)
+    if sections is None:
+        missing = next(section for section, names in section_columns(note).items() if not names)
+        raise RowError(f"section {missing} is missing")
+    return sections
+
+
+def read_section(content: object, section: str) -> str:
+    """Return the text of one section; each part of a list, also one written as JSON, becomes a line. Or RowError."""
+    if isinstance(content, str) and is_written_list(content):
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(content)
+    if isinstance(content, list):
+        other = [type(part).__name__ for part in content if not isinstance(part, str)]
+        if other:
+            raise RowError(f"{section} is a list with {other[0]} in it, not text alone")
+        content = "\n".join(content)
+    return read_text({section: content}, section)
+
+
+def is_written_list(text: str) -> bool:
+    """Return whether a cell of a table looks like a list of strings, written as JSON or by Python."""
+    text = text.strip()
+    return len(text) > 3 and text[0] + text[-1] == "[]" and text[1:-1].strip()[:1] in ("'", '"')
+
+
+def read_text(columns: dict[str, object], name: str) -> str:
+    """Return the text of one column, stripped. Raises RowError."""
+    if name not in columns:
+        raise RowError(f"no column {name}")
+    text = columns[name]
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise RowError(f"{name} is empty")
+    if isinstance(text, RepeatedKey):
+        raise RowError(f"{name} gives key {text.key} twice")
+    if not isinstance(text, str):
+        raise RowError(f"{name} is {type(text).__name__}, not text")
+    if len(text) > MAX_CHARACTERS:
+        raise RowError(f"{name} has more than {MAX_CHARACTERS:,} characters")
+    if NO_TEXT.search(text):
+        raise RowError(f"{name} holds NUL or bytes that are not UTF-8")
+    if is_written_list(text):
+        raise RowError(f"{name} is a list written as text")
+    return text.strip()
