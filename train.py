@@ -18,8 +18,8 @@ import fcntl
 import gc
 import hashlib
 import os
-import random
-from itertools import chain, islice
+import time
+from itertools import chain
 from pathlib import Path
 from typing import Any, Union
 
@@ -27,30 +27,40 @@ from typing import Any, Union
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import deepspeed
+import deepspeed.comm as dist
 import numpy as np
 import torch
 from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
 from arctic_training.checkpoint.engine import CheckpointEngine
 from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
 from arctic_training.config.data import DataSourceConfig
-from arctic_training.data.sft_factory import SFTDataFactory
+from arctic_training.data.sft_factory import DataCollatorForCausalLM, SFTDataFactory
 from arctic_training.data.source import DataSource
 from arctic_training.data.utils import DatasetType
+from arctic_training.optimizer.adam_factory import CPUAdamOptimizerFactory, FusedAdamOptimizerFactory
+from arctic_training.scheduler.hf_factory import HFSchedulerFactory
 from arctic_training.trainer.sft_trainer import SFTTrainer
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from torch.utils.data import DataLoader
 
 import prompts
 from prompts import SECTIONS, prompts_hash, training_messages
 from training import attention, lora, tokens
+from training.best import BestStep
 from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
 from training.errors import fail, tell_in_one_line
 from training.loss import chunked_cross_entropy
+from training.mixed_adamw import MixedAdamW, MixedAdamWFactory
+from training.packing import best_fit_packs
+from training.plan import PackSampler, RowSizes, RunPlan, SharedPacks
 from training.preview import load_split
-from training.processes import any_process, over_processes
-from training.progress import Progress, lock_run
+from training.processes import StepTotals, summed
+from training.progress import Progress, StepRecord, lock_run
+from training.schedule import SOAPSchedulerFactory
 from training.settings import WHOLE_MODEL, SOAPDataConfig, SOAPTrainerConfig
-from training.transfer import Readout, to_device_unwaited
+from training.transfer import AsyncNumbers, to_device_unwaited
+
+ROWS_FOR_ONE_PROCESS = 20_000  # tokenized in seconds by the tokenizer's own threads; more take `num_proc` processes
 
 os.umask(0o077)  # token caches and checkpoints hold patients' text: for this user alone
 tell_in_one_line()
@@ -73,7 +83,6 @@ class SOAPDataSource(DataSource):
         return rows.map(
             lambda row: {"messages": training_messages(row["dialogue"], {key: row[key] for key in SECTIONS})},
             remove_columns=rows.column_names,
-            num_proc=self.data_factory.config.num_proc,
             desc=f"Formatting {split}",
         )
 
@@ -95,58 +104,103 @@ class SOAPDataSource(DataSource):
             "vocabulary": len(self.trainer.tokenizer),
             "code": [tokens.file_fingerprint(Path(file)) for file in (__file__, tokens.__file__, prompts.__file__)],
         }
-        config = self.trainer.config
-        if config.min_iterations:  # arctic_training repeats the rows to so many before it saves them
-            content["repeated"] = config.min_iterations * config.gradient_accumulation_steps * self.trainer.world_size
         return (*super().cache_path_args, content)
 
 
 class SOAPDataFactory(SFTDataFactory):
-    """`type: soap`: tokens with labels on the note alone, a count of what max_length drops, best-fit packs."""
+    """`type: soap`: tokens with labels on the note alone, and loaders that deal packs of them out to the processes."""
 
     name = "soap"
     config: SOAPDataConfig
     default_source_cls = SOAPDataSource
 
     def __call__(self) -> tuple[DataLoader, DataLoader | None]:
-        """One run at a time: two that build the same cache would fail at its renaming; so the second finds it built."""
-        if not self.is_main_process_by_path:
-            return super().__call__()
-        with (self.config.cache_dir / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return super().__call__()
+        """Loaders for training and, where there is data for it, validation."""
+        rows, held_out = self._tokenized(self.config.sources), self._tokenized(self.config.eval_sources)
+        if self.config.train_eval_split[1]:
+            rows, held_out = self.split_data(rows)
+        return self.create_dataloader(rows), self.validation_loader(held_out) if held_out else None
+
+    def _tokenized(self, source_configs: list[DataSourceConfig]) -> Dataset | None:
+        """The rows of all sources, from the cache. The first process builds it, and one run at a time."""
+        if not source_configs:
+            return None
+        sources = self._get_data_sources(source_configs)
+        path = self.cache_path(sources)
+        if self.is_main_process_by_path:
+            with (self.config.cache_dir / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    self._build(sources, path)
+        dist.barrier()
+        self.trainer._set_seeds(self.trainer.config.seed)  # whether the cache was there or not
+        return load_from_disk(str(path))
+
+    def _build(self, sources: list[DataSource], path: Path) -> None:
+        if self.config.fail_on_missing_cache:
+            raise FileNotFoundError(f"the token cache {path} does not exist, and fail_on_missing_cache is set")
+        draft = path.with_suffix(".incomplete")
+        self.load(sources).save_to_disk(draft)
+        draft.rename(path)
 
     def process(self, dataset: DatasetType) -> DatasetType:
         try:
             return dataset.map(
                 self._encode,
+                batched=True,
                 remove_columns=dataset.column_names,
-                num_proc=self.config.num_proc,
+                num_proc=self.config.num_proc if len(dataset) > ROWS_FOR_ONE_PROCESS else None,
                 desc="Tokenizing",
             )
         except tokens.TemplateError as error:
             fail(str(error), WHOLE_MODEL)
 
-    def _encode(self, row: dict[str, Any]) -> dict[str, list[int]]:
-        example = tokens.encode_example(self.tokenizer, row["messages"])
-        return {**example, "attention_mask": [1] * len(example["input_ids"])}
+    def _encode(self, rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        examples = tokens.encode_examples(self.tokenizer, rows["messages"])
+        return {**examples, "attention_mask": [[1] * len(ids) for ids in examples["input_ids"]]}
 
-    def post_load_callback(self, dataset: DatasetType) -> DatasetType:
-        """Pack what arctic_training's own length filter has left."""
-        if not self.config.best_fit_packing:
-            return dataset
-        packs = tokens.best_fit_packs([len(ids) for ids in dataset["input_ids"]], self.config.max_length)
-        return (
-            Dataset.from_dict({"rows": packs})
-            .map(lambda pack: _join(dataset[pack["rows"]]), remove_columns="rows", desc="Packing")
-            .shuffle(seed=self.config.seed)
+    def create_dataloader(self, dataset: DatasetType) -> DataLoader:
+        """This process's packs of the run, epoch after epoch."""
+        trainer, config = self.trainer, self.trainer.config
+        plan = RunPlan(
+            RowSizes.of(dataset),
+            self.config.max_length if self.config.best_fit_packing else None,
+            seed=config.seed,
+            epochs=config.epochs,
+            accumulation=config.gradient_accumulation_steps,
+            processes=trainer.world_size,
+            train_iters=config.train_iters,
+            min_iterations=config.min_iterations,
+        )
+        return self._loader(dataset, PackSampler(plan, trainer.global_rank))
+
+    def validation_loader(self, rows: DatasetType) -> DataLoader:
+        """This process's share of the validation packs, in the same order each time."""
+        lengths = RowSizes.of(rows).tokens
+        packs = [[row] for row in range(len(rows))]
+        if self.config.best_fit_packing:
+            packs = best_fit_packs(lengths, self.config.max_length)
+        return self._loader(rows, SharedPacks(packs, self.trainer.global_rank, self.trainer.world_size))
+
+    def _loader(self, rows: DatasetType, sampler: PackSampler | SharedPacks) -> DataLoader:
+        pad = DataCollatorForCausalLM(self.tokenizer, self.config)
+        workers = self.config.dl_num_workers
+        return DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=lambda pack: pad([join_rows(pack)]),
+            num_workers=workers,
+            persistent_workers=workers > 0,  # arctic_training sets it without workers, too, which PyTorch refuses
+            generator=torch.Generator(),  # of the workers' seeds, which would be drawn from those of dropout
         )
 
 
-def _join(rows: dict[str, list[list[int]]]) -> dict[str, list[int]]:
+def join_rows(rows: list[dict[str, list[int]]]) -> dict[str, list[int]]:
     """Samples end to end as one pack; positions count from 0 in each, which is how attention tells them apart."""
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    joined = {key: list(chain.from_iterable(rows[key])) for key in ("input_ids", "labels", "attention_mask")}
+    if "position_ids" in rows[0]:  # arctic_training's `pack_samples` has joined them
+        return rows[0]
+    lengths = [len(row["input_ids"]) for row in rows]
+    joined = {key: list(chain.from_iterable(row[key] for row in rows)) for key in ("input_ids", "labels")}
     positions = list(chain.from_iterable(range(length) for length in lengths))
     return {**joined, "position_ids": positions, "packed_sample_seqlens": lengths}
 
@@ -158,11 +212,14 @@ class SOAPTrainer(SFTTrainer):
     config: SOAPTrainerConfig
     data_factory: SOAPDataFactory
     checkpoint_engine: Union[ExportEngine, ResumeEngine, HFCheckpointEngine, DSCheckpointEngine]  # noqa: UP007
+    optimizer_factory: Union[FusedAdamOptimizerFactory, CPUAdamOptimizerFactory, MixedAdamWFactory]  # noqa: UP007
+    scheduler_factory: Union[SOAPSchedulerFactory, HFSchedulerFactory]  # noqa: UP007
     fail = staticmethod(fail)
     gas_boundary = False  # with it, arctic_training's Ray launcher would report figures that only its own `epoch` has
 
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
         """`mode` "process-data" ends when the packs are in the cache, and leaves `train` impossible."""
+        self.best = BestStep()
         if mode == "train":
             self._claim_folders(config)
         try:
@@ -181,12 +238,30 @@ class SOAPTrainer(SFTTrainer):
             return
         if config.model.peft_config and config.fused_lora and not config.zero_3_enabled:
             lora.fuse(self.model_unwrapped)
+        self._set_up_optimizer()
+
+    def _set_up_optimizer(self) -> None:
+        """Leave to DeepSpeed what it does well, and take over clipping where its norm could not be logged."""
+        config, self.max_norm = self.config, self.config.deepspeed["gradient_clipping"]
+        wrapped = self.model.zero_optimization() or self.model.fp16_enabled() or self.model.bfloat16_enabled()
+        self.clips_itself = not wrapped and not isinstance(self.optimizer, MixedAdamW)
+        if not wrapped:
+            self.model.gradient_clipping = lambda: 0.0  # MixedAdamW clips, or `step`
+        if isinstance(self.optimizer, MixedAdamW):
+            self.attach_optimizer()
+            self.model.enable_backward_allreduce = False  # MixedAdamW reduces gradients during the backward pass
+        elif config.global_rank == 0 and config.accumulates_in_bf16:
+            print("accumulation: gradients are summed in bfloat16; `optimizer.type: mixed_adamw` sums them in float32")
         if checker := getattr(self.model.optimizer, "overflow_checker", None):
             # It reads every gradient and waits for the GPU each time, 310 times a step. DeepSpeed leaves a step out
             # because of the gradients' norm, too, which an infinity anywhere makes infinite.
             checker.has_overflow = lambda *_, **__: False
         if self.world_size == 1 and not self.model.zero_optimization():
             self.model.enable_backward_allreduce = False  # with itself: it would copy all gradients for nothing
+
+    def attach_optimizer(self) -> None:
+        """Give MixedAdamW the weights, which DeepSpeed has put on the device."""
+        self.optimizer.attach(self.config.gradient_accumulation_steps, self.config.deepspeed["gradient_clipping"])
 
     def _claim_folders(self, config: SOAPTrainerConfig) -> None:
         if config.kill_switch_path.exists():
@@ -197,20 +272,22 @@ class SOAPTrainer(SFTTrainer):
                 checkpoint.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _print_data(self) -> None:
-        packs = self.train_dataloader.dataset
+        config, data, plan = self.config, self.config.data, self.plan
         rows = 0
-        for source in self.config.data.sources:
+        for source in data.sources:
             count = len(SOAPDataSource(self.train_dataloader, source).rows)
             wanted = int(count * source.sample_ratio) if source.sample_ratio else source.sample_count or count
             rows += min(count, wanted)
-        packed = "packed_sample_seqlens" in packs.column_names
-        kept = sum(map(len, packs["packed_sample_seqlens"])) if packed else len(packs)
-        config, data = self.config, self.config.data
+        kept = len(self.train_dataloader.dataset)
+        if data.pack_samples:
+            kept = sum(map(len, self.train_dataloader.dataset["packed_sample_seqlens"]))
         # With these, rows are missing from the packs, or in them twice, for another reason than their length.
         moved = config.min_iterations or data.train_eval_split[1] or data.drop_last or data.repeat_to_pack_max_length
         dropped = "" if moved else f" {rows - kept:,} longer than max_length {data.max_length:,} and left out,"
-        steps = f"{self.training_horizon:,} steps in {config.epochs} epochs"
-        print(f"data: {rows:,} rows,{dropped} {len(packs):,} packs; {steps}")
+        steps = f"{self.training_horizon:,} steps in {plan.epochs} epochs"
+        print(f"data: {rows:,} rows,{dropped} {plan.packs_of_an_epoch:,} packs; {steps}")
+        if plan.left_over:
+            print(f"data: the last {plan.left_over} packs are too few for another step of {plan.packs_per_step}")
         for checkpoint in config.checkpoint:
             every, by_epoch = checkpoint.save_every_n_steps, checkpoint.save_every_n_epochs
             if checkpoint.type == "resume" and every >= self.training_horizon and not by_epoch:
@@ -238,27 +315,31 @@ class SOAPTrainer(SFTTrainer):
     # --- loop ------------------------------------------------------------------------------------------------------
 
     @property
-    def training_horizon(self) -> int:
-        """Optimizer steps of the whole run: the length of the learning-rate schedule."""
-        if self.config.train_iters:
-            return self.config.train_iters
-        packs, accumulated = len(self.train_dataloader), self.config.gradient_accumulation_steps
-        steps = self.config.epochs * packs // accumulated
-        if not steps:
-            fail(
-                f"{packs} packs in {self.config.epochs} epochs are too few for one step of {accumulated}",
-                "lower `gradient_accumulation_steps`",
-            )
-        return steps
+    def plan(self) -> RunPlan:
+        return self.train_dataloader.batch_sampler.plan
 
     @property
-    def batches_done(self) -> int:
-        return self.global_step * self.config.gradient_accumulation_steps
+    def training_horizon(self) -> int:
+        """Optimizer steps of the whole run: the length of the learning-rate schedule."""
+        plan = self.plan
+        if not plan.steps:
+            fail(
+                f"{plan.total_packs} packs in {plan.epochs} epochs are too few for one step of {plan.packs_per_step}",
+                "lower `gradient_accumulation_steps`",
+            )
+        return plan.steps
+
+    @property
+    def epochs(self) -> range:
+        """The epochs still to run."""
+        return range(self.epoch_idx, self.plan.epochs)
 
     def pre_train_callback(self) -> None:
-        self.epoch_idx, self.behind = divmod(self.batches_done, len(self.train_dataloader))
-        self.step_losses: list[float] = []  # of the optimizer step under way, which may begin in the epoch before
-        self.step_tokens = 0
+        self.micro_batch = self.global_step * self.config.gradient_accumulation_steps  # the next one
+        self.epoch_idx = self.plan.epoch_of(self.micro_batch)
+        self.loss_sum = torch.zeros((), device=self.device)  # of the step under way, over this process's tokens
+        self.unlogged: tuple[StepRecord, StepTotals, AsyncNumbers] | None = None  # the step before
+        self.no_improvement = False
         self.saved_at: dict[CheckpointEngine, int] = {}
         self.progress = None
         if self.global_rank == 0:
@@ -268,72 +349,142 @@ class SOAPTrainer(SFTTrainer):
         gc.freeze()  # a full collection costs 0.4 s with torch and transformers loaded; what is here now stays anyway
 
     def epoch(self) -> None:
-        """One pass over the packs, in an order of its own; a resumed run skips what it has behind it."""
+        """One pass over the rows, in packs and an order of its own; a resumed run begins where it was."""
         self.epoch_finished = False
-        self.train_dataloader.sampler.set_epoch(self.epoch_idx)
-        behind, self.behind = self.behind, 0
-        for batch in islice(self.train_dataloader, behind, None):
-            if self.global_step >= self.training_horizon:  # the last packs are too few for another step
-                break
-            if self.need_early_exit():
+        self.train_dataloader.batch_sampler.start(self.epoch_idx, self.micro_batch)
+        for batch in self.train_dataloader:
+            if self.at_step_start and self.need_early_exit():
                 self.early_stop = True
                 return
-            self.step_tokens += int(sum(map(sum, batch["packed_sample_seqlens"])))
             self.step(batch)
-            self.step_losses.append(self.last_loss)
-            if self.model.micro_steps % self.config.gradient_accumulation_steps:
+            if not self.at_step_start:
                 continue
-            mean = sum(self.step_losses) / len(self.step_losses)
-            mean, count = over_processes(mean, self.step_tokens, self.device)
-            if self.progress:
-                self.progress.step(self.global_step, self.epoch_idx, mean, self.scheduler.get_last_lr()[0], count)
-            self.step_losses, self.step_tokens = [], 0
             last = self.global_step == self.training_horizon
             if self.config.eval_interval and (last or self.global_step % self.config.eval_interval == 0):
                 self.evaluate()
             self.checkpoint()
         self.epoch_finished = True
 
+    @property
+    def at_step_start(self) -> bool:
+        return self.micro_batch % self.config.gradient_accumulation_steps == 0
+
     def need_early_exit(self) -> bool:
         """All processes alike, or those that go on would wait for ever: one may see the kill switch before another."""
-        if not any_process(super().need_early_exit(), self.device):
-            return False
-        self.early_stop_reason = self.early_stop_reason or f"detected kill switch {self.config.kill_switch_path}"
-        return True
+        config, now, now_this_run = self.config, self.global_step, self.global_step_this_run
+        stop_seen = self.unlogged is not None and self.unlogged[1].read()[1]
+        reasons = {
+            f"reached exit_iteration_this_run of {now_this_run}": 0 < config.exit_iteration_this_run == now_this_run,
+            f"reached exit_iteration of {now}": 0 < config.exit_iteration == now,
+            f"detected kill switch {config.kill_switch_path}": stop_seen,
+            f"validation has not improved for {config.early_stopping_patience} times": self.no_improvement,
+        }
+        self.early_stop_reason = next((reason for reason, holds in reasons.items() if holds), "")
+        return bool(self.early_stop_reason)
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
+        """One micro-batch; with the last one of a step, the optimizer's update.
+
+        Every labelled token of a step has the same weight, whichever pack, micro-batch and process it is in.
+        """
+        config, step = self.config, self.global_step
         self.model.train()
+        # Dropout follows from seed, micro-batch and process, so a resumed run repeats it on any device.
+        place = (config.seed, self.micro_batch, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        labelled = int((batch["labels"][0, 1:] != tokens.IGNORE_INDEX).sum())
         with deepspeed.runtime.engine.autocast_if_enabled(self.model):
             loss = self.loss(batch)
-        value = Readout(loss)  # loss.item() after the step would wait for the optimizer, and the GPU then for Python
-        self.backward(loss)
+        self.loss_sum += loss.detach() * labelled
+        self.micro_batch += 1
+        if self.at_step_start:  # of the next one
+            totals = StepTotals(self.loss_sum, config.kill_switch_path.exists())
+        if isinstance(self.optimizer, MixedAdamW):
+            first = (self.micro_batch - 1) % config.gradient_accumulation_steps == 0
+            self.optimizer.expect(first, last=self.at_step_start)
+        # DeepSpeed divides by accumulated micro-batches, and the optimizer by processes.
+        self.backward(loss * (labelled * self.plan.packs_per_step / self.plan.labelled(step)))
+        if not self.at_step_start:
+            self.model.step()
+            return
+        rate = self.scheduler.get_last_lr()[0]
+        norm = self._clip() if self.clips_itself else None
         self.model.step()
-        self.last_loss = value.item()
         self.global_step = self.model.global_steps
         self.global_step_this_run = self.global_step - self.global_step_at_start_this_run
+        norm = AsyncNumbers(self._gradient_norm() if norm is None else norm)
+        self.log_step()
+        self.loss_sum = torch.zeros_like(self.loss_sum)
+        record = StepRecord(
+            self.global_step,
+            self.epoch_idx,
+            rate,
+            self.plan.tokens(step),
+            self.plan.labelled(step),
+            time.perf_counter(),
+        )
+        self.unlogged = record, totals, norm
+
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradients where neither DeepSpeed nor MixedAdamW does; return their norm before that."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if self.max_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
+        return norm
+
+    def _gradient_norm(self) -> torch.Tensor:
+        """Of the step just made, before clipping."""
+        if isinstance(self.optimizer, MixedAdamW):
+            return self.optimizer.gradient_norm
+        norm = self.model.get_global_grad_norm()
+        return torch.zeros(()) if norm is None else torch.as_tensor(norm)
+
+    def log_step(self) -> None:
+        """Log the step before the one that is queued now: its numbers are there, and the GPU need not wait."""
+        if self.unlogged is None:
+            return
+        (record, totals, norm), self.unlogged = self.unlogged, None
+        if self.progress:
+            self.progress.step(record, totals.read()[0] / record.labelled, norm.read()[0])
 
     def evaluate(self) -> None:
         """Validation loss: mean over all labelled tokens of the validation data, of all processes."""
+        self.log_step()
         self.model.eval()
-        total = torch.zeros(2, dtype=torch.float64)
+        loss_sum = labelled = 0.0
         with torch.no_grad():
-            for batch in self.eval_dataloader:
-                labelled = int((batch["labels"][:, 1:] != tokens.IGNORE_INDEX).sum())
-                total += torch.tensor([self.loss(batch).item() * labelled, labelled])
-        total = total.to(self.device)
-        torch.distributed.all_reduce(total)
+            for number, batch in enumerate(self.eval_dataloader):
+                count = int((batch["labels"][:, 1:] != tokens.IGNORE_INDEX).sum())
+                loss = self.loss(batch)
+                if self.eval_dataloader.batch_sampler.counts(number):
+                    loss_sum, labelled = loss_sum + loss.item() * count, labelled + count
+        loss_sum, labelled = summed([loss_sum, labelled], self.device)
+        improved = self.best.improves(self.global_step, loss_sum / labelled)
         if self.progress:
-            self.progress.validation(self.global_step, (total[0] / total[1]).item())
+            self.progress.validation(self.global_step, loss_sum / labelled, improved)
+        patience = self.config.early_stopping_patience
+        self.no_improvement = 0 < patience <= self.best.without_improvement
+        if improved and self.config.keep_best:
+            self._export_best()
 
     def post_train_callback(self) -> None:
+        self.log_step()
         if self.progress:
             self.progress.close()
         if not self.training_finished:
             return
+        if self.keeps_best:
+            self.best.keep_only_best(self._remove_export)
+            for engine in self._best_exports():
+                self.saved_at[engine] = self.global_step
+                if self.global_rank == 0:
+                    path = engine.prefer(self.best.step)
+                    print(f"best validation loss: {self.best.loss:.4f} at step {self.best.step}, exported to {path}")
         states = [engine for engine in self.checkpoint_engines if isinstance(engine, ResumeEngine)]
         exported = any(step == self.global_step for engine, step in self.saved_at.items() if engine not in states)
         for engine in states:
-            if exported and not self.early_stop:
+            if exported and not (self.early_stop and not self.no_improvement):
                 engine.clear()
             elif self.global_rank == 0 and engine.newest:
                 print(f"{engine.newest} is kept: the same command goes on from there")
@@ -353,31 +504,58 @@ class SOAPTrainer(SFTTrainer):
             "ZeRO stage": str(config.deepspeed["zero_optimization"].get("stage", 0)),
             "gradient_clipping": str(config.deepspeed["gradient_clipping"]),
             "prompts": prompts_hash(),
+            "plan": str(RunPlan.version),
             "rows": ",".join(tokens.file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
         }
 
     def restore(self, client_state: dict[str, Any]) -> None:
-        """Take up the counters and random states of a resume state."""
+        """Take up the counters of a resume state."""
         self.global_step = self.model.global_steps
-        torch.set_rng_state(client_state["torch_random_state"])
-        np.random.set_state(client_state["np_random_state"])
-        random.setstate(client_state["python_random_state"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(client_state["torch_cuda_random_state"])
+        self.best = BestStep.from_state(client_state["best"])
+        if any(not engine.directory(self.best.step).exists() for engine in self._best_exports()):
+            self.best = BestStep()  # the next validation exports
         if self.global_rank == 0:
             print(f"resumed at step {self.global_step} of {self.training_horizon}")
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the exported model is the one with the best validation loss, and there is one."""
+        return self.config.keep_best and self.best.step is not None
+
+    def _best_exports(self) -> list[ExportEngine]:
+        """The engines that export the model at the end: of the best step, where steps are validated."""
+        exports = [engine for engine in self.checkpoint_engines if isinstance(engine, ExportEngine)]
+        return [engine for engine in exports if engine.config.enabled and engine.config.save_end_of_training]
+
+    def _export_best(self) -> None:
+        for engine in self._best_exports():
+            engine.save(self.model)
+            self.saved_at[engine] = self.global_step
+        self.best.note_export(self._remove_export)
+
+    def _remove_export(self, step: int) -> None:
+        """Remove the export of a step that is not the best any more, but for one that the YAML asks for."""
+        for engine in self._best_exports():
+            every, by_epoch = engine.config.save_every_n_steps, engine.config.save_every_n_epochs
+            if not by_epoch and not (every and step % every == 0):
+                engine.remove(step)
+
     def checkpoint(self) -> None:
         for engine in self.checkpoint_engines:
-            if self._due(engine) and self.saved_at.get(engine) != self.global_step:
-                engine.save(self.model)
-                self.saved_at[engine] = self.global_step
+            if not self._due(engine) or self.saved_at.get(engine) == self.global_step:
+                continue
+            self.log_step()
+            engine.save(self.model)
+            self.saved_at[engine] = self.global_step
+            if isinstance(engine, ResumeEngine):
+                self.best.keep_only_best(self._remove_export)
 
     def _due(self, engine: CheckpointEngine) -> bool:
         """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""
         config, steps = engine.config, self.global_step
-        in_epoch = not self.epoch_finished
+        in_epoch, stopped = not self.epoch_finished, self.early_stop and not self.no_improvement
         resumable = isinstance(engine, ResumeEngine) and (config.save_every_n_steps or config.save_every_n_epochs)
+        best_is_exported = isinstance(engine, ExportEngine) and self.keeps_best
         return config.enabled and bool(
             (in_epoch and config.save_every_n_steps and steps and steps % config.save_every_n_steps == 0)
             or (
@@ -386,6 +564,6 @@ class SOAPTrainer(SFTTrainer):
                 and config.save_every_n_epochs
                 and (self.epoch_idx + 1) % config.save_every_n_epochs == 0
             )
-            or (self.training_finished and config.save_end_of_training)
-            or (self.early_stop and self.training_finished and steps and resumable)
+            or (self.training_finished and config.save_end_of_training and not best_is_exported)
+            or (stopped and self.training_finished and steps and resumable)
         )

@@ -2,8 +2,9 @@
 
 After each step every process adds a line to a file of its own, MEASURE_LOG with `.<rank>.jsonl`: seconds since the
 line before (all that a user waits for; the first counts from MEASURE_START, the launch), tokens without padding, the
-sum of squared sample lengths, and the highest memory so far in bytes. The first line also tells how many seconds each
-part of the start took. With MEASURE_MEMORY_GB the process gets no more GPU memory than that.
+labelled ones among them, the sum of squared sample lengths, and the highest memory so far in bytes. The first line has
+the seconds of each part of the start, too. With MEASURE_MEMORY_GB the process gets no more GPU memory than that. With
+MEASURE_PROFILE the steps from MEASURE_PROFILE_FROM on are traced, and that file gets where their time went.
 """
 
 import json
@@ -51,12 +52,58 @@ timed("model", ModelFactory, "__call__")
 timed("engine", deepspeed, "initialize")
 
 
+KINDS = {  # of kernels, by words in their names; the first that holds
+    "attention": ("flash", "fmha", "attention"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma"),
+    "optimizer": ("adam", "multi_tensor", "foreach", "norm_kernel", "reduce_kernel"),
+    "communication": ("nccl",),
+    "norm, rope, swiglu": ("rms_norm", "rope", "silu", "swiglu", "triton"),
+    "copies and casts": ("copy", "memcpy", "catarray"),
+    "cross-entropy": ("softmax", "nll"),
+}
+
+
+def profile(step: int, steps: int = 3) -> None:
+    """Begin the trace at step 0, end it after `steps` ones, and write what it holds."""
+    if step == 0:
+        profile.trace = torch.profiler.profile()
+        torch.cuda.synchronize()
+        profile.trace.start()
+        profile.began = time.time()
+    if step != steps:
+        return
+    torch.cuda.synchronize()
+    seconds = time.time() - profile.began
+    profile.trace.stop()
+    averages = profile.trace.key_averages()
+    kernels = [event for event in averages if event.self_device_time_total and event.device_type.name == "CUDA"]
+    sums = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in kernels:
+        name = event.key.lower()
+        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+        sums[kind] += event.self_device_time_total / 1e3 / steps
+    lines = [f"{kind}: {milliseconds:.1f} ms" for kind, milliseconds in sums.items()]
+    lines += [
+        f"all kernels: {sum(sums.values()):.1f} ms",
+        f"a step with the profiler on: {seconds / steps * 1e3:.1f} ms",
+    ]
+    for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:45]:
+        lines.append(
+            f"{event.self_device_time_total / 1e3 / steps:8.2f} ms {event.count / steps:7.1f} x {event.key[:110]}"
+        )
+    lines.append(averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+    Path(os.environ["MEASURE_PROFILE"]).write_text("\n".join(lines) + "\n")
+
+
 def measured(step: Callable) -> Callable:
     state = {"time": LAUNCH, "peak_allocated": 0, "peak_reserved": 0}
 
     def measured_step(self: SFTTrainer, batch: dict) -> None:
         lengths = [length for row in batch["packed_sample_seqlens"] for length in row]
+        labelled = int((batch["labels"] != -100).sum())
         began = time.time()
+        if os.environ.get("MEASURE_PROFILE") and self.global_rank == 0:
+            profile(self.global_step - int(os.environ["MEASURE_PROFILE_FROM"]))
         step(self, batch)
         if torch.cuda.is_available():
             # arctic_training resets torch's peaks whenever it logs, so they are gathered here
@@ -66,6 +113,7 @@ def measured(step: Callable) -> Callable:
         record = {
             "seconds": now - state["time"],
             "tokens": sum(lengths),
+            "labelled": labelled,
             "squares": sum(length * length for length in lengths),
             "peak_allocated": state["peak_allocated"],
             "peak_reserved": state["peak_reserved"],

@@ -59,10 +59,8 @@ def make_pack(train, model_path: Path, n: int = 3):
     examples = [
         train.tokens.encode_example(tokenizer, prompts.training_messages(row["dialogue"], row)) for row in rows(n)
     ]
-    columns = {key: [example[key] for example in examples] for key in ("input_ids", "labels")}
-    pack = train._join({**columns, "attention_mask": columns["input_ids"]})
     collator = DataCollatorForCausalLM(tokenizer, SimpleNamespace(pad_to="div_length", div_length=64))
-    return examples, collator([pack])
+    return examples, collator([train.join_rows(examples)])
 
 
 def soap_loss(train, model, batch: dict, attention: str = "sdpa"):
@@ -247,16 +245,13 @@ def test_attention_that_was_asked_for_by_name_is_kept():
 def cache_key(train_module, tmp_path):
     """A function that says where tokens of tmp_path/soap_dataset are cached."""
 
-    def key(template: str = QWEN3_LIKE, min_iterations: int = 0) -> str:
+    def key(template: str = QWEN3_LIKE) -> str:
         class Tokenizer:
             chat_template = template
             __len__ = lambda self: 1000  # noqa: E731
 
         config = SimpleNamespace(model_dump=lambda **_: {})
-        settings = SimpleNamespace(
-            tokenizer=config, min_iterations=min_iterations, gradient_accumulation_steps=1, world_size=1
-        )
-        trainer = SimpleNamespace(tokenizer=Tokenizer(), config=settings, world_size=1)
+        trainer = SimpleNamespace(tokenizer=Tokenizer(), config=SimpleNamespace(tokenizer=config))
         factory = SimpleNamespace(
             config=SimpleNamespace(model_dump=lambda **_: {}, cache_dir=tmp_path), trainer=trainer
         )
@@ -290,10 +285,6 @@ def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_m
     assert cache_key() != before
 
 
-def test_repeated_rows_never_meet_the_cache_of_single_ones(cache_key):
-    assert len({cache_key(), cache_key(min_iterations=5), cache_key(min_iterations=9)}) == 3
-
-
 @pytest.mark.parametrize("name", ["train.py", "training/tokens.py", "prompts.py"])
 def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeypatch, tmp_path, name):
     before = cache_key()
@@ -307,20 +298,26 @@ def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeyp
 # --- schedule --------------------------------------------------------------------------------------------------------
 
 
-def horizon(train, packs: int, epochs: int, accumulated: int, train_iters: int = 0) -> int:
-    config = SimpleNamespace(epochs=epochs, gradient_accumulation_steps=accumulated, train_iters=train_iters)
-    return train.SOAPTrainer.training_horizon.fget(SimpleNamespace(config=config, train_dataloader=range(packs)))
+def loader(train, packs: int, **settings) -> SimpleNamespace:
+    """What a plan of so many packs an epoch hangs on."""
+    sizes = train.RowSizes([10] * packs, [3] * packs)
+    plan = train.RunPlan(sizes, None, **{"seed": 1, "epochs": 1, "accumulation": 1, "processes": 1} | settings)
+    return SimpleNamespace(batch_sampler=SimpleNamespace(plan=plan))
+
+
+def horizon(train, **settings) -> int:
+    return train.SOAPTrainer.training_horizon.fget(SimpleNamespace(plan=loader(train, **settings).batch_sampler.plan))
 
 
 def test_the_schedule_counts_optimizer_steps(train_module):
-    assert horizon(train_module, packs=9, epochs=6, accumulated=1) == 54
-    assert horizon(train_module, packs=9, epochs=6, accumulated=4) == 13
-    assert horizon(train_module, packs=9, epochs=6, accumulated=4, train_iters=5) == 5
+    assert horizon(train_module, packs=9, epochs=6, accumulation=1) == 54
+    assert horizon(train_module, packs=9, epochs=6, accumulation=4) == 13
+    assert horizon(train_module, packs=9, epochs=6, accumulation=4, train_iters=5) == 5
 
 
 def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(train_module, capsys):
     with pytest.raises(SystemExit):
-        horizon(train_module, packs=3, epochs=1, accumulated=4)
+        horizon(train_module, packs=3, epochs=1, accumulation=4)
     assert "3 packs in 1 epochs are too few for one step of 4: lower" in capsys.readouterr().err
 
 
@@ -339,8 +336,9 @@ def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_modul
     split = {"train_eval_split": changes.get("train_eval_split", (1.0, 0.0))}
     data = train_module.SOAPDataConfig(type="soap", sources=[source], max_length=1024, cache_dir=tmp_path, **split)
     config = SimpleNamespace(data=data, epochs=1, min_iterations=changes.get("min_iterations", 0), checkpoint=[])
-    packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5, 5], [5]]}))
-    trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
+    packs = loader(train_module, packs=2)
+    packs.dataset = Dataset.from_dict({"input_ids": [[1]] * 3})
+    trainer = SimpleNamespace(config=config, train_dataloader=packs, plan=packs.batch_sampler.plan, training_horizon=2)
     train_module.SOAPTrainer._print_data(trainer)
     assert capsys.readouterr().out.splitlines()[-1] == line
 
@@ -353,8 +351,9 @@ def test_a_run_too_short_for_a_resume_state_says_so(train_module, tmp_path, caps
     resume = SimpleNamespace(type="resume", save_every_n_steps=every, save_every_n_epochs=by_epoch)
     export = SimpleNamespace(type="export", save_every_n_steps=9, save_every_n_epochs=0)
     config = SimpleNamespace(data=data, epochs=1, min_iterations=0, checkpoint=[export, resume])
-    packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5], [5]]}))
-    trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
+    packs = loader(train_module, packs=2)
+    packs.dataset = Dataset.from_dict({"input_ids": [[1]] * 2})
+    trainer = SimpleNamespace(config=config, train_dataloader=packs, plan=packs.batch_sampler.plan, training_horizon=2)
     train_module.SOAPTrainer._print_data(trainer)
     line = f"resume: no state before the end, because save_every_n_steps is {every}"
     assert (line in capsys.readouterr().out) == told
@@ -663,8 +662,10 @@ def resume_engine(train_module, monkeypatch, tmp_path):
     config = SimpleNamespace(model=SimpleNamespace(peft_config=None))
     trainer = SimpleNamespace(config=config, global_rank=0, epoch_idx=0, global_step=2, wandb_run_id=None)
     trainer.identity, trainer.device = {"seed": "1"}, train_module.torch.device("cpu")
+    trainer.best = train_module.BestStep()
     engine = checkpoints.ResumeEngine(trainer, SimpleNamespace(output_dir=tmp_path))
-    model = SimpleNamespace(save_checkpoint=lambda folder, tag, **_: (folder / tag).mkdir(exist_ok=True))
+    save = lambda folder, tag, **_: (folder / tag).mkdir(exist_ok=True)  # noqa: E731
+    model = SimpleNamespace(save_checkpoint=save, optimizer=None)
     return SimpleNamespace(engine=engine, save=lambda: engine.save(model), folder=tmp_path)
 
 
@@ -678,6 +679,7 @@ def test_a_resume_state_goes_only_when_the_finished_model_was_exported(
     resume_engine.save()
     state = resume_engine.engine.newest
     trainer = SimpleNamespace(progress=None, training_finished=True, early_stop=early_stop, global_rank=0)
+    trainer.log_step, trainer.keeps_best, trainer.no_improvement = lambda: None, False, False
     trainer.checkpoint_engines, trainer.saved_at, trainer.global_step = [resume_engine.engine, *saved], saved, 2
     train_module.SOAPTrainer.post_train_callback(trainer)
     assert state.exists() != cleared
@@ -691,6 +693,7 @@ def test_a_stopped_run_saves_its_state_where_resuming_is_on(train_module, resume
         enabled=True, save_every_n_steps=every, save_every_n_epochs=0, save_end_of_training=False
     )
     trainer = SimpleNamespace(global_step=3, epoch_finished=False, training_finished=True, early_stop=early_stop)
+    trainer.no_improvement = False
     assert train_module.SOAPTrainer._due(trainer, engine) == due
 
 
@@ -714,6 +717,7 @@ def test_each_of_two_exports_that_are_due_at_one_step_is_written(train_module, m
     monkeypatch.setattr(train_module.ExportEngine, "save", lambda self, _: saved.append(self.config))
     engines = [train_module.ExportEngine(None, number) for number in range(2)]
     trainer = SimpleNamespace(checkpoint_engines=engines, saved_at={}, global_step=4, model=None, _due=lambda _: True)
+    trainer.log_step = lambda: None
     for _ in range(2):
         train_module.SOAPTrainer.checkpoint.__wrapped__(trainer)
     assert saved == [0, 1]
