@@ -23,6 +23,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Union
 
+if Path(sys.argv[0]).name == "arctic_training_run" and "RANK" not in os.environ:
+    # One process, begun without the launcher, which imports DeepSpeed twice before a run begins.
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ.update(alone)
+
 # Packs differ a little in length; without this the allocator keeps memory for each size. Read at the first allocation.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 

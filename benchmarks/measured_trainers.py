@@ -136,3 +136,10 @@ class MeasuredSFTTrainer(SFTTrainer):
 class MeasuredSOAPTrainer(SOAPTrainer):
     name = "measured_soap"
     step = measured(SOAPTrainer.step)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        if os.environ.get("MEASURE_COMPILE"):
+            for module in self.model_unwrapped.modules():
+                if type(module).__name__.endswith("DecoderLayer"):
+                    module.compile()

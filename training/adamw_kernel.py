@@ -47,8 +47,9 @@ def _adamw(
 ):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     factor = tl.load(scale)
-    inside = (places < count) & (factor == factor)  # NaN: no change
+    inside = places < count
     gradient = tl.load(gradients + places, mask=inside).to(tl.float32) * factor
+    inside = inside & (gradient == gradient)  # NaN: no change
     weight = tl.load(master + places, mask=inside)
     m = tl.load(mean + places, mask=inside)
     v = tl.load(square + places, mask=inside)
