@@ -50,7 +50,7 @@ from torch.utils.data import DataLoader
 
 import prompts
 from prompts import SECTIONS, prompts_hash, training_messages
-from training import attention, lora, tokens
+from training import attention, lora, norms, tokens
 from training.best import BestStep
 from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
 from training.errors import fail, tell_in_one_line
@@ -241,6 +241,7 @@ class SOAPTrainer(SFTTrainer):
             self._print_data()
         if mode != "train":
             return
+        norms.use_native(self.model_unwrapped)
         if config.model.peft_config and config.fused_lora and not config.zero_3_enabled:
             lora.fuse(self.model_unwrapped)
         self._set_up_optimizer()
@@ -255,6 +256,7 @@ class SOAPTrainer(SFTTrainer):
         if isinstance(self.optimizer, MixedAdamW):
             self.attach_optimizer()
             self.model.enable_backward_allreduce = False  # MixedAdamW reduces gradients during the backward pass
+            self.model.zero_grad = lambda: None  # and has taken them all
         elif config.global_rank == 0 and config.accumulates_in_bf16:
             print("accumulation: gradients are summed in bfloat16; `optimizer.type: mixed_adamw` sums them in float32")
         if checker := getattr(self.model.optimizer, "overflow_checker", None):

@@ -1,6 +1,7 @@
 """train.py: the loss is the stock one, runs learn and go on after a kill, and mistakes are told in one line."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -112,6 +113,64 @@ def test_loss_and_gradients_of_a_pack_equal_the_stock_ones(train_module, model_p
     ours = soap_loss(train_module, model, batch)
     assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
     assert_same_gradients(gradients(model, ours), stock_gradients)
+
+
+class Engine:
+    """What DeepSpeed's engine does for one process: it divides the loss by the micro-batches of a step."""
+
+    def __init__(self, model, accumulation: int):
+        self.model, self.accumulation, self.global_steps, self.device = model, accumulation, 0, model.device
+        self.train, self.parameters = model.train, model.parameters
+
+    def __call__(self, **batch):
+        return self.model(**batch)
+
+    def backward(self, loss) -> None:
+        (loss / self.accumulation).backward()
+
+    def step(self) -> None:
+        self.global_steps = 1
+
+
+def test_loss_and_gradients_of_a_step_are_those_of_one_big_batch(train_module, model_path, monkeypatch):
+    """Three packs of 1, 2 and 4 samples, which the mean of means would weigh by their packs."""
+    import torch
+
+    from training import processes
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(train_module.deepspeed.runtime.engine, "autocast_if_enabled", lambda _: torch.enable_grad())
+    counts = (1, 2, 4)
+    packs = [make_pack(train_module, model_path, count)[1] for count in counts]
+    model = load_model(model_path)
+    total, labelled = 0, 0
+    for pack in packs:
+        batch = {key: pack[key] for key in ("input_ids", "labels", "position_ids")}
+        number = (batch["labels"][:, 1:] != -100).sum().item()
+        total, labelled = total + model(**batch, use_cache=False).loss * number, labelled + number
+    expected = gradients(model, total / labelled)
+    means = [model(**{k: p[k] for k in ("input_ids", "labels", "position_ids")}, use_cache=False).loss for p in packs]
+    assert abs(sum(means) / 3 - total / labelled) > 1e-3, "the packs are too much alike for this test"
+
+    trainer = train_module.SOAPTrainer.__new__(train_module.SOAPTrainer)
+    plan = SimpleNamespace(packs_per_step=3, labelled=lambda _: labelled, tokens=lambda _: 0)
+    loader = SimpleNamespace(batch_sampler=SimpleNamespace(plan=plan))
+    config = SimpleNamespace(gradient_accumulation_steps=3, seed=1, kill_switch_path=Path("none"), loss_log_interval=0)
+    config.model = SimpleNamespace(attn_implementation="sdpa")
+    trainer.config, trainer.train_dataloader, trainer.model = config, loader, Engine(model, 3)
+    trainer.device, trainer.global_rank, trainer.optimizer = model.device, 0, None
+    trainer.micro_batch = trainer.global_step = trainer.epoch_idx = trainer.global_step_at_start_this_run = 0
+    trainer.unlogged, trainer.loss_sum, trainer.max_norm = None, torch.zeros(()), 0.0
+    trainer.clips_itself, trainer.scheduler = True, SimpleNamespace(get_last_lr=lambda: [1.0])
+    model.zero_grad()
+    for pack in packs:
+        train_module.SOAPTrainer.step.__wrapped__(trainer, dict(pack))
+    record, totals, norm = trainer.unlogged
+    assert isinstance(totals, processes.StepTotals) and record.step == 1
+    assert totals.read()[0] / record.labelled == pytest.approx((total / labelled).item(), rel=1e-6)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert_same_gradients(ours, expected)
+    assert norm.read()[0] == pytest.approx(torch.nn.utils.get_total_norm(expected.values()).item(), rel=1e-5)
 
 
 def test_the_output_head_runs_on_labelled_positions_only(train_module, model_path):
@@ -759,10 +818,21 @@ def test_a_run_leaves_no_shared_memory(unbroken):
 
 
 @pytest.mark.slow
-def test_accumulation_of_4_ends_the_schedule_at_the_end(unbroken):
+def test_each_step_is_logged_with_the_rate_that_it_used(unbroken):
+    """A warm-up of one step, then the peak, then a cosine that would be 0 at step 14: with 4 packs a step, too."""
     rates = [record["lr"] for record in unbroken.log if "lr" in record]
-    assert max(rates) == pytest.approx(1e-3, rel=0.01)
-    assert rates[-1] < 1e-6
+    assert rates == pytest.approx([5e-4] + [5e-4 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])
+
+
+@pytest.mark.slow
+def test_each_step_is_logged_with_the_norm_of_its_gradients(unbroken):
+    norms = [record["gradient_norm"] for record in unbroken.log if "lr" in record]
+    assert len(norms) == 13 and min(norms) > 0 and len(set(norms)) == 13
+
+
+@pytest.mark.slow
+def test_the_packs_that_are_too_few_for_another_step_are_told_in_a_line(unbroken):
+    assert unbroken.output.count("data: the last 2 packs are too few for another step of 4\n") == 1
 
 
 @pytest.mark.slow
@@ -828,6 +898,68 @@ def test_an_adapter_run_goes_on_after_a_kill_and_leaves_an_adapter_that_peft_loa
     adapted = PeftModel.from_pretrained(load_model(model_path), workplace / "adapter" / "global_step_13")
     moved = [parameter.abs().max().item() for name, parameter in adapted.named_parameters() if "lora_B" in name]
     assert len(moved) == 6 and min(moved) > 0
+
+
+def stop_after(workplace: Path, model_path: Path, name: str, steps: int, **changes) -> tuple[int, str]:
+    """A run that is ended after `steps` and started again."""
+    status, output = run(write_config(workplace, model_path, name, exit_iteration_this_run=steps, **changes))
+    assert status == 0, output[-3000:]
+    return run(write_config(workplace, model_path, name, **changes))
+
+
+@pytest.mark.slow
+def test_dropout_is_repeated_exactly_by_a_resumed_run_on_a_cpu_and_without_workers(workplace, model_path):
+    lora = {
+        "peft_type": "Lora",
+        "r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.5,
+        "target_modules": ["q_proj", "down_proj"],
+    }
+    model = {"name_or_path": str(model_path), "dtype": "fp32", "attn_implementation": "sdpa", "peft_config": lora}
+    status, output = run(write_config(workplace, model_path, "dropout", model=model, epochs=3))
+    assert status == 0, output[-3000:]
+    config = write_config(workplace, model_path, "dropout-stopped", model=model, epochs=3)
+    data = yaml.safe_load(config.read_text())["data"] | {"dl_num_workers": 0}
+    status, output = stop_after(workplace, model_path, "dropout-stopped", 3, model=model, epochs=3, data=data)
+    assert status == 0 and "resumed at step 3 of 6" in output, output[-3000:]
+    course, resumed = (losses(read_log(workplace / name)) for name in ("dropout", "dropout-stopped"))
+    assert list(resumed) == [1, 2, 3, 4, 5, 6]
+    assert list(resumed.values()) == pytest.approx(list(course.values()), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_model_of_the_best_validation_is_exported_and_a_run_that_gets_worse_ends(workplace, model_path):
+    changes = {"optimizer": {"type": "cpu_adam", "learning_rate": 0.5, "weight_decay": 0.0}, "eval_interval": 1}
+    changes |= {"scheduler": {"name": "constant", "warmup_ratio": 0.0}, "early_stopping_patience": 3}
+    status, output = run(write_config(workplace, model_path, "worse", **changes))
+    assert status == 0, output[-3000:]
+    log = read_log(workplace / "worse")
+    validations = {line["step"]: line["validation_loss"] for line in log if "validation_loss" in line}
+    best = min(validations, key=validations.get)
+    assert max(validations) == best + 3 < 13
+    assert [line["step"] for line in log if line.get("best")][-1] == best
+    assert sorted(path.name for path in (workplace / "worse").iterdir()) == [
+        f"global_step_{best}",
+        "loss.png",
+        "train-log.jsonl",
+    ]
+    assert f"best validation loss: {validations[best]:.4f} at step {best}, exported to" in output
+    assert "validation has not improved for 3 times" in output
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_the_projects_optimizer_ends_as_an_unbroken_one_in_bfloat16(workplace, model_path):
+    model = {"name_or_path": str(model_path), "dtype": "bf16", "attn_implementation": "sdpa"}
+    optimizer = {"type": "mixed_adamw", "learning_rate": 1e-3, "weight_decay": 0.01}
+    changes = {"model": model, "optimizer": optimizer, "epochs": 3}
+    status, output = run(write_config(workplace, model_path, "mixed", **changes))
+    assert status == 0, output[-3000:]
+    status, output = stop_after(workplace, model_path, "mixed-stopped", 3, **changes)
+    assert status == 0 and "resumed at step 3 of 6" in output, output[-3000:]
+    course, resumed = (losses(read_log(workplace / name)) for name in ("mixed", "mixed-stopped"))
+    assert list(resumed.values()) == pytest.approx(list(course.values()), rel=1e-6)
+    assert (workplace / "mixed-stopped" / "global_step_6" / "model.safetensors").stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """AdamW for bfloat16 weights, with float32 master weights and moments spread over the processes.
 
 DeepSpeed's wrapper of stage 0 casts, joins, measures and scales all gradients in float32, one pass after the other, and
-waits for the GPU between them. Here a gradient is moved into its place as soon as the backward pass has it. Gradients
-are reduced while the backward pass goes on, and one kernel reads each of them once.
+waits for the GPU between them. Here gradients are moved into buckets, which are reduced while the backward pass runs,
+and one kernel updates all that belongs to a weight. Nothing waits for the GPU.
 """
 
 import os
@@ -45,6 +45,16 @@ class Bucket:
         self.mean, self.square = torch.zeros_like(self.master), torch.zeros_like(self.master)
         self.missing = len(parameters)  # gradients of this backward pass
         self.work: torch.distributed.Work | None = None
+
+    def take(self, first: bool) -> None:
+        """Move the gradients of all parameters into their places, or add them there."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        if first:
+            torch._foreach_copy_(self.places, gradients)
+        else:
+            torch._foreach_add_(self.places, gradients)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def reduce(self) -> None:
         """Begin to sum the gradients over the processes; each needs its own part alone."""
@@ -102,21 +112,18 @@ class MixedAdamW(torch.optim.Optimizer):
     def _add_bucket(self, members: list[torch.nn.Parameter], group: dict[str, Any], accumulation: int) -> None:
         bucket = Bucket(members, group, torch.float32 if accumulation > 1 else members[0].dtype)
         self.buckets.append(bucket)
-        for parameter, place in zip(members, bucket.places, strict=True):
-            parameter.register_post_accumulate_grad_hook(self._taker(bucket, place))
+        for parameter in members:
+            parameter.register_post_accumulate_grad_hook(self._counter(bucket))
 
-    def _taker(self, bucket: Bucket, place: torch.Tensor) -> Callable[[torch.nn.Parameter], None]:
-        def take(parameter: torch.nn.Parameter) -> None:
-            if self.first:
-                place.copy_(parameter.grad)
-            else:
-                place.add_(parameter.grad)
-            parameter.grad = None
+    def _counter(self, bucket: Bucket) -> Callable[[torch.nn.Parameter], None]:
+        def count(_: torch.nn.Parameter) -> None:
             bucket.missing -= 1
-            if self.last and not bucket.missing:
-                bucket.reduce()
+            if not bucket.missing:
+                bucket.take(self.first)
+                if self.last:
+                    bucket.reduce()
 
-        return take
+        return count
 
     def expect(self, first: bool, last: bool) -> None:
         """Say which backward pass of a step comes next."""
@@ -147,7 +154,7 @@ class MixedAdamW(torch.optim.Optimizer):
             torch.distributed.all_reduce(total)
         self.gradient_norm = norm = total.sqrt() / processes
         scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) if self.max_norm else torch.ones_like(norm)
-        return torch.where(norm.isfinite(), scale, torch.nan) / processes
+        return (scale + (norm - norm)) / processes  # infinity less infinity is NaN, too
 
     def state_dict(self) -> dict[str, Any]:
         """Without what `process_state` has, which each process saves for itself."""
