@@ -102,7 +102,7 @@ def run(name: str, args: argparse.Namespace) -> list[dict]:
     path = config_file(name, args)
     path.write_text(yaml.safe_dump(benchmark_config(CONFIGS.get(name) or Path(name), args), sort_keys=False))
     log, output = path.with_suffix(""), path.with_suffix(".log")
-    logs = [log.with_suffix(f".{rank}.jsonl") for rank in range(args.num_gpus)]
+    logs = [Path(f"{log}.{rank}.jsonl") for rank in range(args.num_gpus)]
     for stale in logs:
         stale.unlink(missing_ok=True)
     environment = os.environ | gpus(args.num_gpus) | {"MEASURE_LOG": str(log), "MEASURE_START": str(time.time())}
