@@ -191,7 +191,7 @@ class SOAPDataFactory(SFTDataFactory):
         pad = DataCollatorForCausalLM(self.tokenizer, self.config)
         workers = self.config.dl_num_workers
         return DataLoader(
-            rows,
+            rows.remove_columns("attention_mask"),
             batch_sampler=sampler,
             collate_fn=lambda pack: pad([join_rows(pack)]),
             num_workers=workers,
@@ -384,7 +384,7 @@ class SOAPTrainer(SFTTrainer):
             f"reached exit_iteration_this_run of {now_this_run}": 0 < config.exit_iteration_this_run == now_this_run,
             f"reached exit_iteration of {now}": 0 < config.exit_iteration == now,
             f"detected kill switch {config.kill_switch_path}": stop_seen,
-            f"validation has not improved for {config.early_stopping_patience} times": self.no_improvement,
+            f"has not improved validation {config.early_stopping_patience} times in a row": self.no_improvement,
         }
         self.early_stop_reason = next((reason for reason, holds in reasons.items() if holds), "")
         return bool(self.early_stop_reason)
@@ -519,7 +519,7 @@ class SOAPTrainer(SFTTrainer):
         """Take up the counters of a resume state."""
         self.global_step = self.model.global_steps
         self.best = BestStep.from_state(client_state["best"])
-        if any(not engine.directory(self.best.step).exists() for engine in self._best_exports()):
+        if self.keeps_best and any(not engine.directory(self.best.step).exists() for engine in self._best_exports()):
             self.best = BestStep()  # the next validation exports
         if self.global_rank == 0:
             print(f"resumed at step {self.global_step} of {self.training_horizon}")
@@ -556,6 +556,8 @@ class SOAPTrainer(SFTTrainer):
             self.saved_at[engine] = self.global_step
             if isinstance(engine, ResumeEngine):
                 self.best.keep_only_best(self._remove_export)
+            elif self.early_stop and self.config.keep_best and engine in self._best_exports():
+                self.best.note_stopgap(self.global_step)
 
     def _due(self, engine: CheckpointEngine) -> bool:
         """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""

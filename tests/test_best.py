@@ -43,6 +43,17 @@ def test_a_run_that_a_kill_sent_back_repeats_its_decisions():
     assert resumed == best
 
 
+def test_what_a_stopped_run_exported_before_any_validation_goes_with_the_first_best_step():
+    best, removed = BestStep(), []
+    best.note_stopgap(5)
+    best.keep_only_best(removed.append)
+    assert removed == []
+    resumed = BestStep.from_state(best.as_state())
+    resumed.improves(6, 0.9)
+    resumed.note_export(removed.append)
+    assert removed == [5] and resumed.exported == [6]
+
+
 @pytest.mark.parametrize(("losses", "expected"), [([float("nan"), 0.9], 2), ([0.9, float("nan")], 1)])
 def test_a_loss_that_is_no_number_is_worse_than_any(losses, expected):
     best = BestStep()

@@ -123,6 +123,17 @@ def test_two_processes_that_were_killed_go_on_and_end_as_unbroken_ones(workplace
 
 
 @pytest.mark.slow
+def test_the_projects_optimizer_spread_over_two_processes_goes_on_after_a_kill(workplace, model_path, double):
+    optimizer = {"type": "mixed_adamw", "learning_rate": 1e-3, "weight_decay": 0.0}
+    config = write_config(workplace, model_path, "spread", optimizer=optimizer, **SHARED_STEP)
+    kill_when_resumable(config, *TWO)
+    resumed = finished(config, *TWO)
+    assert re.findall(r"resumed at step \d+ of 12", resumed.output) != []
+    assert_same_course(resumed.log, double.log)
+    assert_same_weights(resumed.folder / "global_step_12", double.folder / "global_step_12")
+
+
+@pytest.mark.slow
 def test_two_machines_that_share_a_folder_leave_one_run(workplace, model_path, double):
     """Each machine's own launcher starts one process, which is the first one there."""
     config = write_config(workplace, model_path, "machines", **SHARED_STEP)

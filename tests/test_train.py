@@ -776,7 +776,7 @@ def test_each_of_two_exports_that_are_due_at_one_step_is_written(train_module, m
     monkeypatch.setattr(train_module.ExportEngine, "save", lambda self, _: saved.append(self.config))
     engines = [train_module.ExportEngine(None, number) for number in range(2)]
     trainer = SimpleNamespace(checkpoint_engines=engines, saved_at={}, global_step=4, model=None, _due=lambda _: True)
-    trainer.log_step = lambda: None
+    trainer.log_step, trainer.early_stop = lambda: None, False
     for _ in range(2):
         train_module.SOAPTrainer.checkpoint.__wrapped__(trainer)
     assert saved == [0, 1]
@@ -945,7 +945,7 @@ def test_the_model_of_the_best_validation_is_exported_and_a_run_that_gets_worse_
         "train-log.jsonl",
     ]
     assert f"best validation loss: {validations[best]:.4f} at step {best}, exported to" in output
-    assert "validation has not improved for 3 times" in output
+    assert "*** Exiting training early because training has not improved validation 3 times in a row" in output
 
 
 @pytest.mark.slow
@@ -960,6 +960,18 @@ def test_a_resumed_run_with_the_projects_optimizer_ends_as_an_unbroken_one_in_bf
     course, resumed = (losses(read_log(workplace / name)) for name in ("mixed", "mixed-stopped"))
     assert list(resumed.values()) == pytest.approx(list(course.values()), rel=1e-6)
     assert (workplace / "mixed-stopped" / "global_step_6" / "model.safetensors").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_one_process_needs_no_launcher(workplace, model_path):
+    config = write_config(workplace, model_path, "alone", train_iters=2)
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    command = [BIN / "arctic_training_run", "--config", config]
+    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(losses(read_log(workplace / "alone"))) == [1, 2]
+    assert "best validation loss" in done.stdout and "at step 2, exported to" in done.stdout
 
 
 @pytest.mark.slow

@@ -45,7 +45,12 @@ class BestStep:
     def keep_only_best(self, remove: Callable[[int], None]) -> None:
         """The run will not go back before this best step: it is saved in a state, or the run is at its end."""
         self.saved_step = self.step
-        self._remove_all_but({self.step}, remove)
+        if self.step is not None:
+            self._remove_all_but({self.step}, remove)
+
+    def note_stopgap(self, step: int) -> None:
+        """A run that was stopped before any validation exported what it had; the first best step replaces it."""
+        self.exported = [*self.exported, step]
 
     def _remove_all_but(self, kept: set[int | None], remove: Callable[[int], None]) -> None:
         for step in [step for step in self.exported if step not in kept]:
