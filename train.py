@@ -346,7 +346,7 @@ class SOAPTrainer(SFTTrainer):
         self.epoch_idx = self.plan.epoch_of(self.micro_batch)
         self.loss_sum = torch.zeros((), device=self.device)  # of the step under way, over this process's tokens
         self.unlogged: tuple[StepRecord, StepTotals, AsyncNumbers] | None = None  # the step before
-        self.no_improvement = False
+        self.no_improvement = self.stop_seen = False
         self.saved_at: dict[CheckpointEngine, int] = {}
         self.progress = None
         if self.global_rank == 0:
@@ -379,11 +379,12 @@ class SOAPTrainer(SFTTrainer):
     def need_early_exit(self) -> bool:
         """All processes alike, or those that go on would wait for ever: one may see the kill switch before another."""
         config, now, now_this_run = self.config, self.global_step, self.global_step_this_run
-        stop_seen = self.unlogged is not None and self.unlogged[1].read()[1]
+        if self.unlogged:
+            self.stop_seen |= self.unlogged[1].read()[1]
         reasons = {
             f"reached exit_iteration_this_run of {now_this_run}": 0 < config.exit_iteration_this_run == now_this_run,
             f"reached exit_iteration of {now}": 0 < config.exit_iteration == now,
-            f"detected kill switch {config.kill_switch_path}": stop_seen,
+            f"detected kill switch {config.kill_switch_path}": self.stop_seen,
             f"has not improved validation {config.early_stopping_patience} times in a row": self.no_improvement,
         }
         self.early_stop_reason = next((reason for reason, holds in reasons.items() if holds), "")
@@ -452,8 +453,10 @@ class SOAPTrainer(SFTTrainer):
         if self.unlogged is None:
             return
         (record, totals, norm), self.unlogged = self.unlogged, None
+        loss_sum, stop = totals.read()
+        self.stop_seen |= stop
         if self.progress:
-            self.progress.step(record, totals.read()[0] / record.labelled, norm.read()[0])
+            self.progress.step(record, loss_sum / record.labelled, norm.read()[0])
 
     def evaluate(self) -> None:
         """Validation loss: mean over all labelled tokens of the validation data, of all processes."""

@@ -173,6 +173,23 @@ def test_loss_and_gradients_of_a_step_are_those_of_one_big_batch(train_module, m
     assert norm.read()[0] == pytest.approx(torch.nn.utils.get_total_norm(expected.values()).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_stop_file_seen_in_a_step_ends_the_run_whether_the_step_is_logged_yet_or_not(train_module, logged):
+    trainer = train_module.SOAPTrainer.__new__(train_module.SOAPTrainer)
+    config = SimpleNamespace(exit_iteration_this_run=0, exit_iteration=0, early_stopping_patience=0)
+    config.kill_switch_path = Path("stop")
+    trainer.config, trainer.global_step, trainer.global_step_this_run, trainer.progress = config, 3, 3, None
+    trainer.no_improvement = trainer.stop_seen = False
+    for seen in (False, True):
+        record = SimpleNamespace(labelled=1)
+        numbers = SimpleNamespace(read=lambda seen=seen: (1.0, seen))
+        trainer.unlogged = record, numbers, SimpleNamespace(read=lambda: [1.0])
+        if logged:
+            trainer.log_step()
+        assert trainer.need_early_exit() == seen
+    assert trainer.early_stop_reason == "detected kill switch stop"
+
+
 def test_the_output_head_runs_on_labelled_positions_only(train_module, model_path):
     model = load_model(model_path)
     _, batch = make_pack(train_module, model_path)
