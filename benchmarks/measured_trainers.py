@@ -4,7 +4,8 @@ After each step every process adds a line to a file of its own, MEASURE_LOG with
 line before (all that a user waits for; the first counts from MEASURE_START, the launch), tokens without padding, the
 labelled ones among them, the sum of squared sample lengths, and the highest memory so far in bytes. The first line has
 the seconds of each part of the start, too. With MEASURE_MEMORY_GB the process gets no more GPU memory than that. With
-MEASURE_PROFILE the steps from MEASURE_PROFILE_FROM on are traced, and that file gets where their time went.
+MEASURE_PROFILE the steps from MEASURE_PROFILE_FROM on are traced, and that file gets where their time went. For
+experiments: MEASURE_COMPILE compiles the decoder layers, MEASURE_LIGER_NORMS leaves all norms to Liger.
 """
 
 import json
@@ -23,7 +24,7 @@ from arctic_training.trainer.sft_trainer import SFTTrainer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from train import SOAPDataFactory, SOAPTrainer
-from training import settings
+from training import norms, settings
 
 LAUNCH = float(os.environ["MEASURE_START"])
 start_parts = {"launch and imports": time.time() - LAUNCH}
@@ -140,6 +141,8 @@ class MeasuredSOAPTrainer(SOAPTrainer):
     step = measured(SOAPTrainer.step)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
+        if os.environ.get("MEASURE_LIGER_NORMS"):
+            norms.use_native = lambda _: 0
         super().__init__(*args, **kwargs)
         if os.environ.get("MEASURE_COMPILE"):
             for module in self.model_unwrapped.modules():
