@@ -218,6 +218,7 @@ for step in range(4):
 held = sum(bucket.master.numel() for bucket in optimizer.buckets)
 if rank == 0:
     torch.save({"weights": model.state_dict(), "norm": optimizer.gradient_norm, "held": held}, "spread.pt")
+torch.distributed.destroy_process_group()
 """
 
 
