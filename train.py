@@ -177,19 +177,21 @@ class SOAPDataFactory(SFTDataFactory):
             train_iters=config.train_iters,
             min_iterations=config.min_iterations,
         )
-        return self._loader(dataset, PackSampler(plan, trainer.global_rank))
+        return self._loader(dataset, PackSampler(plan, trainer.global_rank), self.config.dl_num_workers)
 
     def validation_loader(self, rows: DatasetType) -> DataLoader:
-        """This process's share of the validation packs, in the same order each time."""
+        """This process's share of the validation packs, in the same order each time.
+
+        Without workers: they would be forked in the middle of training, where another thread may hold a lock.
+        """
         lengths = RowSizes.of(rows).tokens
         packs = [[row] for row in range(len(rows))]
         if self.config.best_fit_packing:
             packs = best_fit_packs(lengths, self.config.max_length)
-        return self._loader(rows, SharedPacks(packs, self.trainer.global_rank, self.trainer.world_size))
+        return self._loader(rows, SharedPacks(packs, self.trainer.global_rank, self.trainer.world_size), workers=0)
 
-    def _loader(self, rows: DatasetType, sampler: PackSampler | SharedPacks) -> DataLoader:
+    def _loader(self, rows: DatasetType, sampler: PackSampler | SharedPacks, workers: int) -> DataLoader:
         pad = DataCollatorForCausalLM(self.tokenizer, self.config)
-        workers = self.config.dl_num_workers
         return DataLoader(
             rows.remove_columns("attention_mask"),
             batch_sampler=sampler,
