@@ -2,8 +2,10 @@
 
 After each step every process adds a line to a file of its own, MEASURE_LOG with `.<rank>.jsonl`: seconds since the
 line before (all that a user waits for; the first counts from MEASURE_START, the launch), tokens without padding, the
-sum of squared sample lengths, and the highest memory so far in bytes. The first line also tells how many seconds each
-part of the start took. With MEASURE_MEMORY_GB the process gets no more GPU memory than that.
+labelled ones among them, the sum of squared sample lengths, and the highest memory so far in bytes. The first line has
+the seconds of each part of the start, too. With MEASURE_MEMORY_GB the process gets no more GPU memory than that. With
+MEASURE_PROFILE the steps from MEASURE_PROFILE_FROM on are traced, and that file gets where their time went. For
+experiments: MEASURE_COMPILE compiles the decoder layers, MEASURE_LIGER_NORMS leaves all norms to Liger.
 """
 
 import json
@@ -21,8 +23,8 @@ from arctic_training.trainer.sft_trainer import SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train import SOAPTrainer
-from training import settings
+from train import SOAPDataFactory, SOAPTrainer
+from training import norms, settings
 
 LAUNCH = float(os.environ["MEASURE_START"])
 start_parts = {"launch and imports": time.time() - LAUNCH}
@@ -46,9 +48,54 @@ def timed(part: str, owner: object, name: str) -> None:
 
 
 timed("operators", settings, "compile_operators")
-timed("data", SFTDataFactory, "__call__")  # which ours calls
+for factory in (SFTDataFactory, SOAPDataFactory):
+    timed("data", factory, "__call__")
 timed("model", ModelFactory, "__call__")
 timed("engine", deepspeed, "initialize")
+
+
+KINDS = {  # of kernels, by words in their names; the first that holds
+    "attention": ("flash",),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma"),
+    "optimizer": ("adam", "multi_tensor"),
+    "communication": ("nccl",),
+    "norm, rope, swiglu": ("norm", "rope", "swiglu", "triton"),
+    "copies and casts": ("copy", "memcpy", "catarray"),
+    "cross-entropy": ("softmax", "nll"),
+}
+
+
+def profile(step: int, steps: int = 3) -> None:
+    """Begin the trace at step 0, end it after `steps` ones, and write what it holds."""
+    if step == 0:
+        profile.trace = torch.profiler.profile()
+        torch.cuda.synchronize()
+        profile.trace.start()
+        profile.began = time.time()
+    if step != steps:
+        return
+    torch.cuda.synchronize()
+    seconds = time.time() - profile.began
+    profile.trace.stop()
+    averages = profile.trace.key_averages()
+    on_gpu = [event for event in averages if event.self_device_time_total and event.device_type.name == "CUDA"]
+    kernels = [event for event in on_gpu if "#" not in event.key]  # which marks a span of kernels, as of an optimizer
+    sums = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in kernels:
+        name = event.key.lower()
+        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+        sums[kind] += event.self_device_time_total / 1e3 / steps
+    lines = [f"{kind}: {milliseconds:.1f} ms" for kind, milliseconds in sums.items()]
+    lines += [
+        f"all kernels: {sum(sums.values()):.1f} ms",
+        f"a step with the profiler on: {seconds / steps * 1e3:.1f} ms",
+    ]
+    for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:45]:
+        lines.append(
+            f"{event.self_device_time_total / 1e3 / steps:8.2f} ms {event.count / steps:7.1f} x {event.key[:110]}"
+        )
+    lines.append(averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+    Path(os.environ["MEASURE_PROFILE"]).write_text("\n".join(lines) + "\n")
 
 
 def measured(step: Callable) -> Callable:
@@ -56,7 +103,10 @@ def measured(step: Callable) -> Callable:
 
     def measured_step(self: SFTTrainer, batch: dict) -> None:
         lengths = [length for row in batch["packed_sample_seqlens"] for length in row]
+        labelled = int((batch["labels"] != -100).sum())
         began = time.time()
+        if os.environ.get("MEASURE_PROFILE") and self.global_rank == 0:
+            profile(self.global_step - int(os.environ["MEASURE_PROFILE_FROM"]))
         step(self, batch)
         if torch.cuda.is_available():
             # arctic_training resets torch's peaks whenever it logs, so they are gathered here
@@ -66,6 +116,7 @@ def measured(step: Callable) -> Callable:
         record = {
             "seconds": now - state["time"],
             "tokens": sum(lengths),
+            "labelled": labelled,
             "squares": sum(length * length for length in lengths),
             "peak_allocated": state["peak_allocated"],
             "peak_reserved": state["peak_reserved"],
@@ -88,3 +139,12 @@ class MeasuredSFTTrainer(SFTTrainer):
 class MeasuredSOAPTrainer(SOAPTrainer):
     name = "measured_soap"
     step = measured(SOAPTrainer.step)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        if os.environ.get("MEASURE_LIGER_NORMS"):
+            norms.use_native = lambda _: 0
+        super().__init__(*args, **kwargs)
+        if os.environ.get("MEASURE_COMPILE"):
+            for module in self.model_unwrapped.modules():
+                if type(module).__name__.endswith("DecoderLayer"):
+                    module.compile()

@@ -6,15 +6,15 @@ memory. Checkpoints and validation are off in all of them. Needs a soap_dataset 
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B --only full LoRA --iterations 100
     python benchmarks/train_throughput.py --only full --set data.max_length=16384 --name 16Ki
-    python benchmarks/train_throughput.py --only full --uncomment "24 GB" --memory_gb 24
+    python benchmarks/train_throughput.py --only configs/Qwen3-1.7B-24GB.yaml --memory_gb 24
     python benchmarks/train_throughput.py --only full LoRA --num_gpus 2
+    python benchmarks/train_throughput.py --only full --profile
 """
 
 import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +32,7 @@ CONFIGS = {
     "LoRA": ROOT / "Qwen3-1.7B-LoRA-config.yaml",
 }
 PEAK_FLOPS = 798e12  # bf16, measured on an H100 80GB HBM3 with an 8192 x 8192 x 8192 product of random matrices
+NOMINAL_FLOPS = 989e12  # by the card's data sheet
 FULL_DATASET_ROWS, EPOCHS = 9250, 2
 
 
@@ -42,22 +43,9 @@ def override(config: dict, dotted: str, value: object) -> None:
     config[key] = value
 
 
-def commented_block(text: str, words: str) -> dict:
-    """The sections that stand in a YAML's comment, below the sentence that holds `words`."""
-    comments = re.findall(r"(?:^#.*\n)+", text, re.MULTILINE)
-    blocks = [re.search(r"^# \w+:$.*", comment, re.MULTILINE | re.DOTALL) for comment in comments if words in comment]
-    blocks = list(filter(None, blocks))
-    if len(blocks) != 1:
-        sys.exit(f"error: {len(blocks)} commented blocks have the words {words!r}: --only names the YAML that has one")
-    return yaml.safe_load(re.sub(r"^# ", "", blocks[0].group(), flags=re.MULTILINE))
-
-
 def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
     """The YAML's own settings, but for what is run on, how long, and what is written."""
-    text = path.read_text()
-    config = yaml.safe_load(text)
-    if args.uncomment:
-        config |= commented_block(text, args.uncomment)
+    config = yaml.safe_load(path.read_text())
     config["type"] = "measured_" + config["type"]
     config["code"] = str(ROOT / "benchmarks/measured_trainers.py")
     config["model"]["name_or_path"] = config.setdefault("tokenizer", {})["name_or_path"] = args.model
@@ -65,7 +53,12 @@ def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
         source["name_or_path"] = str(args.dataset_path)
     config["data"].pop("eval_sources", None)
     config["data"]["cache_dir"] = str(args.work_dir / "tokens")
-    config |= {"checkpoint": [], "eval_interval": 0, "train_iters": args.warmup + args.iterations, "epochs": 1}
+    config |= {
+        "checkpoint": [],
+        "eval_interval": 0,
+        "train_iters": args.warmup + args.iterations + 4 * args.profile,
+        "epochs": 1,
+    }
     config["train_log_metrics_path"] = str(args.work_dir / f"{config['type']}-metrics.jsonl")  # trainers differ in it
     config["kill_switch_path"] = str(args.work_dir / "stop")
     for setting in args.set:
@@ -74,20 +67,22 @@ def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
     return config
 
 
-def model_flops_per_token(config: dict, mean_attended: float, trained: bool) -> float:
-    """FLOPs of forward and backward for one token, without recomputation.
+def executed_flops(shape: dict, config: dict, totals: dict[str, int]) -> float:
+    """FLOPs of forward and backward over `totals`: tokens, labelled ones, and the sum of squared sample lengths.
 
-    Each weight of a matrix product costs 2 forward and 4 backward (2 where the weight itself is frozen); the attention
-    of a token over the `mean_attended` tokens before it costs 4 x layers x heads x head_dim x attended forward, twice
-    that backward. The output head counts, the input embedding, a table, does not.
+    Each weight of a matrix product costs 2 a token forward and 4 backward (2 where the weight itself is frozen); causal
+    attention costs 2 x layers x heads x head_dim x length^2 a sample forward, twice that backward. The output head runs
+    on labelled tokens alone in our trainer, and on all in the stock one. Not counted: the input embedding, a table, and
+    what is done twice (activation checkpointing) or for nothing (padding, attention between samples).
     """
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    weights = layers * (attention + 3 * hidden * config["intermediate_size"]) + hidden * config["vocab_size"]
-    attended = 12 * layers * heads * head_dim * mean_attended
-    return (6 if trained else 4) * weights + attended
+    hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+    head_dim = shape.get("head_dim") or hidden // heads
+    weights = layers * (hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * shape["intermediate_size"])
+    frozen = "peft_config" in config["model"]
+    headed = totals["labelled"] if config["type"].endswith("soap") else totals["tokens"]
+    products = (4 if frozen else 6) * (weights * totals["tokens"] + hidden * shape["vocab_size"] * headed)
+    return products + 6 * layers * heads * head_dim * totals["squares"]
 
 
 def gpus(count: int) -> dict[str, str]:
@@ -97,19 +92,31 @@ def gpus(count: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(list(names)[:count])}
 
 
+def config_file(name: str, args: argparse.Namespace) -> Path:
+    """Where the YAML of a run is written, and beside it what comes of it."""
+    return args.work_dir / f"{Path(name).stem.replace(' ', '-')}.yaml"
+
+
 def run(name: str, args: argparse.Namespace) -> list[dict]:
     """Train; return one record a step, as measured_trainers.py writes them, with the tokens of all processes."""
-    path = args.work_dir / f"{name.replace(' ', '-')}.yaml"
-    path.write_text(yaml.safe_dump(benchmark_config(CONFIGS[name], args), sort_keys=False))
+    path = config_file(name, args)
+    path.write_text(yaml.safe_dump(benchmark_config(CONFIGS.get(name) or Path(name), args), sort_keys=False))
     log, output = path.with_suffix(""), path.with_suffix(".log")
-    logs = [log.with_suffix(f".{rank}.jsonl") for rank in range(args.num_gpus)]
+    logs = [Path(f"{log}.{rank}.jsonl") for rank in range(args.num_gpus)]
     for stale in logs:
         stale.unlink(missing_ok=True)
     environment = os.environ | gpus(args.num_gpus) | {"MEASURE_LOG": str(log), "MEASURE_START": str(time.time())}
+    if args.profile:
+        environment |= {
+            "MEASURE_PROFILE": str(path.with_suffix(".profile.txt")),
+            "MEASURE_PROFILE_FROM": str(args.warmup + args.iterations),
+        }
     if args.memory_gb:
         environment["MEASURE_MEMORY_GB"] = str(args.memory_gb)
     with output.open("w") as out:
         command = ["arctic_training", str(path), "--master_port", str(args.master_port)]
+        if args.no_launcher:
+            command = ["arctic_training_run", "--config", str(path)]
         code = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         print(f"error: {name} ended with status {code}; its last lines, from {output}:", file=sys.stderr)
@@ -121,24 +128,27 @@ def run(name: str, args: argparse.Namespace) -> list[dict]:
 def joined(processes: list[list[dict]]) -> list[dict]:
     """The first process's record of each step, with the tokens of all."""
     steps = zip(*processes, strict=True)
-    return [step[0] | {key: sum(record[key] for record in step) for key in ("tokens", "squares")} for step in steps]
+    summed = [key for key in ("tokens", "squares", "labelled") if key in processes[0][0]]
+    return [step[0] | {key: sum(record[key] for record in step) for key in summed} for step in steps]
 
 
 def summary(name: str, records: list[dict], args: argparse.Namespace) -> dict:
-    steady = records[args.warmup :]
-    seconds, tokens = sum(r["seconds"] for r in steady), sum(r["tokens"] for r in steady)
-    attended = sum(r["squares"] for r in steady) / tokens / 2
+    steady = records[args.warmup : args.warmup + args.iterations]
+    totals = {key: sum(record[key] for record in steady) for key in ("tokens", "squares", "labelled")}
+    seconds, tokens = sum(record["seconds"] for record in steady), totals["tokens"]
     shape = json.loads((Path(args.model) / "config.json").read_text())
-    flops = model_flops_per_token(shape, attended, trained="LoRA" not in name) * tokens
+    config = yaml.safe_load(config_file(name, args).read_text())
+    flops = executed_flops(shape, config, totals) / seconds / args.num_gpus
     rate = tokens / seconds
     return {
-        "run": name + (f" ({args.name})" if args.name else ""),
+        "run": Path(name).stem + (f" ({args.name})" if args.name else ""),
         "gpus": args.num_gpus,
         "iterations": len(steady),
         "tokens_per_step": round(tokens / len(steady)),
         "median_s": round(statistics.median(r["seconds"] for r in steady), 3),
         "tokens_per_s": round(rate),
-        "mfu": round(flops / seconds / PEAK_FLOPS / args.num_gpus, 3),
+        "mfu_measured": round(flops / PEAK_FLOPS, 3),
+        "mfu_nominal": round(flops / NOMINAL_FLOPS, 3),
         "allocated_gb": round(records[-1]["peak_allocated"] / 1e9, 1),
         "reserved_gb": round(records[-1]["peak_reserved"] / 1e9, 1),
         "slowest_s": round(max(r["seconds"] for r in steady), 3),
@@ -185,11 +195,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="Qwen/Qwen3-1.7B", help="model folder (default: %(default)s)")
     parser.add_argument("--dataset_path", type=Path, default=Path("soap_dataset"), help="default: %(default)s")
-    parser.add_argument("--only", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="runs (default: all)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=list(CONFIGS),
+        metavar="RUN",
+        help=f"{', '.join(CONFIGS)}, or YAML files (default: these four)",
+    )
     parser.add_argument("--iterations", type=int, default=60, help="timed iterations (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=10, help="untimed ones before them (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings in every run")
-    parser.add_argument("--uncomment", metavar="WORDS", help="take the YAML's commented block with these words")
+    parser.add_argument("--profile", action="store_true", help="trace 3 more iterations, after the timed ones")
+    parser.add_argument("--no_launcher", action="store_true", help="one process, begun by arctic_training_run itself")
     parser.add_argument("--memory_gb", type=float, help="let the process have no more GPU memory (default: all)")
     parser.add_argument("--num_gpus", type=int, default=1, help="GPUs of this machine to use (default: %(default)s)")
     parser.add_argument("--name", help="what to call the runs in the table, besides their configuration")

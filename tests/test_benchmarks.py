@@ -157,3 +157,35 @@ def test_peak_memory_is_that_of_the_gpu_in_use(tmp_path: Path, monkeypatch) -> N
         time.sleep(0.05)
     memory.over.set()
     assert memory.peak == 2.0
+
+
+def test_flops_are_those_of_the_products_that_a_trainer_runs() -> None:
+    shape = {"hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape |= {"head_dim": 3, "intermediate_size": 5, "vocab_size": 7}
+    weights = 2 * (
+        4 * 3 * (2 + 2) + 4 * 3 * (1 + 1) + 3 * 4 * 5
+    )  # queries and output, keys and values, the three of the MLP
+    totals = {"tokens": 10, "labelled": 3, "squares": 60}
+    attention = 6 * 2 * 2 * 3 * 60
+    ours, stock = ({"type": kind, "model": {}} for kind in ("measured_soap", "measured_sft"))
+    adapter = {"type": "measured_soap", "model": {"peft_config": {}}}
+    for config, each, headed in ((ours, 6, 3), (stock, 6, 10), (adapter, 4, 3)):
+        expected = each * (weights * 10 + 4 * 7 * headed) + attention
+        assert train_throughput.executed_flops(shape, config, totals) == expected
+
+
+def test_what_comes_of_a_yaml_lies_beside_its_copy_whatever_dots_its_name_has(tmp_path: Path, monkeypatch) -> None:
+    """Of a name such as Qwen3-1.7B-24GB.yaml the part after the last dot alone is an ending."""
+    config = tmp_path / "Model-1.7B-any.yaml"
+    config.write_text("type: soap\nmodel: {}\ndata: {sources: []}\n")
+
+    def train(command: list[str], env: dict, **_) -> subprocess.CompletedProcess:
+        Path(env["MEASURE_LOG"] + ".0.jsonl").write_text('{"tokens": 1, "squares": 1, "labelled": 1}\n')
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(train_throughput.subprocess, "run", train)
+    args = train_throughput.build_parser().parse_args(["--work_dir", str(tmp_path / "work"), "--profile"])
+    args.work_dir.mkdir()
+    assert train_throughput.run(str(config), args) == [{"tokens": 1, "squares": 1, "labelled": 1}]
+    names = {"Model-1.7B-any.yaml", "Model-1.7B-any.log", "Model-1.7B-any.0.jsonl"}
+    assert {path.name for path in args.work_dir.iterdir()} == names

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from conftest import ROOT, rows
 from datasets import Dataset
-from train_throughput import commented_block
 
 from training import preview
 
 FULL, LORA = ROOT / "Qwen3-1.7B-config.yaml", ROOT / "Qwen3-1.7B-LoRA-config.yaml"
 RUN_FOLDERS = {FULL: "./ckpt/Qwen3-1.7B-finetuned", LORA: "./ckpt/Qwen3-1.7B-LoRA"}
-CONFIGS = [FULL, LORA, *sorted((ROOT / "demo").glob("*.yaml"))]
+VARIANTS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = [FULL, LORA, *VARIANTS, *sorted((ROOT / "demo").glob("*.yaml"))]
 
 # Loads each YAML as `arctic_training` does, with a model that is on this machine. The code registers its classes once.
 LOAD = """
@@ -130,31 +130,33 @@ def test_both_qwen_yamls_have_their_keys_in_one_order():
     assert [key for key in lora if not key.startswith("model.peft_config")] == full
 
 
-def test_the_qwen_yamls_differ_in_adapter_packs_rate_and_folder_only():
-    full, lora = flat(read(FULL)), flat(read(LORA))
-    differing = {key for key in lora if lora[key] != full.get(key) and not key.startswith("model.peft_config")}
-    assert differing == {
-        "data.max_length",
-        "eval_interval",
-        "checkpoint.1.save_every_n_steps",
-        "optimizer.learning_rate",
-        "checkpoint.0.output_dir",
-        "checkpoint.1.output_dir",
-        "train_log_metrics_path",
-        "kill_switch_path",
-    }
+PLACES = {"checkpoint.0.output_dir", "checkpoint.1.output_dir", "train_log_metrics_path", "kill_switch_path"}
 
 
-def test_the_variant_of_the_full_yaml_for_24_gb_changes_where_things_are_kept_and_nothing_else():
-    full = flat(read(FULL))
-    variant = flat(read(FULL) | commented_block(FULL.read_text(), "24 GB"))
-    assert {key for key in full.keys() | variant.keys() if full.get(key) != variant.get(key)} == {
-        "model.disable_activation_checkpoint",
-        "deepspeed.zero_optimization.stage",
-        "deepspeed.zero_optimization.offload_optimizer.device",
-        "deepspeed.zero_optimization.offload_optimizer.pin_memory",
-        "optimizer.type",
-    }
+def differing(one: Path, other: Path) -> set[str]:
+    settings, others = flat(read(one)), flat(read(other))
+    return {key for key in settings.keys() | others.keys() if settings.get(key) != others.get(key)}
+
+
+def test_the_qwen_yamls_differ_in_adapter_rate_and_folder_only():
+    adapter = {key for key in flat(read(LORA)) if key.startswith("model.peft_config")}
+    assert differing(FULL, LORA) == adapter | PLACES | {"optimizer.learning_rate"}
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.name)
+def test_a_variant_changes_where_things_are_kept_and_no_number_that_decides_what_is_learned(path):
+    base = LORA if "LoRA" in path.name else FULL
+    memory = {"data.max_length", "model.disable_activation_checkpoint", "optimizer.type", "code"}
+    memory |= {"eval_interval", "checkpoint.1.save_every_n_steps"}  # in steps, of which shorter packs make more
+    changed = {key for key in differing(base, path) - PLACES if not key.startswith("deepspeed.")}
+    assert changed <= memory and "optimizer.type" in changed
+
+
+def test_the_variant_for_24_gb_computes_layers_again_and_keeps_the_optimizer_on_the_cpu():
+    variant = flat(read(ROOT / "configs/Qwen3-1.7B-24GB.yaml"))
+    assert variant["model.disable_activation_checkpoint"] is False
+    assert variant["deepspeed.zero_optimization.offload_optimizer.device"] == "cpu"
+    assert variant["optimizer.type"] == "cpu_adam"
 
 
 def test_the_adapter_is_one_that_vllm_loads():
@@ -198,7 +200,7 @@ def test_a_yaml_of_the_user_s_own_that_the_preview_cannot_use_is_passed_over_or_
 
 
 def test_the_preview_counts_what_each_yaml_would_drop(monkeypatch, capsys):
-    """A row of 8,192 tokens is kept by both, one of 8,193 by the adapter's, one of 16,385 by none."""
+    """A row of 16,384 tokens is kept by both, one of 16,385 by none."""
     for path in (FULL, LORA):
         assert preview.yaml_limits()[path.name] == read(path)["data"]["max_length"]
     lengths = iter([8192, 8193, 16384, 16385] * 2)
@@ -211,7 +213,7 @@ def test_the_preview_counts_what_each_yaml_would_drop(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "rows: 4",
         f"  max_length 16,384 ({LORA.name}) would drop 1",
-        f"  max_length 8,192 ({FULL.name}) would drop 3",
+        f"  max_length 16,384 ({FULL.name}) would drop 1",
     ]
     assert preview.main(["--model", "m", "--max_length", "8193"]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == ["rows: 4", "  max_length 8,193 (as given) would drop 2"]

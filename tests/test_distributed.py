@@ -25,20 +25,19 @@ from test_train import (
     validation_losses,
     write_config,
 )
-from train_throughput import commented_block
 
 TWO = ("--num_gpus", "2")  # the launcher's name for processes
 SINGLE_STEP = {"epochs": 3, "gradient_accumulation_steps": 2}  # of 8 packs: 12 steps
 SHARED_STEP = {"epochs": 3, "gradient_accumulation_steps": 1}
 RUN_FILES = ["global_step_12", "loss.png", "train-log.jsonl"]
-YAMLS = ["Qwen3-1.7B-config.yaml", "Qwen3-1.7B-LoRA-config.yaml"]
+YAMLS = ["Qwen3-1.7B-ZeRO3.yaml", "Qwen3-1.7B-LoRA-ZeRO3.yaml"]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A dataset of 8 packs, an even number, so that no pack comes twice in an epoch; processes that take the CPU."""
+    """A dataset of 8 packs, and one pack for validation, fewer than processes; processes that take the CPU."""
     folder = tmp_path_factory.mktemp("runs")
-    save_dataset(folder / "soap_dataset", {"train": rows(24), "validation": rows(30)[24:]})
+    save_dataset(folder / "soap_dataset", {"train": rows(24), "validation": rows(26)[24:]})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -77,6 +76,8 @@ def assert_same_course(one: list[dict], other: list[dict]) -> None:
     assert list(losses(one).values()) == pytest.approx(list(losses(other).values()), rel=1e-4)
     assert len(validation_losses(one)) == 2
     assert validation_losses(one) == pytest.approx(validation_losses(other), rel=1e-4)
+    norms = [[line["gradient_norm"] for line in log if "gradient_norm" in line] for log in (one, other)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     for key in ("lr", "tokens", "epoch"):
         assert [line[key] for line in one if key in line] == [line[key] for line in other if key in line], key
 
@@ -99,7 +100,12 @@ def test_two_processes_learn_as_one_that_accumulates_two_packs(single, double):
 @pytest.mark.slow
 def test_two_processes_leave_one_checkpoint_and_tell_everything_once(double):
     assert sorted(path.name for path in double.folder.iterdir()) == RUN_FILES
-    for line in ("data: 24 rows, 0 longer", "attention: sdpa instead of varlen", "*** Training finished normally."):
+    for line in (
+        "data: 24 rows, 0 longer",
+        "best validation loss",
+        "attention: sdpa instead of varlen",
+        "*** Training finished normally.",
+    ):
         assert double.output.count(line) == 1, line
 
 
@@ -114,6 +120,17 @@ def test_two_processes_that_were_killed_go_on_and_end_as_unbroken_ones(workplace
     assert re.findall(r"resumed at step \d+ of 12", resumed.output) != []
     assert_same_course(resumed.log, double.log)
     assert sorted(path.name for path in resumed.folder.iterdir()) == RUN_FILES
+
+
+@pytest.mark.slow
+def test_the_projects_optimizer_spread_over_two_processes_goes_on_after_a_kill(workplace, model_path, double):
+    optimizer = {"type": "mixed_adamw", "learning_rate": 1e-3, "weight_decay": 0.0}
+    config = write_config(workplace, model_path, "spread", optimizer=optimizer, **SHARED_STEP)
+    kill_when_resumable(config, *TWO)
+    resumed = finished(config, *TWO)
+    assert re.findall(r"resumed at step \d+ of 12", resumed.output) != []
+    assert_same_course(resumed.log, double.log)
+    assert_same_weights(resumed.folder / "global_step_12", double.folder / "global_step_12")
 
 
 @pytest.mark.slow
@@ -134,60 +151,87 @@ def test_two_machines_that_share_a_folder_leave_one_run(workplace, model_path, d
     assert output.count("data: 24 rows, 0 longer") == output.count("*** Training finished normally.") == 1
 
 
-# Of two processes the second one alone sees the kill switch, as happens on a file system that machines share.
+# Of two processes the second one alone sees the stop file, as happens on a file system that machines share.
 SWITCH = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 import torch
-import train
+from training.processes import StepTotals
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
-settings = {"exit_iteration_this_run": 0, "exit_iteration": 0, "train_iters": 9}
-trainer = train.SOAPTrainer.__new__(train.SOAPTrainer)
-trainer.global_step, trainer.early_stop_reason, trainer.device = 0, "", torch.device("cpu")
 answers = []
 for switch in ("none", sys.argv[1] if rank else "none"):
-    trainer.config = SimpleNamespace(kill_switch_path=Path(switch), **settings)
-    answers.append(trainer.need_early_exit())
-sys.stdout.write(f"{answers} {'kill switch' in trainer.early_stop_reason}\\n")
+    totals = StepTotals(torch.tensor(1.5 + rank), Path(switch).exists())
+    loss_sum, stop = totals.read()
+    assert loss_sum == 4.0
+    answers.append(stop)
+sys.stdout.write(f"{answers}\\n")
+torch.distributed.destroy_process_group()
 """
+
+
+def in_two_processes(folder: Path, script: str, *arguments: str) -> list[str]:
+    """What a script prints that two processes run."""
+    (folder / "script.py").write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port()), "script.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
 
 
 @pytest.mark.slow
 def test_a_kill_switch_that_one_process_sees_stops_all(workplace):
-    (workplace / "switch.py").write_text(SWITCH)
     (workplace / "stop").touch()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "switch.py", "stop"], cwd=workplace, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.splitlines() == ["[False, True] True"] * 2, done.stderr[-3000:]
+    assert in_two_processes(workplace, SWITCH, "stop") == ["[False, True]"] * 2
 
 
-# --- the commented blocks of the YAMLs -------------------------------------------------------------------------------
+# Validation of packs with known losses and numbers of labelled tokens, by the trainer's own code.
+VALIDATION = """
+import sys
+from types import SimpleNamespace
+import torch
+import train
+torch.distributed.init_process_group("gloo")
+rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+for packs in (1, 2, 3):
+    sampler = train.SharedPacks([[number] for number in range(packs)], rank, processes)
+    rows = [{"number": number, "labels": torch.tensor([[-100] + [5] * (number + 1)])} for number in range(packs)]
+    loader = torch.utils.data.DataLoader(rows, batch_sampler=sampler, collate_fn=lambda pack: pack[0])
+    seen, trainer = [], train.SOAPTrainer.__new__(train.SOAPTrainer)
+    trainer.model, trainer.unlogged, trainer.global_step = SimpleNamespace(eval=lambda: None), None, 1
+    trainer.device, trainer.eval_dataloader, trainer.best = torch.device("cpu"), loader, train.BestStep()
+    trainer.config = SimpleNamespace(early_stopping_patience=0, keep_best=False)
+    trainer.loss = lambda batch: torch.tensor(float(10 * batch["number"] + 1))
+    trainer.progress = SimpleNamespace(validation=lambda step, loss, best: seen.append(loss))
+    train.SOAPTrainer.evaluate.__wrapped__(trainer)
+    expected = sum((10 * n + 1) * (n + 1) for n in range(packs)) / sum(n + 1 for n in range(packs))
+    assert abs(seen[0] - expected) < 1e-9, (seen, expected)
+sys.stdout.write("right\\n")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_one_two_and_three_validation_packs_count_once_each_on_two_processes(workplace):
+    assert in_two_processes(workplace, VALIDATION) == ["right"] * 2
+
+
+# --- the variants in configs/ ----------------------------------------------------------------------------------------
 
 
 def sharded_block(name: str, offload: bool = False) -> dict:
-    """What stands in the YAML's comment, taken out of it."""
-    text = (ROOT / name).read_text()
-    text = text.replace("# offload", "offload") if offload else text
-    return commented_block(text, "does not fit one GPU")["deepspeed"]
+    """How a YAML for several GPUs sets DeepSpeed up; `offload` takes its commented lines in."""
+    text = (ROOT / "configs" / name).read_text()
+    return yaml.safe_load(text.replace("# offload", "offload") if offload else text)["deepspeed"]
 
 
 @pytest.mark.parametrize("name", YAMLS)
-def test_both_yamls_hold_a_variant_for_models_that_do_not_fit_one_gpu(name):
-    assert sharded_block(name) == {"zero_optimization": {"stage": 3}}
-    assert sharded_block(name, offload=True)["zero_optimization"].keys() > {"offload_optimizer", "offload_param"}
+def test_both_yamls_for_models_that_do_not_fit_one_gpu_spread_weights_and_offer_to_offload(name):
+    assert sharded_block(name)["zero_optimization"]["stage"] == 3
+    added = sharded_block(name, offload=True)["zero_optimization"].keys() - sharded_block(name)["zero_optimization"]
+    assert added == {"offload_optimizer", "offload_param"}
 
 
 @pytest.mark.slow
@@ -229,7 +273,8 @@ def test_an_adapter_of_a_model_spread_over_two_processes_goes_on_after_a_kill(wo
 
 @pytest.mark.slow
 def test_the_variant_for_24_gb_learns_as_the_plain_run_within_the_rounding_of_bfloat16(workplace, model_path, single):
-    block = commented_block((ROOT / YAMLS[0]).read_text(), "24 GB")
+    whole = yaml.safe_load((ROOT / "configs/Qwen3-1.7B-24GB.yaml").read_text())
+    block = {section: whole[section] for section in ("model", "deepspeed", "optimizer")}
     assert block["model"].pop("type") == "liger", "kernels for GPUs"
     block["model"]["name_or_path"] = str(model_path)
     block["optimizer"]["learning_rate"] = 1e-3  # as in the plain run

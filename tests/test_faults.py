@@ -253,8 +253,8 @@ FAULTS = {
     # train.py: the preview
     "no dataset": Fault(f"{PREVIEW} --dataset_path nowhere", nothing, "run `python preprocess_data.py` first"),
     "a file as dataset": Fault(f"{PREVIEW} --dataset_path notes.jsonl", nothing, "python preprocess_data.py"),
-    "cut-off table": Fault(PREVIEW, lambda: cut(TABLE, 300), "soap_dataset is no dataset"),
-    "cut-off list of splits": Fault(PREVIEW, lambda: cut("soap_dataset/dataset_dict.json", 5), "is no dataset"),
+    "cut-off table": Fault(PREVIEW, lambda: cut(TABLE, 300), "soap_dataset cannot be read"),
+    "cut-off list of splits": Fault(PREVIEW, lambda: cut("soap_dataset/dataset_dict.json", 5), "cannot be read"),
     "absent split": Fault(f"{PREVIEW} --split dev", nothing, "no split 'dev': try train"),
     "row beyond the end": Fault(f"{PREVIEW} --index 99", nothing, "train has the rows 0 to 15"),
     "missing column": Fault(
@@ -344,7 +344,7 @@ FAULTS = {
     "cut-off weights": Fault(TRAIN, lambda: cut("model/model.safetensors", 5_000), "weights is damaged"),
     "training without data": Fault(TRAIN, lambda: shutil.rmtree("soap_dataset"), "python preprocess_data.py"),
     "training on an absent split": Fault(TRAIN, setting("data.sources.0.split", "dev"), "no split 'dev'"),
-    "training on a cut-off table": Fault(TRAIN, lambda: cut(TABLE, 300), "soap_dataset is no dataset"),
+    "training on a cut-off table": Fault(TRAIN, lambda: cut(TABLE, 300), "soap_dataset cannot be read"),
     "cache that is a file": Fault(TRAIN, setting("data.cache_dir", "notes.jsonl"), "notes.jsonl"),
     "checkpoints into a file": Fault(TRAIN, setting("checkpoint.0.output_dir", "notes.jsonl"), "notes.jsonl"),
     "log below a file": Fault(TRAIN, setting("train_log_metrics_path", "notes.jsonl/log"), "notes.jsonl"),

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prompts
-from training.tokens import IGNORE_INDEX, TemplateError, best_fit_packs, encode_example, encode_prompt
+from common.chat_template import TemplateError, encode_prompt
+from training.packing import best_fit_packs
+from training.tokens import IGNORE_INDEX, encode_example
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"

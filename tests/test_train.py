@@ -1,6 +1,7 @@
 """train.py: the loss is the stock one, runs learn and go on after a kill, and mistakes are told in one line."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -29,9 +30,10 @@ RUN_FILES = ["global_step_13", "loss.png", "train-log.jsonl"]  # what a finished
 
 @pytest.fixture(scope="module")
 def train_module():
-    import train
+    import train  # noqa: F401 - registers
+    from training import trainer
 
-    return train
+    return trainer
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +61,8 @@ def make_pack(train, model_path: Path, n: int = 3):
     examples = [
         train.tokens.encode_example(tokenizer, prompts.training_messages(row["dialogue"], row)) for row in rows(n)
     ]
-    columns = {key: [example[key] for example in examples] for key in ("input_ids", "labels")}
-    pack = train._join({**columns, "attention_mask": columns["input_ids"]})
     collator = DataCollatorForCausalLM(tokenizer, SimpleNamespace(pad_to="div_length", div_length=64))
-    return examples, collator([pack])
+    return examples, collator([train.join_rows(examples)])
 
 
 def soap_loss(train, model, batch: dict, attention: str = "sdpa"):
@@ -114,6 +114,81 @@ def test_loss_and_gradients_of_a_pack_equal_the_stock_ones(train_module, model_p
     ours = soap_loss(train_module, model, batch)
     assert ours.item() == pytest.approx(stock.item(), rel=1e-6)
     assert_same_gradients(gradients(model, ours), stock_gradients)
+
+
+class Engine:
+    """What DeepSpeed's engine does for one process: it divides the loss by the micro-batches of a step."""
+
+    def __init__(self, model, accumulation: int):
+        self.model, self.accumulation, self.global_steps, self.device = model, accumulation, 0, model.device
+        self.train, self.parameters = model.train, model.parameters
+
+    def __call__(self, **batch):
+        return self.model(**batch)
+
+    def backward(self, loss) -> None:
+        (loss / self.accumulation).backward()
+
+    def step(self) -> None:
+        self.global_steps = 1
+
+
+def test_loss_and_gradients_of_a_step_are_those_of_one_big_batch(train_module, model_path, monkeypatch):
+    """Three packs of 1, 2 and 4 samples, which the mean of means would weigh by their packs."""
+    import torch
+
+    from training import processes
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(train_module.deepspeed.runtime.engine, "autocast_if_enabled", lambda _: torch.enable_grad())
+    counts = (1, 2, 4)
+    packs = [make_pack(train_module, model_path, count)[1] for count in counts]
+    model = load_model(model_path)
+    total, labelled = 0, 0
+    for pack in packs:
+        batch = {key: pack[key] for key in ("input_ids", "labels", "position_ids")}
+        number = (batch["labels"][:, 1:] != -100).sum().item()
+        total, labelled = total + model(**batch, use_cache=False).loss * number, labelled + number
+    expected = gradients(model, total / labelled)
+    means = [model(**{k: p[k] for k in ("input_ids", "labels", "position_ids")}, use_cache=False).loss for p in packs]
+    assert abs(sum(means) / 3 - total / labelled) > 1e-3, "the packs are too much alike for this test"
+
+    trainer = train_module.SOAPTrainer.__new__(train_module.SOAPTrainer)
+    plan = SimpleNamespace(packs_per_step=3, labelled=lambda _: labelled, tokens=lambda _: 0)
+    loader = SimpleNamespace(batch_sampler=SimpleNamespace(plan=plan))
+    config = SimpleNamespace(gradient_accumulation_steps=3, seed=1, kill_switch_path=Path("none"), loss_log_interval=0)
+    config.model = SimpleNamespace(attn_implementation="sdpa")
+    trainer.config, trainer.train_dataloader, trainer.model = config, loader, Engine(model, 3)
+    trainer.device, trainer.global_rank, trainer.optimizer = model.device, 0, None
+    trainer.micro_batch = trainer.global_step = trainer.epoch_idx = trainer.global_step_at_start_this_run = 0
+    trainer.unlogged, trainer.loss_sum, trainer.max_norm = None, torch.zeros(()), 0.0
+    trainer.clips_itself, trainer.scheduler = True, SimpleNamespace(get_last_lr=lambda: [1.0])
+    model.zero_grad()
+    for pack in packs:
+        train_module.SOAPTrainer.step.__wrapped__(trainer, dict(pack))
+    record, totals, norm = trainer.unlogged
+    assert isinstance(totals, processes.StepTotals) and record.step == 1
+    assert totals.read()[0] / record.labelled == pytest.approx((total / labelled).item(), rel=1e-6)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert_same_gradients(ours, expected)
+    assert norm.read()[0] == pytest.approx(torch.nn.utils.get_total_norm(expected.values()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_stop_file_seen_in_a_step_ends_the_run_whether_the_step_is_logged_yet_or_not(train_module, logged):
+    trainer = train_module.SOAPTrainer.__new__(train_module.SOAPTrainer)
+    config = SimpleNamespace(exit_iteration_this_run=0, exit_iteration=0, early_stopping_patience=0)
+    config.kill_switch_path = Path("stop")
+    trainer.config, trainer.global_step, trainer.global_step_this_run, trainer.progress = config, 3, 3, None
+    trainer.no_improvement = trainer.stop_seen = False
+    for seen in (False, True):
+        record = SimpleNamespace(labelled=1)
+        numbers = SimpleNamespace(read=lambda seen=seen: (1.0, seen))
+        trainer.unlogged = record, numbers, SimpleNamespace(read=lambda: [1.0])
+        if logged:
+            trainer.log_step()
+        assert trainer.need_early_exit() == seen
+    assert trainer.early_stop_reason == "detected kill switch stop"
 
 
 def test_the_output_head_runs_on_labelled_positions_only(train_module, model_path):
@@ -247,16 +322,13 @@ def test_attention_that_was_asked_for_by_name_is_kept():
 def cache_key(train_module, tmp_path):
     """A function that says where tokens of tmp_path/soap_dataset are cached."""
 
-    def key(template: str = QWEN3_LIKE, min_iterations: int = 0) -> str:
+    def key(template: str = QWEN3_LIKE) -> str:
         class Tokenizer:
             chat_template = template
             __len__ = lambda self: 1000  # noqa: E731
 
         config = SimpleNamespace(model_dump=lambda **_: {})
-        settings = SimpleNamespace(
-            tokenizer=config, min_iterations=min_iterations, gradient_accumulation_steps=1, world_size=1
-        )
-        trainer = SimpleNamespace(tokenizer=Tokenizer(), config=settings, world_size=1)
+        trainer = SimpleNamespace(tokenizer=Tokenizer(), config=SimpleNamespace(tokenizer=config))
         factory = SimpleNamespace(
             config=SimpleNamespace(model_dump=lambda **_: {}, cache_dir=tmp_path), trainer=trainer
         )
@@ -286,19 +358,17 @@ def test_a_changed_note_at_the_same_path_never_meets_the_old_cache(cache_key, tm
 def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_module, monkeypatch):
     before = cache_key()
     assert cache_key(template=QWEN3_LIKE + " ") != before
-    monkeypatch.setattr(train_module, "prompts_hash", lambda: "another")
+    monkeypatch.setattr("training.data.prompts_hash", lambda: "another")
     assert cache_key() != before
 
 
-def test_repeated_rows_never_meet_the_cache_of_single_ones(cache_key):
-    assert len({cache_key(), cache_key(min_iterations=5), cache_key(min_iterations=9)}) == 3
-
-
-@pytest.mark.parametrize("name", ["train.py", "training/tokens.py", "prompts.py", "common/chat_template.py"])
+@pytest.mark.parametrize("name", ["training/data.py", "training/tokens.py", "prompts.py", "common/chat_template.py"])
 def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeypatch, tmp_path, name):
+    from training import data
+
     before = cache_key()
-    modules = {"train.py": train_module, "training/tokens.py": train_module.tokens, "prompts.py": prompts}
-    modules["common/chat_template.py"] = train_module.chat_template
+    modules = {"training/data.py": data, "training/tokens.py": data.tokens, "prompts.py": prompts}
+    modules["common/chat_template.py"] = data.chat_template
     changed = tmp_path / Path(name).name
     changed.write_text((ROOT / name).read_text() + "\n")
     monkeypatch.setattr(modules[name], "__file__", str(changed))
@@ -308,20 +378,26 @@ def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeyp
 # --- schedule --------------------------------------------------------------------------------------------------------
 
 
-def horizon(train, packs: int, epochs: int, accumulated: int, train_iters: int = 0) -> int:
-    config = SimpleNamespace(epochs=epochs, gradient_accumulation_steps=accumulated, train_iters=train_iters)
-    return train.SOAPTrainer.training_horizon.fget(SimpleNamespace(config=config, train_dataloader=range(packs)))
+def loader(train, packs: int, **settings) -> SimpleNamespace:
+    """What a plan of so many packs an epoch hangs on."""
+    sizes = train.RowSizes([10] * packs, [3] * packs)
+    plan = train.RunPlan(sizes, None, **{"seed": 1, "epochs": 1, "accumulation": 1, "processes": 1} | settings)
+    return SimpleNamespace(batch_sampler=SimpleNamespace(plan=plan))
+
+
+def horizon(train, **settings) -> int:
+    return train.SOAPTrainer.training_horizon.fget(SimpleNamespace(plan=loader(train, **settings).batch_sampler.plan))
 
 
 def test_the_schedule_counts_optimizer_steps(train_module):
-    assert horizon(train_module, packs=9, epochs=6, accumulated=1) == 54
-    assert horizon(train_module, packs=9, epochs=6, accumulated=4) == 13
-    assert horizon(train_module, packs=9, epochs=6, accumulated=4, train_iters=5) == 5
+    assert horizon(train_module, packs=9, epochs=6, accumulation=1) == 54
+    assert horizon(train_module, packs=9, epochs=6, accumulation=4) == 13
+    assert horizon(train_module, packs=9, epochs=6, accumulation=4, train_iters=5) == 5
 
 
 def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(train_module, capsys):
     with pytest.raises(SystemExit):
-        horizon(train_module, packs=3, epochs=1, accumulated=4)
+        horizon(train_module, packs=3, epochs=1, accumulation=4)
     assert "3 packs in 1 epochs are too few for one step of 4: lower" in capsys.readouterr().err
 
 
@@ -340,8 +416,9 @@ def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_modul
     split = {"train_eval_split": changes.get("train_eval_split", (1.0, 0.0))}
     data = train_module.SOAPDataConfig(type="soap", sources=[source], max_length=1024, cache_dir=tmp_path, **split)
     config = SimpleNamespace(data=data, epochs=1, min_iterations=changes.get("min_iterations", 0), checkpoint=[])
-    packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5, 5], [5]]}))
-    trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
+    packs = loader(train_module, packs=2)
+    packs.dataset = Dataset.from_dict({"input_ids": [[1]] * 3})
+    trainer = SimpleNamespace(config=config, train_dataloader=packs, plan=packs.batch_sampler.plan, training_horizon=2)
     train_module.SOAPTrainer._print_data(trainer)
     assert capsys.readouterr().out.splitlines()[-1] == line
 
@@ -354,8 +431,9 @@ def test_a_run_too_short_for_a_resume_state_says_so(train_module, tmp_path, caps
     resume = SimpleNamespace(type="resume", save_every_n_steps=every, save_every_n_epochs=by_epoch)
     export = SimpleNamespace(type="export", save_every_n_steps=9, save_every_n_epochs=0)
     config = SimpleNamespace(data=data, epochs=1, min_iterations=0, checkpoint=[export, resume])
-    packs = SimpleNamespace(dataset=Dataset.from_dict({"packed_sample_seqlens": [[5], [5]]}))
-    trainer = SimpleNamespace(config=config, train_dataloader=packs, training_horizon=2)
+    packs = loader(train_module, packs=2)
+    packs.dataset = Dataset.from_dict({"input_ids": [[1]] * 2})
+    trainer = SimpleNamespace(config=config, train_dataloader=packs, plan=packs.batch_sampler.plan, training_horizon=2)
     train_module.SOAPTrainer._print_data(trainer)
     line = f"resume: no state before the end, because save_every_n_steps is {every}"
     assert (line in capsys.readouterr().out) == told
@@ -584,8 +662,8 @@ def test_a_taken_port_is_told_with_the_option_that_names_another(train_module):
 MISTAKE = """
 import torch
 from arctic_training.exceptions import RegistryError
-from training.errors import tell_in_one_line
-tell_in_one_line()
+from training.errors import report_in_one_line
+report_in_one_line()
 raise {}
 """
 NO_ROOM = 'torch.OutOfMemoryError("no room")'
@@ -664,8 +742,10 @@ def resume_engine(train_module, monkeypatch, tmp_path):
     config = SimpleNamespace(model=SimpleNamespace(peft_config=None))
     trainer = SimpleNamespace(config=config, global_rank=0, epoch_idx=0, global_step=2, wandb_run_id=None)
     trainer.identity, trainer.device = {"seed": "1"}, train_module.torch.device("cpu")
+    trainer.best = train_module.BestStep()
     engine = checkpoints.ResumeEngine(trainer, SimpleNamespace(output_dir=tmp_path))
-    model = SimpleNamespace(save_checkpoint=lambda folder, tag, **_: (folder / tag).mkdir(exist_ok=True))
+    save = lambda folder, tag, **_: (folder / tag).mkdir(exist_ok=True)  # noqa: E731
+    model = SimpleNamespace(save_checkpoint=save, optimizer=None)
     return SimpleNamespace(engine=engine, save=lambda: engine.save(model), folder=tmp_path)
 
 
@@ -679,6 +759,7 @@ def test_a_resume_state_goes_only_when_the_finished_model_was_exported(
     resume_engine.save()
     state = resume_engine.engine.newest
     trainer = SimpleNamespace(progress=None, training_finished=True, early_stop=early_stop, global_rank=0)
+    trainer.log_step, trainer.keeps_best, trainer.no_improvement = lambda: None, False, False
     trainer.checkpoint_engines, trainer.saved_at, trainer.global_step = [resume_engine.engine, *saved], saved, 2
     train_module.SOAPTrainer.post_train_callback(trainer)
     assert state.exists() != cleared
@@ -692,6 +773,7 @@ def test_a_stopped_run_saves_its_state_where_resuming_is_on(train_module, resume
         enabled=True, save_every_n_steps=every, save_every_n_epochs=0, save_end_of_training=False
     )
     trainer = SimpleNamespace(global_step=3, epoch_finished=False, training_finished=True, early_stop=early_stop)
+    trainer.no_improvement = False
     assert train_module.SOAPTrainer._due(trainer, engine) == due
 
 
@@ -715,6 +797,7 @@ def test_each_of_two_exports_that_are_due_at_one_step_is_written(train_module, m
     monkeypatch.setattr(train_module.ExportEngine, "save", lambda self, _: saved.append(self.config))
     engines = [train_module.ExportEngine(None, number) for number in range(2)]
     trainer = SimpleNamespace(checkpoint_engines=engines, saved_at={}, global_step=4, model=None, _due=lambda _: True)
+    trainer.log_step, trainer.early_stop = lambda: None, False
     for _ in range(2):
         train_module.SOAPTrainer.checkpoint.__wrapped__(trainer)
     assert saved == [0, 1]
@@ -756,10 +839,21 @@ def test_a_run_leaves_no_shared_memory(unbroken):
 
 
 @pytest.mark.slow
-def test_accumulation_of_4_ends_the_schedule_at_the_end(unbroken):
+def test_each_step_is_logged_with_the_rate_that_it_used(unbroken):
+    """A warm-up of one step, then the peak, then a cosine that would be 0 at step 14: with 4 packs a step, too."""
     rates = [record["lr"] for record in unbroken.log if "lr" in record]
-    assert max(rates) == pytest.approx(1e-3, rel=0.01)
-    assert rates[-1] < 1e-6
+    assert rates == pytest.approx([5e-4] + [5e-4 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])
+
+
+@pytest.mark.slow
+def test_each_step_is_logged_with_the_norm_of_its_gradients(unbroken):
+    norms = [record["gradient_norm"] for record in unbroken.log if "lr" in record]
+    assert len(norms) == 13 and min(norms) > 0 and len(set(norms)) == 13
+
+
+@pytest.mark.slow
+def test_the_packs_that_are_too_few_for_another_step_are_told_in_a_line(unbroken):
+    assert unbroken.output.count("data: the last 2 packs are too few for another step of 4\n") == 1
 
 
 @pytest.mark.slow
@@ -825,6 +919,80 @@ def test_an_adapter_run_goes_on_after_a_kill_and_leaves_an_adapter_that_peft_loa
     adapted = PeftModel.from_pretrained(load_model(model_path), workplace / "adapter" / "global_step_13")
     moved = [parameter.abs().max().item() for name, parameter in adapted.named_parameters() if "lora_B" in name]
     assert len(moved) == 6 and min(moved) > 0
+
+
+def stop_after(workplace: Path, model_path: Path, name: str, steps: int, **changes) -> tuple[int, str]:
+    """A run that is ended after `steps` and started again."""
+    status, output = run(write_config(workplace, model_path, name, exit_iteration_this_run=steps, **changes))
+    assert status == 0, output[-3000:]
+    return run(write_config(workplace, model_path, name, **changes))
+
+
+@pytest.mark.slow
+def test_dropout_is_repeated_exactly_by_a_resumed_run_on_a_cpu_and_without_workers(workplace, model_path):
+    lora = {
+        "peft_type": "Lora",
+        "r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.5,
+        "target_modules": ["q_proj", "down_proj"],
+    }
+    model = {"name_or_path": str(model_path), "dtype": "fp32", "attn_implementation": "sdpa", "peft_config": lora}
+    status, output = run(write_config(workplace, model_path, "dropout", model=model, epochs=3))
+    assert status == 0, output[-3000:]
+    config = write_config(workplace, model_path, "dropout-stopped", model=model, epochs=3)
+    data = yaml.safe_load(config.read_text())["data"] | {"dl_num_workers": 0}
+    status, output = stop_after(workplace, model_path, "dropout-stopped", 3, model=model, epochs=3, data=data)
+    assert status == 0 and "resumed at step 3 of 6" in output, output[-3000:]
+    course, resumed = (losses(read_log(workplace / name)) for name in ("dropout", "dropout-stopped"))
+    assert list(resumed) == [1, 2, 3, 4, 5, 6]
+    assert list(resumed.values()) == pytest.approx(list(course.values()), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_model_of_the_best_validation_is_exported_and_a_run_that_gets_worse_ends(workplace, model_path):
+    changes = {"optimizer": {"type": "cpu_adam", "learning_rate": 0.5, "weight_decay": 0.0}, "eval_interval": 1}
+    changes |= {"scheduler": {"name": "constant", "warmup_ratio": 0.0}, "early_stopping_patience": 3}
+    status, output = run(write_config(workplace, model_path, "worse", **changes))
+    assert status == 0, output[-3000:]
+    log = read_log(workplace / "worse")
+    validations = {line["step"]: line["validation_loss"] for line in log if "validation_loss" in line}
+    best = min(validations, key=validations.get)
+    assert max(validations) == best + 3 < 13
+    assert [line["step"] for line in log if line.get("best")][-1] == best
+    assert sorted(path.name for path in (workplace / "worse").iterdir()) == [
+        f"global_step_{best}",
+        "loss.png",
+        "train-log.jsonl",
+    ]
+    assert f"best validation loss: {validations[best]:.4f} at step {best}, exported to" in output
+    assert "*** Exiting training early because training has not improved validation 3 times in a row" in output
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_the_projects_optimizer_ends_as_an_unbroken_one_in_bfloat16(workplace, model_path):
+    model = {"name_or_path": str(model_path), "dtype": "bf16", "attn_implementation": "sdpa"}
+    optimizer = {"type": "mixed_adamw", "learning_rate": 1e-3, "weight_decay": 0.01}
+    changes = {"model": model, "optimizer": optimizer, "epochs": 3}
+    status, output = run(write_config(workplace, model_path, "mixed", **changes))
+    assert status == 0, output[-3000:]
+    status, output = stop_after(workplace, model_path, "mixed-stopped", 3, **changes)
+    assert status == 0 and "resumed at step 3 of 6" in output, output[-3000:]
+    course, resumed = (losses(read_log(workplace / name)) for name in ("mixed", "mixed-stopped"))
+    assert list(resumed.values()) == pytest.approx(list(course.values()), rel=1e-6)
+    assert (workplace / "mixed-stopped" / "global_step_6" / "model.safetensors").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_one_process_needs_no_launcher(workplace, model_path):
+    config = write_config(workplace, model_path, "alone", train_iters=2)
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    command = [BIN / "arctic_training_run", "--config", config]
+    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(losses(read_log(workplace / "alone"))) == [1, 2]
+    assert "best validation loss" in done.stdout and "at step 2, exported to" in done.stdout
 
 
 @pytest.mark.slow

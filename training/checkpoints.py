@@ -7,11 +7,14 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import deepspeed.comm as dist
+import torch
 from arctic_training.checkpoint.ds_engine import DSCheckpointEngine
 from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
+
+from training.mixed_adamw import MixedAdamW
 
 COMPLETE = "complete.json"  # written last into a resume state; holds what the state may be resumed with
 # Settings that may change when a run goes on: of speed, memory, places, and of validation.
@@ -35,9 +38,12 @@ class ExportEngine(HFCheckpointEngine):
     name = "export"
     do_checkpoint = False  # SOAPTrainer decides; with it, the Ray launcher would upload folders that are not complete
 
+    def directory(self, step: int | None) -> Path:
+        return self.config.output_dir / f"global_step_{step}"
+
     @property
     def final_dir(self) -> Path:
-        return self.config.output_dir / f"global_step_{self.trainer.global_step}"
+        return self.directory(self.trainer.global_step)
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -45,6 +51,20 @@ class ExportEngine(HFCheckpointEngine):
         path = self.final_dir.with_suffix(".incomplete")
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def remove(self, step: int) -> None:
+        """Remove the export of a step. What a kill leaves of it has a name that eval.py does not take."""
+        directory = self.directory(step)
+        if self.global_rank == 0 and directory.exists():
+            draft = directory.with_suffix(".incomplete")
+            directory.rename(draft)
+            shutil.rmtree(draft)
+
+    def prefer(self, step: int) -> Path:
+        """Make the export of a step the one that was written last, which eval.py takes; return its folder."""
+        for config in self.directory(step).glob("*config.json"):
+            config.touch()
+        return self.directory(step)
 
     def save(self, model) -> None:
         super().save(model)
@@ -67,6 +87,11 @@ class ResumeEngine(DSCheckpointEngine):
     do_checkpoint = False
 
     @property
+    def client_state(self) -> dict[str, Any]:
+        """The counters that DeepSpeed does not have. Random states need not be saved: see SOAPTrainer.step."""
+        return {"best": self.trainer.best.as_state()}
+
+    @property
     def newest(self) -> Path | None:
         states = self.config.output_dir.glob(f"*/{COMPLETE}")
         return max((path.parent for path in states), key=lambda path: int(path.name.rpartition("_")[2]), default=None)
@@ -83,9 +108,11 @@ class ResumeEngine(DSCheckpointEngine):
             client_state=self.client_state,
             exclude_frozen_parameters=self.trainer.config.model.peft_config is not None,
         )
+        state = self.checkpoint_dir / self.checkpoint_tag
+        if isinstance(model.optimizer, MixedAdamW):
+            torch.save(model.optimizer.process_state(), self._optimizer_file(state))
         dist.barrier()
         if self.global_rank == 0:
-            state = self.checkpoint_dir / self.checkpoint_tag
             draft = state / f"{COMPLETE}.new"
             draft.write_text(json.dumps(self.trainer.identity, indent=2))
             draft.rename(state / COMPLETE)
@@ -104,6 +131,10 @@ class ResumeEngine(DSCheckpointEngine):
                 tag=state.name,
                 load_module_strict=self.trainer.config.model.peft_config is None,
             )
+            if isinstance(model.optimizer, MixedAdamW):
+                self.trainer.attach_optimizer()
+                part = torch.load(self._optimizer_file(state), map_location="cpu", weights_only=True)
+                model.optimizer.load_process_state(part)
         except Exception as error:  # a file that is missing or cut off makes torch raise anything
             self._fail_damaged(state, error)
         self.trainer.restore(client_state)
@@ -121,6 +152,9 @@ class ResumeEngine(DSCheckpointEngine):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else is there
             folder.rmdir()
+
+    def _optimizer_file(self, state: Path) -> Path:
+        return state / f"mixed_adamw_process_{self.global_rank}.pt"
 
     def _refuse_another_run(self, state: Path) -> None:
         try:

@@ -83,7 +83,7 @@ def _setting_read_in(traceback: TracebackType | None) -> str | None:
     return None
 
 
-def tell_in_one_line() -> None:
+def report_in_one_line() -> None:
     """From here on, what `explain` knows is told in one line; all else keeps its traceback."""
     show = sys.excepthook
 

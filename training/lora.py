@@ -5,6 +5,7 @@ input anew for each of q, k and v. Here the adapter's part is added inside the m
 with the same input share what is computed from it.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,30 +30,35 @@ class AdaptedLinears(torch.autograd.Function):
     def forward(ctx, scale: float, x: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
         bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
         tokens = x.flatten(0, -2)
-        low = (tokens @ torch.cat(downs).T).mul_(scale)  # (tokens, sum of ranks)
+        down = _joined(downs, 0)
+        low = (tokens @ down.T).mul_(scale)  # (tokens, sum of ranks)
         lows = low.split([down.shape[0] for down in downs], dim=1)
         outputs = [(tokens @ base.T).addmm_(part, up.T) for base, part, up in zip(bases, lows, ups, strict=True)]
         ctx.scale = scale
-        ctx.save_for_backward(x, low, *weights)
+        ctx.save_for_backward(x, low, down, *weights)
         return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
     def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, low, *weights = ctx.saved_tensors
+        x, low, down, *weights = ctx.saved_tensors
         bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
         ranks = [down.shape[0] for down in downs]
         tokens, gradients = x.flatten(0, -2), [gradient.flatten(0, -2) for gradient in gradients]
-        of_low = torch.cat([gradient @ up for gradient, up in zip(gradients, ups, strict=True)], 1).mul_(ctx.scale)
+        of_low = _joined([gradient @ up for gradient, up in zip(gradients, ups, strict=True)], 1).mul_(ctx.scale)
         of_x = None
         if ctx.needs_input_grad[1]:
             of_x = gradients[0] @ bases[0]
             for gradient, base in zip(gradients[1:], bases[1:], strict=True):
                 of_x.addmm_(gradient, base)
-            of_x = of_x.addmm_(of_low, torch.cat(downs)).view_as(x)
+            of_x = of_x.addmm_(of_low, down).view_as(x)
         of_downs = (of_low.T @ tokens).split(ranks)
         of_ups = [gradient.T @ part for gradient, part in zip(gradients, low.split(ranks, dim=1), strict=True)]
         of_weights = [(None, *pair) for pair in zip(of_downs, of_ups, strict=True)]
         return None, of_x, *(gradient for triple in of_weights for gradient in triple)
+
+
+def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 class _Group:

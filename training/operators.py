@@ -4,13 +4,14 @@ PyTorch guards a compilation with a file that it removes at the end, and waits f
 that is killed while it compiles leaves the file, and every later run would wait for ever.
 """
 
-import fcntl
 import os
 from pathlib import Path
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import get_default_build_root
+
+from common.files import lock
 
 
 def compile_operators(optimizer: str) -> None:
@@ -26,8 +27,7 @@ def compile_operators(optimizer: str) -> None:
     if optimizer not in builders:
         return
     builder = accelerator.create_op_builder(builders[optimizer])
-    with (root / "soap-notes.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock(root / "soap-notes.lock", wait=True):
         if builder is not None and builder.is_compatible(verbose=False):
             for left_behind in root.rglob(f"{builder.name}/lock"):
                 left_behind.unlink()

@@ -3,12 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from common.dataset import load_split
+from common.errors import UserError
 from prompts import SECTIONS, training_messages
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,30 +74,6 @@ def refuse_config(name: str) -> NoReturn:
     raise argparse.ArgumentTypeError(f"this shows an example; training itself is: arctic_training {name}")
 
 
-def load_split(path: Path, split: str) -> "Dataset":
-    """A split of a soap_dataset. Raises ValueError: what is wrong, a colon, what to do."""
-    from datasets import DatasetDict, load_from_disk
-
-    if not path.is_dir():
-        raise ValueError(f"no dataset at {path}: run `python preprocess_data.py` first")
-    try:
-        dataset = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no dataset ({error}): run `python preprocess_data.py` again") from None
-    if not isinstance(dataset, DatasetDict) or split not in dataset:
-        raise ValueError(f"{path} has no split {split!r}: try train, validation or test")
-    again = "run `python preprocess_data.py` again"
-    rows = dataset[split]
-    for name in ("dialogue", *SECTIONS):
-        if name not in rows.features or rows.features[name].dtype not in ("string", "large_string"):
-            raise ValueError(f"{path}, split {split}, has no column {name} of text: {again}")
-        if rows.data.column(name).null_count:
-            raise ValueError(f"{path}, split {split}, has rows without {name}: {again}")
-    if not len(rows):
-        raise ValueError(f"{path}, split {split}, has no rows: {again}")
-    return rows
-
-
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
@@ -109,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.model:
             asked = args.max_length is not None
             show_lengths(rows, args.model, {"as given": args.max_length} if asked else yaml_limits())
-    except (ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

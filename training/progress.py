@@ -1,21 +1,35 @@
 """What a person sees of a run: a bar with the time left, a log of losses, and their curve as a picture."""
 
-import fcntl
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from tqdm import tqdm
 
+from common.files import lock
 from training.errors import fail
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is known of a step before the GPU has run it."""
+
+    step: int
+    epoch: int
+    rate: float  # learning rate
+    tokens: int  # of all packs, without padding
+    labelled: int
+    time: float  # time.perf_counter() when it was queued
 
 
 class Progress:
     """Progress bar on the console, one JSON line a step in `log_path`, and `loss.png` beside it.
 
-    A line has step, epoch, loss (mean over the step's packs), lr, tokens (of all packs, padding left out) and seconds
-    (wall time since the line before), all of them over all processes; a validation has a line with validation_loss.
+    A step's line has step, epoch, loss (mean over the step's labelled tokens), gradient_norm (before clipping), lr (the
+    rate of this step), tokens (of all packs, padding left out) and seconds (wall time since the step before), over all
+    processes. A validation's line has validation_loss, and whether it is the best so far.
     """
 
     def __init__(self, log_path: Path, total_steps: int, done_steps: int) -> None:
@@ -27,25 +41,25 @@ class Progress:
         self.shown: dict[str, str] = {}
         self.last_time = time.perf_counter()
 
-    def step(self, step: int, epoch: int, loss: float, lr: float, tokens: int) -> None:
-        now = time.perf_counter()
-        record = {
-            "step": step,
-            "epoch": epoch,
+    def step(self, record: StepRecord, loss: float, gradient_norm: float) -> None:
+        line = {
+            "step": record.step,
+            "epoch": record.epoch,
             "loss": loss,
-            "lr": lr,
-            "tokens": tokens,
-            "seconds": now - self.last_time,
+            "gradient_norm": gradient_norm,
+            "lr": record.rate,
+            "tokens": record.tokens,
+            "seconds": record.time - self.last_time,
         }
-        self.last_time = now
-        self._append(record)
+        self.last_time = record.time
+        self._append(line)
         self.shown["loss"] = f"{loss:.3f}"
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update()
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, best: bool) -> None:
         """Log a validation loss; its time is not counted to any step."""
-        self._append({"step": step, "validation_loss": loss})
+        self._append({"step": step, "validation_loss": loss, "best": best})
         self.shown["validation"] = f"{loss:.3f}"
         self.bar.set_postfix(self.shown)
         self.draw()
@@ -58,15 +72,23 @@ class Progress:
     def draw(self) -> None:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
-        for key, label, style in (("loss", "training", "-"), ("validation_loss", "validation", "o-")):
+        figure = Figure(figsize=(8, 6), layout="constrained")
+        losses, norms = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        losses.set_ylabel("loss (nats per token)")
+        norms.set(ylabel="gradient norm", xlabel="step", yscale="log")
+        curves = (
+            (losses, "loss", "training", "-"),
+            (losses, "validation_loss", "validation", "o-"),
+            (norms, "gradient_norm", "gradient norm", "-"),
+        )
+        for axes, key, label, style in curves:
             points = [(record["step"], record[key]) for record in self.records if key in record]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, alpha=0.8, markersize=4)
-        if axes.lines:
-            axes.legend()
-        axes.grid(alpha=0.3)
+        if losses.lines:
+            losses.legend()
+        for axes in (losses, norms):
+            axes.grid(alpha=0.3)
         figure.savefig(self.log_path.with_name("loss.png"), dpi=120)
 
     def _append(self, record: dict[str, float]) -> None:
@@ -75,16 +97,15 @@ class Progress:
             log.write(json.dumps(record) + "\n")
 
 
-def lock_run(log: Path) -> TextIO:
+def lock_run(log: Path) -> IO[str]:
     """The log of a run, locked as long as the process lives: two runs in one folder would spoil each other's files."""
-    lock = log.open("a")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = lock(log)
     except BlockingIOError:
         fail(f"another run is writing {log}", "wait for its end, or give this run folders of its own in the YAML")
     if not _is_log(log):
         fail(f"{log} is there and is no log of training", "give another `train_log_metrics_path` in the YAML")
-    return lock
+    return held
 
 
 def _is_log(path: Path) -> bool:

@@ -1,11 +1,12 @@
 """What a YAML of `type: soap` may set: two settings more than arctic_training's, and not some that did nothing here."""
 
+from arctic_training.config.enums import DType
 from arctic_training.config.model import ModelConfig
 from arctic_training.config.optimizer import OptimizerConfig
 from arctic_training.config.trainer import TrainerConfig
 from arctic_training.config.wandb import WandBConfig
 from arctic_training.data.sft_factory import SFTDataConfig
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from transformers import AutoConfig, PretrainedConfig
 
 from common import adapters
@@ -54,7 +55,7 @@ def check_adapter(model: ModelConfig, base: PretrainedConfig) -> None:
 
 class SOAPDataConfig(SFTDataConfig):
     best_fit_packing: bool = False
-    """ Pack samples by best-fit decreasing: packs about 97% full, where `pack_samples` leaves about a tenth empty. """
+    """ Pack samples, anew in each epoch, about 97% full, where `pack_samples` leaves about a tenth empty. """
 
     @model_validator(mode="after")
     def validate_packing(self) -> "SOAPDataConfig":
@@ -72,9 +73,41 @@ class SOAPTrainerConfig(TrainerConfig):
     fused_lora: bool = True
     """ Compute LoRA layers as training/lora.py does; false: as PEFT does. Not used with ZeRO-3, or with dropout. """
 
+    keep_best: bool = True
+    """ Export the model of the step with the best validation loss; false, or no validation: of the last step. """
+
+    early_stopping_patience: int = Field(default=0, ge=0)
+    """ End the run after so many validations without a better loss; 0: never. """
+
     left_out = field_validator(
         "micro_batch_size", "sequence_parallel_size", "overfit_first_batch", "eval_log_iter_interval"
     )(classmethod(refuse_other_values))
+
+    @model_validator(mode="after")
+    def validate_patience(self) -> "SOAPTrainerConfig":
+        if self.early_stopping_patience and not self.eval_interval:
+            raise ValueError("early_stopping_patience needs validation data and `eval_interval`")
+        return self
+
+    @model_validator(mode="after")
+    def choose_gradient_types(self) -> "SOAPTrainerConfig":
+        """Sum gradients of several micro-batches in float32, and leave bfloat16 to MixedAdamW where it is used."""
+        zero = self.deepspeed["zero_optimization"].get("stage", 0)
+        if self.optimizer.type == "mixed_adamw":
+            if zero:
+                raise ValueError("mixed_adamw works with ZeRO stage 0 alone; set `optimizer.type: fused_adam`")
+            if self.model.dtype == DType.FP16:
+                raise ValueError("mixed_adamw has no loss scaling; set `model.dtype: bf16`")
+            self.deepspeed["bfloat16"] = {"enabled": False}  # or DeepSpeed would wrap it in an optimizer of its own
+        elif zero >= 2 and self.model.dtype == DType.BF16 and self.gradient_accumulation_steps > 1:
+            self.deepspeed.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+        return self
+
+    @property
+    def accumulates_in_bf16(self) -> bool:
+        """Whether gradients of several micro-batches are summed in bfloat16: DeepSpeed's wrappers can do no other."""
+        several = self.gradient_accumulation_steps > 1 and self.model.dtype == DType.BF16
+        return several and self.optimizer.type != "mixed_adamw" and "data_types" not in self.deepspeed
 
     @field_validator("mem_profiler", mode="after")
     @classmethod

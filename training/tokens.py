@@ -1,12 +1,10 @@
 """One example as tokens: the prompt exactly as evaluation sends it, and labels on the note and its end token alone."""
 
 import hashlib
-from bisect import bisect_left, insort
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.chat_template import TemplateError, check_template, encode_prompt, render_chat
+from common.chat_template import TemplateError, check_template, render_chat
 from prompts import SECTIONS, Messages, training_messages
 
 if TYPE_CHECKING:
@@ -49,46 +47,42 @@ def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def encode_example(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> dict[str, list[int]]:
-    """Token ids and labels of a chat that ends with the assistant's answer.
+    """Token ids and labels of a chat that ends with the assistant's answer; see `encode_examples`."""
+    return {key: values[0] for key, values in encode_examples(tokenizer, [messages]).items()}
+
+
+def encode_examples(tokenizer: "PreTrainedTokenizerBase", chats: list[Messages]) -> dict[str, list[list[int]]]:
+    """`input_ids` and `labels` of chats that end with the assistant's answer.
 
     Prompt and answer are encoded apart, so the prompt's ids equal `encode_prompt`'s, whatever the answer begins with.
     Labels are the answer's ids and its end token; all else is IGNORE_INDEX. Both lists have the same length. Raises
     TemplateError when the template rewrites the answer or closes it without an end token.
     """
-    prompt_text = render_chat(tokenizer, messages[:-1])
+    prompts, answers = zip(*(_prompt_and_answer(tokenizer, messages) for messages in chats), strict=True)
+    prompt_ids, answer_ids = (
+        tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in (prompts, answers)
+    )
+    special = set(tokenizer.all_special_ids)
+    if any(ids[-1] not in special for ids in answer_ids):
+        raise TemplateError("the chat template ends the answer without a special token: generation would not stop")
+    pairs = list(zip(prompt_ids, answer_ids, strict=True))
+    return {
+        "input_ids": [prompt + answer for prompt, answer in pairs],
+        "labels": [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in pairs],
+    }
+
+
+def _prompt_and_answer(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> tuple[str, str]:
+    """The texts of the chat before the answer, and of the answer with its end token."""
+    prompt = render_chat(tokenizer, messages[:-1])
     text = render_chat(tokenizer, messages, add_generation_prompt=False)
     answer = messages[-1]["content"]
-    if not text.startswith(prompt_text + answer):
+    if not text.startswith(prompt + answer):
         raise TemplateError("the chat template changes the prompt or the answer when it adds the answer")
-    ending = text[len(prompt_text) + len(answer) :].rstrip()  # Qwen3 and SmolLM2: "<|im_end|>", then a line break
-    prompt_ids = encode_prompt(tokenizer, messages[:-1])
-    answer_ids = tokenizer(answer + ending, add_special_tokens=False)["input_ids"]
-    if not ending or answer_ids[-1] not in tokenizer.all_special_ids:
+    ending = text[len(prompt) + len(answer) :].rstrip()  # Qwen3 and SmolLM2: "<|im_end|>", then a line break
+    if not ending:
         raise TemplateError("the chat template ends the answer without a special token: generation would not stop")
-    return {"input_ids": prompt_ids + answer_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + answer_ids}
-
-
-def best_fit_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Pack items into bins of `capacity` by best-fit decreasing; return each bin's indices into `lengths`.
-
-    Longest first, each into the fullest bin that still has room. On SOAP dialogues the bins are about 97% full, where
-    filling them in order leaves about a tenth empty. Raises ValueError for an item over `capacity`.
-    """
-    bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        if length > capacity:
-            raise ValueError(f"item {index} has length {length}, over the capacity of {capacity}")
-        position = bisect_left(room, (length, 0))
-        if position < len(room):
-            free, bin_index = room.pop(position)
-        else:
-            free, bin_index = capacity, len(bins)
-            bins.append([])
-        bins[bin_index].append(index)
-        insort(room, (free - length, bin_index))
-    return bins
+    return prompt, answer + ending
 
 
 def file_fingerprint(path: Path) -> str:

@@ -10,17 +10,17 @@ def to_device_unwaited(batch: dict[str, torch.Tensor], device: torch.device) -> 
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-class Readout:
-    """A number that the GPU is still to compute. `item` waits for it alone, not for what was queued after it."""
+class AsyncNumbers:
+    """Numbers that the GPU is still to compute. `read` waits for them alone, not for what was queued after them."""
 
-    def __init__(self, number: torch.Tensor) -> None:
-        self.copy = number.detach().to("cpu", non_blocking=True)
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self.copy = numbers.detach().to("cpu", non_blocking=True)
         self.copied = None
-        if number.is_cuda:
+        if numbers.is_cuda:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def item(self) -> float:
+    def read(self) -> list[float]:
         if self.copied:
             self.copied.synchronize()
-        return self.copy.item()
+        return self.copy.flatten().tolist()

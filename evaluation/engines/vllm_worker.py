@@ -6,7 +6,6 @@ that libraries print goes to stderr, a log file. When stdin ends - the parent is
 ends, and with it the GPU memory, the shared memory and vLLM's own children.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from common import adapters
 from common.chat_template import TemplateError, check_template, encode_prompt
 from common.errors import UserError
+from common.files import lock
 from evaluation.engines.processes import kill_groups
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def merge(model: str, adapter: str, folder: str) -> str:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with Path(f"{folder}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock(Path(f"{folder}.lock"), wait=True):
         if not Path(folder).exists():
             base, found = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
             if found["missing_keys"]:  # transformers would make them up
