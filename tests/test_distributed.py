@@ -193,10 +193,11 @@ import sys
 from types import SimpleNamespace
 import torch
 import train
+from training import plan, trainer as train
 torch.distributed.init_process_group("gloo")
 rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
 for packs in (1, 2, 3):
-    sampler = train.SharedPacks([[number] for number in range(packs)], rank, processes)
+    sampler = plan.SharedPacks([[number] for number in range(packs)], rank, processes)
     rows = [{"number": number, "labels": torch.tensor([[-100] + [5] * (number + 1)])} for number in range(packs)]
     loader = torch.utils.data.DataLoader(rows, batch_sampler=sampler, collate_fn=lambda pack: pack[0])
     seen, trainer = [], train.SOAPTrainer.__new__(train.SOAPTrainer)

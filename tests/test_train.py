@@ -30,10 +30,11 @@ RUN_FILES = ["global_step_13", "loss.png", "train-log.jsonl"]  # what a finished
 
 @pytest.fixture(scope="module")
 def train_module():
-    import train  # noqa: F401 - registers
-    from training import trainer
+    """The trainer's module, with those of its data, plan and settings as attributes."""
+    import train  # noqa: F401 - registers the classes of `type: soap`
+    from training import data, plan, settings, trainer
 
-    return trainer
+    return SimpleNamespace(**vars(trainer) | {"data": data, "plan": plan, "settings": settings})
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def make_pack(train, model_path: Path, n: int = 3):
         train.tokens.encode_example(tokenizer, prompts.training_messages(row["dialogue"], row)) for row in rows(n)
     ]
     collator = DataCollatorForCausalLM(tokenizer, SimpleNamespace(pad_to="div_length", div_length=64))
-    return examples, collator([train.join_rows(examples)])
+    return examples, collator([train.data.join_rows(examples)])
 
 
 def soap_loss(train, model, batch: dict, attention: str = "sdpa"):
@@ -380,7 +381,7 @@ def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeyp
 
 def loader(train, packs: int, **settings) -> SimpleNamespace:
     """What a plan of so many packs an epoch hangs on."""
-    sizes = train.RowSizes([10] * packs, [3] * packs)
+    sizes = train.plan.RowSizes([10] * packs, [3] * packs)
     plan = train.RunPlan(sizes, None, **{"seed": 1, "epochs": 1, "accumulation": 1, "processes": 1} | settings)
     return SimpleNamespace(batch_sampler=SimpleNamespace(plan=plan))
 
@@ -414,7 +415,9 @@ def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_modul
 
     source = {"name_or_path": save_dataset(tmp_path / "soap_dataset", {"train": rows(4)}), "split": "train"}
     split = {"train_eval_split": changes.get("train_eval_split", (1.0, 0.0))}
-    data = train_module.SOAPDataConfig(type="soap", sources=[source], max_length=1024, cache_dir=tmp_path, **split)
+    data = train_module.settings.SOAPDataConfig(
+        type="soap", sources=[source], max_length=1024, cache_dir=tmp_path, **split
+    )
     config = SimpleNamespace(data=data, epochs=1, min_iterations=changes.get("min_iterations", 0), checkpoint=[])
     packs = loader(train_module, packs=2)
     packs.dataset = Dataset.from_dict({"input_ids": [[1]] * 3})
@@ -427,7 +430,7 @@ def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_modul
 def test_a_run_too_short_for_a_resume_state_says_so(train_module, tmp_path, capsys, every, by_epoch, told):
     from datasets import Dataset
 
-    data = train_module.SOAPDataConfig(type="soap", sources=[], cache_dir=tmp_path)
+    data = train_module.settings.SOAPDataConfig(type="soap", sources=[], cache_dir=tmp_path)
     resume = SimpleNamespace(type="resume", save_every_n_steps=every, save_every_n_epochs=by_epoch)
     export = SimpleNamespace(type="export", save_every_n_steps=9, save_every_n_epochs=0)
     config = SimpleNamespace(data=data, epochs=1, min_iterations=0, checkpoint=[export, resume])
@@ -470,7 +473,7 @@ def identity(train_module, tmp_path):
             for parent in parents:
                 place = place[parent]
             place[last] = value
-        kinds = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": train_module.SOAPDataConfig}
+        kinds = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": train_module.settings.SOAPDataConfig}
         kinds |= {"optimizer": OptimizerConfig, "scheduler": HFSchedulerConfig}
         config = SimpleNamespace(**settings | {part: kind(**settings[part]) for part, kind in kinds.items()})
         return train_module.SOAPTrainer.identity.fget(SimpleNamespace(config=config))
