@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.dataset import COLUMNS, Row
 from common.errors import UserError
-from preprocessing.headings import read_section_map
+from preprocessing.labels import read_section_map
 from preprocessing.replacing import replacing
 from preprocessing.rows import has_columns
 from preprocessing.sources import SPLITS, how_to_name, read_source

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 import prompts
 from common.dataset import Row
-from preprocessing.headings import SectionMap, read_soap
+from preprocessing.headings import read_soap
+from preprocessing.labels import SectionMap
 from preprocessing.tables import NO_TEXT, Record, RepeatedKey
 
 # Far above a long visit, and it keeps the 1,000 rows that datasets writes at once below Arrow's 2 GiB of text.

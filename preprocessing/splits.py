@@ -5,7 +5,7 @@ import hashlib
 from tqdm import tqdm
 
 from common.dataset import Row
-from preprocessing.headings import SectionMap
+from preprocessing.labels import SectionMap
 from preprocessing.rows import RowError, read_row
 from preprocessing.tables import Record
 from prompts import NoteError

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import prompts
 from common.errors import UserError
-from preprocessing.headings import normal_form, read_section_map, read_soap
+from preprocessing.headings import read_soap
+from preprocessing.labels import normal_form, read_section_map
 from prompts import SECTIONS, NoteError
 
 NOTE = {
