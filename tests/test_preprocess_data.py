@@ -379,8 +379,8 @@ BAD_LINES = {
     b'{"dialogue": null, "soap": "x"}': "dialogue is empty",
     b'{"dialogue": " \\n", "soap": "x"}': "dialogue is empty",
     b'{"dialogue": ["Doctor: Hi."], "soap": "x"}': "dialogue is list, not text",
-    b'{"dialogue": "Hi \\ud83d", "soap": "x"}': "dialogue holds NUL or bytes that are not UTF-8",
-    b'{"dialogue": "Hi \\u0000", "soap": "x"}': "dialogue holds NUL or bytes that are not UTF-8",
+    b'{"dialogue": "Hi \\ud83d", "soap": "x"}': "dialogue contains NUL or bytes that are not UTF-8",
+    b'{"dialogue": "Hi \\u0000", "soap": "x"}': "dialogue contains NUL or bytes that are not UTF-8",
     b'{"dialogue": "' + b"x" * 20_000_000 + b'", "soap": "x"}': "dialogue has more than 500,000 characters",
     b'{"dialogue": "Hi.", "soap": "no headings"}': "no heading for Subjective (S) in the order S, O, A, P",
     b'{"dialogue": "Hi.", "soap": "S: a O: b A: c"}': "no heading for Plan (P) in the order S, O, A, P",
@@ -428,11 +428,11 @@ NOTES = [
     ({"S": "a", "O": "['b', 'c']", "A": "c", "P": "d"}, "O is a list written as text"),
     ({"S": "a", "O": "b", "A": "c", "P": []}, "P is empty"),
     ({"S": "a", "O": "b", "A": "c", "P": [" ", ""]}, "P is empty"),
-    ({"S": "a", "O": "b", "A": "c", "P": ["d", 7]}, "P is a list with int in it, not text alone"),
-    ({"S": "a", "O": "b", "A": "c", "P": '["d", null]'}, "P is a list with NoneType in it, not text alone"),
-    ({"S": "a", "O": "b", "A": "c", "P": ["d", ["e"]]}, "P is a list with list in it, not text alone"),
+    ({"S": "a", "O": "b", "A": "c", "P": ["d", 7]}, "P is a list with int in it, not only text"),
+    ({"S": "a", "O": "b", "A": "c", "P": '["d", null]'}, "P is a list with NoneType in it, not only text"),
+    ({"S": "a", "O": "b", "A": "c", "P": ["d", ["e"]]}, "P is a list with list in it, not only text"),
     ({"S": "a", "O": "b", "A": {"c": 1}, "P": "d"}, "A is dict, not text"),
-    ({"S": "a", "O": "b", "A": "c", "P": "\ud800"}, "P holds NUL or bytes that are not UTF-8"),
+    ({"S": "a", "O": "b", "A": "c", "P": "\ud800"}, "P contains NUL or bytes that are not UTF-8"),
     ({"S": "...", "O": ["..."], "A": "...", "P": "..."}, "all sections are empty"),
     ({"S": "a", "s": "b", "O": "c", "A": "d", "P": "e"}, "'S' and 's' both name section S; keep one"),
     (
@@ -472,7 +472,7 @@ def test_text_after_the_json_of_a_note_is_a_reason_to_leave_the_row_out(after: s
 def test_a_source_with_other_columns_is_told_which_it_has(capsys: pytest.CaptureFixture[str]):
     write_csv("notes.csv", [{"transcript": row["dialogue"], "note": row["soap"]} for row in source_rows(10)])
     assert main(["--dataset", "notes.csv"]) == 2
-    words = "the columns are transcript, note: say with --dialogue_column and --note_column"
+    words = "the columns are transcript, note: choose two with --dialogue_column and --note_column"
     assert_one_line(capsys.readouterr().err, words)
 
 
@@ -526,7 +526,7 @@ def test_a_broken_csv_row_costs_only_itself():
         ("notes.csv", 12, "more or fewer fields than the header"),
         ("notes.csv", 13, "more or fewer fields than the header"),
         ("notes.csv", 14, """not CSV, or cut off (',' expected after '"')"""),
-        ("notes.csv", 16, "dialogue holds NUL or bytes that are not UTF-8"),
+        ("notes.csv", 16, "dialogue contains NUL or bytes that are not UTF-8"),
         ("notes.csv", 17, "not CSV, or cut off (unexpected end of data)"),
     ]
     assert sum(map(len, load().values())) == 10

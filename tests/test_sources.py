@@ -25,7 +25,7 @@ from test_preprocess_data import (  # noqa: F401
 )
 
 from common.errors import UserError
-from preprocess_data import has_columns, main
+from preprocess_data import has_note_columns, main
 from preprocessing import tables
 from prompts import SECTION_NAMES, SECTIONS
 
@@ -79,20 +79,20 @@ def csv_files(draw: st.DrawFn) -> tuple[bytes, partial, list[dict[str, str]]]:
         file.write("".join(draw(blank)))
         writer.writerow(row)
     names = [column.strip() for column in header]
-    holds = partial(has_columns, dialogue_column=stripped[0], note_column=note.strip())
+    is_usable = partial(has_note_columns, dialogue_column=stripped[0], note_column=note.strip())
     content = file.getvalue().encode("utf-8-sig" if draw(st.booleans()) else "utf-8")
-    return content, holds, [dict(zip(names, row, strict=True)) for row in texts]
+    return content, is_usable, [dict(zip(names, row, strict=True)) for row in texts]
 
 
 @settings(max_examples=500)
 @given(csv_files())
 def test_a_csv_file_is_read_as_it_was_written_or_refused(case: tuple[bytes, partial, list]):
-    content, holds, expected = case
+    content, is_usable, expected = case
     Path("any.csv").write_bytes(content)
     try:
-        records = tables.read_table(Path("any.csv"), holds)
+        records = tables.read_table(Path("any.csv"), is_usable)
     except UserError as error:
-        assert "the header has the columns both at" in str(error)
+        assert "the header has the columns with delimiter" in str(error)
         return
     expected = [{name: text.strip() for name, text in row.items()} for row in expected]
     again = [all(name == text for name, text in row.items()) for row in expected]
@@ -105,12 +105,12 @@ def test_a_csv_file_is_read_as_it_was_written_or_refused(case: tuple[bytes, part
 @given(st.lists(st.sampled_from(["dialogue", "soap", '"dialogue"', '"', " ", "x", *tables.DELIMITERS]), max_size=9))
 def test_no_header_is_read_with_one_of_two_delimiters_that_fit(parts: list[str]):
     Path("any.csv").write_text("".join(parts) + "\n", encoding="utf-8")
-    holds = partial(has_columns, dialogue_column="dialogue", note_column="soap")
+    is_usable = partial(has_note_columns, dialogue_column="dialogue", note_column="soap")
     with Path("any.csv").open(encoding="utf-8", newline="") as file:
         headers = [next(tables.parse_csv(file, delimiter), (0, [], None))[1] for delimiter in tables.DELIMITERS]
-        fitting = [header for header in headers if holds([name.strip() for name in header])]
+        fitting = [header for header in headers if is_usable([name.strip() for name in header])]
         try:
-            delimiter = tables.find_delimiter(Path("any.csv"), file, holds)
+            delimiter = tables.find_delimiter(Path("any.csv"), file, is_usable)
         except UserError:
             assert len(fitting) != 1
         else:
@@ -199,7 +199,7 @@ TWICE = {
     "json, one object": (lambda: put("a.json", '{"data": [], "data": []}'), "key data is given twice"),
     "json, in the note": (
         lambda: put("a.jsonl", '{"dialogue": "a", "soap": {"S": "b", "O": "c", "A": "d", "P": "e", "P": "f"}}'),
-        "soap gives key P twice",
+        "soap has key P twice",
     ),
 }
 
@@ -250,18 +250,27 @@ OTHER_FILES = {
     "UTF-16": (lambda: write_csv("a.csv", source_rows(3), encoding="utf-16"), "a.csv is UTF-16, not UTF-8; save"),
     "Windows-1252": (
         lambda: put("a.csv", HEADER + (UMLAUT % 1 + UMLAUT % 2).encode("cp1252") + b"Hi.,S: a. O: b. A: c. P: d."),
-        "a.csv is not UTF-8 in 2 lines, first in line 2, but perhaps Windows-1252; save it as CSV UTF-8",
+        "a.csv is not UTF-8 in 2 lines, first in line 2; it may be Windows-1252: save it as CSV UTF-8",
     ),
     "Windows-1252 in the header": (lambda: put("a.csv", b"dialogue,soap,gr\xf6\xdfe\r\n"), "a.csv is not UTF-8"),
     "header alone": (lambda: put("a.csv", HEADER), "has no rows for train"),
-    "one column": (lambda: put("a.csv", b"dialogue\r\nDoctor: Hi, you.\r\n"), "the columns are dialogue: say with"),
-    "one column of another name": (lambda: put("a.tsv", b"text\nDoctor: Hi, you.\n"), "the columns are text: say with"),
+    "one column": (
+        lambda: put("a.csv", b"dialogue\r\nDoctor: Hi, you.\r\n"),
+        "the columns are dialogue: choose two with",
+    ),
+    "one column of another name": (
+        lambda: put("a.tsv", b"text\nDoctor: Hi, you.\n"),
+        "the columns are text: choose two with",
+    ),
     "title above the header": (
         lambda: put("a.csv", b"Export\r\n" + HEADER + b"a,b\r\n"),
-        "the columns are Export: say",
+        "the columns are Export: choose",
     ),
-    "Excel": (lambda: put("visits.xlsx", b"PK"), "visits.xlsx is no .jsonl, .json, .csv, .parquet, .tsv, .ndjson file"),
-    "packed": (lambda: put("visits.jsonl.gz", b"\x1f\x8b"), "none from save_to_disk; unpack it"),
+    "Excel": (
+        lambda: put("visits.xlsx", b"PK"),
+        "visits.xlsx is not a .jsonl, .json, .csv, .parquet, .tsv, .ndjson file",
+    ),
+    "packed": (lambda: put("visits.jsonl.gz", b"\x1f\x8b"), "or a folder from save_to_disk; unpack it"),
     "packed, missing": (lambda: "nothing.csv.gz", "nothing.csv.gz does not exist"),
     "Git LFS": (
         lambda: put("train.parquet", b"version https://git-lfs.github.com/spec/v1\n"),
@@ -313,17 +322,17 @@ def clone(*files: tuple[str, str]) -> str:
 LEFT_UNREAD = {
     "metadata.csv": (
         "id,clinic\n1,north\n",
-        "left unread: clone/metadata.csv, which does not hold dialogues and notes",
+        "skipped: clone/metadata.csv, which does not contain dialogues and notes",
     ),
     "dataset_infos.json": ('{"default": {"splits": []}}', "notes: its columns are default\n"),
-    "README.json": ('["a", "b"]', "left unread: clone/README.json, which does not hold"),
+    "README.json": ('["a", "b"]', "skipped: clone/README.json, which does not contain"),
     "data/speakers.jsonl": ('{"name": "Doctor"}\n{"dialogue": "no note"}\n', "its columns are name, dialogue\n"),
-    "data/empty.csv": ("dialogue,soap\n", "left unread: clone/data/empty.csv, which has no rows\n"),
-    "more.csv.gz": ("", "left unread: clone/more.csv.gz; if it is data, unpack it\n"),
-    "Visits.XLSX": ("", "left unread: clone/Visits.XLSX; if it is data, save it as CSV UTF-8\n"),
-    "audio/1.wav": ("", "left unread in clone: 1 .md, 1 .wav\n"),
-    "LICENSE": ("", "left unread in clone: 1 without a suffix, 1 .md\n"),
-    "old/dataset_dict.json": ("{}", "left unread: clone/old, a dataset of its own; to read it, give it as --dataset\n"),
+    "data/empty.csv": ("dialogue,soap\n", "skipped: clone/data/empty.csv, which has no rows\n"),
+    "more.csv.gz": ("", "skipped: clone/more.csv.gz; if it is data, unpack it\n"),
+    "Visits.XLSX": ("", "skipped: clone/Visits.XLSX; if it is data, save it as CSV UTF-8\n"),
+    "audio/1.wav": ("", "skipped in clone: 1 .md, 1 .wav\n"),
+    "LICENSE": ("", "skipped in clone: 1 without a suffix, 1 .md\n"),
+    "old/dataset_dict.json": ("{}", "skipped: clone/old, a separate dataset; to read it, give it as --dataset\n"),
 }
 
 
@@ -339,14 +348,14 @@ def test_a_file_of_something_else_beside_the_data_is_left_unread_with_a_line(nam
 
 ROW = json.dumps(source_rows(31)[30]) + "\n"
 REFUSED = {
-    "visits.jsonl": (ROW, "visits.jsonl in clone is not named by one split"),
-    "half.jsonl": ('{"id": 1}\n' + ROW, "half.jsonl in clone is not named by one split"),
-    "sections.csv": ("dialogue;s;o;a;p\na;b;c;d;e\n", "sections.csv in clone is not named by one split"),
-    "broken.jsonl": (ROW[:40], "broken.jsonl in clone is not named by one split"),
-    "twice.jsonl": (REPEATED_KEY, "twice.jsonl in clone is not named by one split"),
-    "a/b/c/visits.jsonl": (ROW, "a/b/c/visits.jsonl in clone is not named by one split"),
-    "validation.csv": ("talk,note\na,b\n", "clone/validation.csv is named validation, but does not hold dialogues"),
-    "validation.csv.gz": ("", "clone/validation.csv.gz cannot be read; unpack it, or move it elsewhere"),
+    "visits.jsonl": (ROW, "visits.jsonl in clone: its name must contain exactly one split"),
+    "half.jsonl": ('{"id": 1}\n' + ROW, "half.jsonl in clone: its name must contain exactly one split"),
+    "sections.csv": ("dialogue;s;o;a;p\na;b;c;d;e\n", "sections.csv in clone: its name must contain exactly one split"),
+    "broken.jsonl": (ROW[:40], "broken.jsonl in clone: its name must contain exactly one split"),
+    "twice.jsonl": (REPEATED_KEY, "twice.jsonl in clone: its name must contain exactly one split"),
+    "a/b/c/visits.jsonl": (ROW, "a/b/c/visits.jsonl in clone: its name must contain exactly one split"),
+    "validation.csv": ("talk,note\na,b\n", "clone/validation.csv is named validation, but does not contain dialogues"),
+    "validation.csv.gz": ("", "clone/validation.csv.gz cannot be read; unpack it, or move it out of the folder"),
     "test/part.xlsx": ("", "clone/test/part.xlsx cannot be read; save it as CSV UTF-8"),
     "train/data.arrow": ("", "clone/train/data.arrow cannot be read; write it as Parquet"),
     "validation.parquet": ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
@@ -385,11 +394,11 @@ def test_a_split_of_many_files_is_named_by_its_first(capsys):
 FOLDERS = {
     "two words for one split": (
         lambda: folder(train=source_rows(10), val=source_rows(12)[10:], validation=source_rows(14)[12:]),
-        "folder has more than one validation, one of them validation.jsonl; give all its files the same word",
+        "folder names validation by different words, here in validation.jsonl; use the same word for all",
     ),
     "two words in a saved dataset": (
         lambda: save("saved", {name: source_rows(3) for name in ("train", "dev", "valid")}),
-        "saved has more than one validation, one of them valid;",
+        "saved names validation by different words, here in valid;",
     ),
     "test alone": (lambda: folder(test=source_rows(10)), "folder has test, but no train"),
     "test alone beside other tables": (
@@ -398,15 +407,15 @@ FOLDERS = {
     ),
     "other columns everywhere": (
         lambda: folder(a=[{"id": "1"}], b=[{"talk": "a", "note": "b"}] * 3),
-        "no table in folder holds dialogues and notes; in b.jsonl, the columns are talk, note: say with",
+        "no table in folder contains dialogues and notes; in b.jsonl, the columns are talk, note: choose two with",
     ),
     "other columns in each split": (
         lambda: folder(train=[{"talk": "a", "note": "b"}], test=[{"talk": "a", "note": "b"}] * 3),
-        "the columns are talk, note: say with --dialogue_column and --note_column",
+        "the columns are talk, note: choose two with --dialogue_column and --note_column",
     ),
     "nothing but a file of Excel": (
         lambda: str(Path(put("folder/visits.xlsx", "")).parent),
-        "folder/visits.xlsx is no .jsonl, .json, .csv, .parquet, .tsv, .ndjson file",
+        "folder/visits.xlsx is not a .jsonl, .json, .csv, .parquet, .tsv, .ndjson file",
     ),
     "link to nothing": (
         lambda: Path(folder(train=source_rows(9)), "test.jsonl").symlink_to("gone.jsonl") or "folder",
@@ -437,7 +446,7 @@ def test_one_table_beside_others_is_cut_into_three_splits(capsys):
 def test_a_saved_dataset_of_test_alone_says_that_it_is_cut(capsys):
     save("saved", {"test": source_rows(30)})
     assert main(["--dataset", "saved"]) == 0
-    assert "saved has no split but test: validation and test are held out from it\n" in capsys.readouterr().out
+    assert "saved has only the split test: validation and test are held out from it\n" in capsys.readouterr().out
 
 
 def test_a_folder_may_hold_the_output_of_the_run_before():
