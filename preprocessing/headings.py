@@ -53,6 +53,7 @@ _SIGNED = re.compile(
 _PULSE = re.compile(
     r"[*_ \t]{0,4}\d{2,3}(?=\s{0,2}(?:[.,;\r\n]|\Z|bpm|/ ?min|(?:ir)?regular|(?:R|T|RR|BP|Temp|SpO2)\b|[A-Z]:))"
 )
+_PULSE_AND_VITALS = re.compile(r"[*_ \t]{0,4}\d{2,3}[^\w]{1,6}(?:R|T|RR|BP|Temp|SpO2|SaO2)\b")
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,19 @@ def find_headings(text: str, section_map: SectionMap) -> list[Heading]:
             if found and _is_same_heading(text, found[-1], heading):
                 heading = _join(found.pop(), heading)
             found.append(heading)
-            # "A: Assessment" and "O: A: flu" have a label right after another.
-            after = heading.kind in SECTION_HEADINGS and heading.end < len(text)
-            heading = _heading_at(text, heading.end, False, section_map, after_heading=True) if after else None
+            heading = _heading_after(text, heading, section_map)
     return _without_lists(found)
+
+
+def _heading_after(text: str, heading: Heading, section_map: SectionMap) -> Heading | None:
+    """Return the label right after a heading on its line: "A: Assessment", "O: A: flu"."""
+    if heading.kind not in SECTION_HEADINGS or heading.end == len(text):
+        return None
+    after = _heading_at(text, heading.end, False, section_map, after_heading=True)
+    if after is None or "1" in after.opening:  # "A: 1. Plan: ..." is a list
+        return None
+    is_heading = after.kind in PLAIN | {Kind.OTHER_LETTER} and after.mark
+    return after if is_heading or _is_same_heading(text, heading, after) else None
 
 
 def _places(text: str) -> Iterator[tuple[int, bool]]:
@@ -120,14 +130,16 @@ def _heading_at(
         end = opening.end() + length
         return Heading(label, start, end, begins_line, opening["indent"], marks, mark, line[:1].islower())
 
-    if after_heading and "1" in marks:
-        return None  # "A: 1. Plan: ..." is a list
     if begins_line and (_SIGNED.match(line) or (marks == "/" and line.startswith("s/"))):
         return heading(Label(Kind.OUTSIDE, "", "signature"), len(line), "")
     uncertain = None
     for match in itertools.islice(_MARK.finditer(line), MAX_MARKS):
         text_before = line[: match.start()]
-        if not text_before or re.search(r"[.!?;]\s", text_before) or (match["end"] is not None and not is_whole_line):
+        if (
+            not text_before
+            or re.search(r"[.!?;](?:\s|\Z)", text_before)
+            or (match["end"] is not None and not is_whole_line)
+        ):
             break
         if match["close"] and not set(marks) & set("([*_"):
             continue
@@ -142,7 +154,7 @@ def _heading_at(
         stands_out = "#" in marks or "**" in marks or text_before.istitle() or text_before.isupper()
         if uncertain is None and (mark or stands_out):
             uncertain = heading(label, match.end(), mark)
-    return None if after_heading and uncertain is not None else uncertain
+    return uncertain
 
 
 def _is_same_heading(text: str, first: Heading, second: Heading) -> bool:
@@ -162,7 +174,7 @@ def _is_same_heading(text: str, first: Heading, second: Heading) -> bool:
 def _join(first: Heading, second: Heading) -> Heading:
     """Return one heading over both. It looks like `first`, or like `second` below a label of two sections."""
     if first.kind not in SECTION_HEADINGS or second.kind is Kind.COMBINED:
-        return replace(second, start=first.start, begins_line=first.begins_line)
+        return replace(second, start=first.start)
     both = Kind.LETTER in (first.kind, second.kind)
     label = replace(second.label, kind=Kind.BOTH) if both else second.label
     return replace(first, end=second.end, label=label)
@@ -189,12 +201,12 @@ class _Layout:
 
     first: Heading
     kinds: frozenset[Kind]
-    second_choice: Kind  # taken where a section has no heading of `kinds`
+    second_choice: frozenset[Kind]  # taken where a section has no heading of `kinds`
     lines: bool  # each begins a line, else all are on one
 
     def fits(self, heading: Heading) -> bool:
-        known = heading.kind in self.kinds or heading.kind is self.second_choice
-        return known and self.looks_alike(heading) and (heading.begins_line or not self.lines)
+        known = self.kinds | self.second_choice
+        return heading.kind in known and self.looks_alike(heading) and (heading.begins_line or not self.lines)
 
     def looks_alike(self, heading: Heading) -> bool:
         same_mark = heading.mark == self.first.mark
@@ -208,16 +220,18 @@ def _layout(heads: list[Heading]) -> _Layout:
     """Return the layout of a note whose first heading for S is `heads[0]`."""
     first, *rest = heads
     plain = [heading.kind for heading in heads if heading.kind in (Kind.LETTER, Kind.WORD)]
-    kinds, second = {Kind.WORD}, Kind.LONGER
     if plain[:1] == [Kind.LETTER]:
-        kinds, second = {Kind.LETTER}, Kind.WORD
-    by_lines = _Layout(first, frozenset(kinds | {Kind.BOTH, Kind.MAPPED}), second, lines=True)
-    return by_lines if any(map(by_lines.fits, rest)) else replace(by_lines, lines=False)
+        kinds, second_choice = PLAIN - {Kind.WORD}, frozenset({Kind.WORD, Kind.PULSE})
+    else:
+        kinds, second_choice = PLAIN - {Kind.LETTER}, frozenset({Kind.LONGER})
+    by_lines = _Layout(first, kinds | {Kind.MAPPED}, second_choice, lines=True)
+    on_lines = any(by_lines.fits(heading) and heading.kind is not Kind.PULSE for heading in rest)
+    return replace(by_lines, lines=on_lines)
 
 
 def _choose(text: str, found: list[Heading]) -> tuple[list[Heading], _Layout]:
     """Return the headings of S, O, A and P, and how they look. Raises NoteError."""
-    heads = [heading for heading in found if heading.kind in SECTION_HEADINGS]
+    heads = [heading for heading in found if heading.kind in SECTION_HEADINGS | {Kind.PULSE}]
     heads = list(itertools.dropwhile(lambda heading: heading.section != "S", heads))
     if not heads:
         raise NoteError(_why_missing("S", text, found, [], None))
@@ -228,7 +242,7 @@ def _choose(text: str, found: list[Heading]) -> tuple[list[Heading], _Layout]:
         fitting = [heading for heading in later if layout.fits(heading)]
         if not fitting:
             raise NoteError(_why_missing(section, text, found, chain, layout))
-        chain.append(min(fitting, key=lambda heading: heading.kind is layout.second_choice))
+        chain.append(min(fitting, key=lambda heading: heading.kind in layout.second_choice))
     return chain, layout
 
 
@@ -247,14 +261,12 @@ def _why_missing(section: str, text: str, found: list[Heading], chain: list[Head
     rest = [heading for heading in found if heading.section == section and heading.start >= position]
     for heading in rest if layout else []:
         if heading.kind in SECTION_HEADINGS:
-            if heading.kind not in layout.kinds and heading.kind is not layout.second_choice:
+            if heading.kind not in layout.kinds | layout.second_choice:
                 return f"{reason} in the form of the first: some are letters, some words"
             if not heading.begins_line and layout.lines:
                 return f"{reason} at the start of a line, as the others are"
             return f"{reason} that looks like the first one"
     for heading in rest:
-        if heading.kind is Kind.PULSE:
-            return f"{reason}: the heading P may be a pulse"
         if heading.kind is Kind.PART and (heading.begins_line or (layout and not layout.lines)):
             return f'{reason}; give --section_map to read "{_as_written(heading.label.name)}" as one'
         if heading.kind in (Kind.EXTENDED, Kind.MODIFIED):
@@ -290,6 +302,8 @@ def _check_chain(text: str, chain: list[Heading], layout: _Layout) -> None:
     title = " ".join(text[: chain[0].start].split()).strip(" *#_:-=~")
     if not _TITLE.fullmatch(title):
         raise NoteError("text stands before the Subjective heading")
+    if chain[-1].kind is Kind.PULSE and _PULSE_AND_VITALS.match(text, chain[-1].end):
+        raise NoteError("the heading P may be a pulse")
     for previous, heading in itertools.pairwise(chain):
         if heading.kind is Kind.LONGER and _OTHER_LABEL.search(text, previous.end, heading.start):
             raise NoteError(f"no plain heading for {SECTION_NAMES[heading.section]}, and more than one that may be it")
@@ -297,7 +311,7 @@ def _check_chain(text: str, chain: list[Heading], layout: _Layout) -> None:
         return
     if len({heading.indent for heading in chain if heading.start}) > 1:
         raise NoteError("the headings are not indented alike")
-    is_wrapped = not layout.first.opening and _WRAPPED.search(text)
+    is_wrapped = _WRAPPED.search(text)
     for heading in chain[1:]:
         if heading.is_bare and _VALUE_NAME.search(text, max(0, heading.start - 20), heading.start):
             raise NoteError(f"the heading {heading.section} may be a value, such as a blood group")
@@ -327,12 +341,9 @@ def _begins_section(heading: Heading, here: Heading, layout: _Layout) -> bool:
         return False
     if heading.is_bare and heading.section in "AO" and not layout.fits(heading):
         return False  # a blood group
-    if heading.lower and not layout.first.lower and not heading.begins_line:
-        return False
     if heading.section != here.section:
         return True
-    same_kind = heading.kind in layout.kinds - {Kind.MAPPED} and here.kind is not Kind.MAPPED
-    return same_kind and (layout.lines or layout.looks_alike(heading))
+    return heading.kind in layout.kinds - {Kind.MAPPED} and here.kind is not Kind.MAPPED
 
 
 def _repeated(here: str, section: str) -> NoteError:
