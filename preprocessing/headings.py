@@ -19,7 +19,6 @@ from prompts import SECTION_NAMES, SECTIONS, Note, NoteError
 # --- step 1: find the labels -----------------------------------------------------------------------------------------
 
 MAX_LABEL = 64  # characters, with marks
-MAX_MARKS = 4  # colons, dashes and brackets that are tried as the end of one label
 
 # Where a label may begin. Each quantifier stays within a line, which keeps the time linear.
 _TITLE_BEFORE = (
@@ -123,35 +122,30 @@ def _heading_at(
     """Return the label that begins at `start`. One without a mark must begin a line or follow a heading."""
     opening = _OPENING.match(text, start)
     line = re.match(r"[^\r\n]*", text[opening.end() : opening.end() + MAX_LABEL])[0]
-    is_whole_line = len(line) < MAX_LABEL or opening.end() + len(line) == len(text)
     marks = re.sub(r"\d+|[IVX]+|[SOAP]", "1", opening["marks"]).strip()
 
     def heading(label: Label, length: int, mark: str) -> Heading:
         end = opening.end() + length
         return Heading(label, start, end, begins_line, opening["indent"], marks, mark, line[:1].islower())
 
-    if begins_line and (_SIGNED.match(line) or (marks == "/" and line.startswith("s/"))):
+    if begins_line and _SIGNED.match(line):
         return heading(Label(Kind.OUTSIDE, "", "signature"), len(line), "")
-    uncertain = None
-    for match in itertools.islice(_MARK.finditer(line), MAX_MARKS):
-        text_before = line[: match.start()]
-        if (
-            not text_before
-            or re.search(r"[.!?;](?:\s|\Z)", text_before)
-            or (match["end"] is not None and not is_whole_line)
-        ):
+    uncertain = None  # a longer mark may make the label a certain one: "Plan for today - Plan:"
+    for match in _MARK.finditer(line):
+        words = line[: match.start()]
+        if not words or re.search(r"[.!?;](?:\s|\Z)", words):
             break
         if match["close"] and not set(marks) & set("([*_"):
             continue
         mark = ":" if match["colon"] else "-" if match["dash"] else ")" if match["close"] else ""
-        label = classify(text_before, section_map)
+        label = classify(words, section_map)
         if label is None or not (mark or begins_line or after_heading):
             continue
         if label.section == "P" and label.kind is Kind.LETTER and _PULSE.match(text, opening.end() + match.end()):
             label = replace(label, kind=Kind.PULSE)
-        if label.kind not in (Kind.PART, Kind.EXTENDED, Kind.MODIFIED):
+        if label.kind not in (Kind.EXTENDED, Kind.MODIFIED):
             return heading(label, match.end(), mark)
-        stands_out = "#" in marks or "**" in marks or text_before.istitle() or text_before.isupper()
+        stands_out = "#" in marks or "**" in marks or words.istitle() or words.isupper()
         if uncertain is None and (mark or stands_out):
             uncertain = heading(label, match.end(), mark)
     return uncertain
@@ -166,7 +160,6 @@ def _is_same_heading(text: str, first: Heading, second: Heading) -> bool:
         repeats
         and first.section == second.section
         and first.kind in SECTION_HEADINGS - {Kind.MAPPED} | {Kind.COMBINED, Kind.EXTENDED}
-        and not (first.kind is second.kind is Kind.LETTER)
         and not text[first.end : second.start].strip()
     )
 
