@@ -145,8 +145,8 @@ def _heading_at(
             label = replace(label, kind=Kind.PULSE)
         if label.kind not in (Kind.EXTENDED, Kind.MODIFIED):
             return heading(label, match.end(), mark)
-        stands_out = "#" in marks or "**" in marks or words.istitle() or words.isupper()
-        if uncertain is None and (mark or stands_out):
+        is_emphasized = "#" in marks or "**" in marks or words.istitle() or words.isupper()
+        if uncertain is None and (mark or is_emphasized):
             uncertain = heading(label, match.end(), mark)
     return uncertain
 
@@ -248,7 +248,7 @@ def _why_missing(section: str, text: str, found: list[Heading], chain: list[Head
     """Return the reason why a section has no heading after `chain`."""
     for heading in found:
         if heading.kind is Kind.COMBINED:
-            return f"{heading.label.name} stand under one heading"
+            return f"{heading.label.name} share one heading"
     reason = f"no heading for {SECTION_NAMES[section]} ({section})"
     position = chain[-1].end if chain else 0
     rest = [heading for heading in found if heading.section == section and heading.start >= position]
@@ -286,7 +286,7 @@ _OTHER_LABEL = re.compile(
 _VALUE_NAME = re.compile(r"(?:[:\uff1a]|group|type)\s*\Z", re.I)  # before a letter that is a value
 _WRAPPED = re.compile(r"[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)[ \t]*[a-z]")
 _UNFINISHED_LINE = re.compile(
-    r"(?:\A|[\r\n])[^\r\n]{39,}[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)\Z"  # 40 characters: it may be wrapped
+    r"[^\r\n]{39,}[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)\Z"  # 40 characters: it may be wrapped
 )
 
 
@@ -294,7 +294,7 @@ def _check_chain(text: str, chain: list[Heading], layout: _Layout) -> None:
     """Raise NoteError if the place of a heading leaves a doubt that it is the section's."""
     title = " ".join(text[: chain[0].start].split()).strip(" *#_:-=~")
     if not _TITLE.fullmatch(title):
-        raise NoteError("text stands before the Subjective heading")
+        raise NoteError("there is text before the Subjective heading")
     if chain[-1].kind is Kind.PULSE and _PULSE_AND_VITALS.match(text, chain[-1].end):
         raise NoteError("the heading P may be a pulse")
     for previous, heading in itertools.pairwise(chain):
@@ -303,7 +303,7 @@ def _check_chain(text: str, chain: list[Heading], layout: _Layout) -> None:
     if not layout.lines:
         return
     if len({heading.indent for heading in chain if heading.start}) > 1:
-        raise NoteError("the headings are not indented alike")
+        raise NoteError("the headings differ in indentation")
     is_wrapped = _WRAPPED.search(text)
     for heading in chain[1:]:
         if heading.is_bare and _VALUE_NAME.search(text, max(0, heading.start - 20), heading.start):
@@ -319,11 +319,11 @@ def _check_others(found: list[Heading], chain: list[Heading], layout: _Layout) -
         if heading in chain:
             here = heading
         elif heading.kind is Kind.COMBINED:
-            raise NoteError(f"{heading.label.name} stand under one heading")
+            raise NoteError(f"{heading.label.name} share one heading")
         elif heading.kind is Kind.OUTSIDE:
             raise NoteError(f"{heading.label.name.capitalize()} belongs to no section")
         elif heading.kind is Kind.PART and heading.label.name in FIRST_PARTS and here.section in "AP":
-            raise NoteError(f"{_as_written(heading.label.name)} stands under {SECTION_NAMES[here.section]}")
+            raise NoteError(f"{_as_written(heading.label.name)} appears under {SECTION_NAMES[here.section]}")
         elif _begins_section(heading, here, layout):
             raise _repeated(here.section, heading.section)
 

@@ -1,4 +1,4 @@
-"""Tables and folders: every value is read as it was written, or a line says why it was left out."""
+"""Tables and folders: every value is read as it was written, or a line says why it was skipped or rejected."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ NAMES = st.text('abS,;|\t" ()é', min_size=1, max_size=8).filter(lambda name: na
 
 @st.composite
 def csv_files(draw: st.DrawFn) -> tuple[bytes, partial, list[dict[str, str]]]:
-    """A CSV file as a spreadsheet or Python writes it, the columns to read in it, and the texts that it holds."""
+    """Draw a CSV file as a spreadsheet or Python writes it, the columns to read, and the expected rows."""
     dialogue = draw(st.just("dialogue") | NAMES)
     note = draw(st.just("soap") | NAMES)
     sections = [draw(st.sampled_from([key, key.lower(), SECTION_NAMES[key], f" {key} "])) for key in SECTIONS]
@@ -86,7 +86,7 @@ def csv_files(draw: st.DrawFn) -> tuple[bytes, partial, list[dict[str, str]]]:
 
 @settings(max_examples=500)
 @given(csv_files())
-def test_a_csv_file_is_read_as_it_was_written_or_refused(case: tuple[bytes, partial, list]):
+def test_a_csv_file_is_read_as_it_was_written_or_rejected(case: tuple[bytes, partial, list]):
     content, is_usable, expected = case
     Path("any.csv").write_bytes(content)
     try:
@@ -103,7 +103,7 @@ def test_a_csv_file_is_read_as_it_was_written_or_refused(case: tuple[bytes, part
 
 @settings(max_examples=500)
 @given(st.lists(st.sampled_from(["dialogue", "soap", '"dialogue"', '"', " ", "x", *tables.DELIMITERS]), max_size=9))
-def test_no_header_is_read_with_one_of_two_delimiters_that_fit(parts: list[str]):
+def test_a_header_that_fits_two_delimiters_is_rejected(parts: list[str]):
     Path("any.csv").write_text("".join(parts) + "\n", encoding="utf-8")
     is_usable = partial(has_note_columns, dialogue_column="dialogue", note_column="soap")
     with Path("any.csv").open(encoding="utf-8", newline="") as file:
@@ -138,7 +138,7 @@ LONG_NAME = "dialogue (doctor, patient, family)"
         (f"{LONG_NAME},soap\r\n", None),
     ],
 )
-def test_the_columns_asked_for_decide_where_a_header_is_divided(header: str, delimiter: str | None, capsys):
+def test_the_requested_columns_decide_the_delimiter(header: str, delimiter: str | None, capsys):
     below = io.StringIO()
     csv.writer(below, delimiter=delimiter or ",").writerows([row["dialogue"], row["soap"]] for row in source_rows(10))
     put("notes.csv", header + below.getvalue())
@@ -152,14 +152,14 @@ def test_the_columns_asked_for_decide_where_a_header_is_divided(header: str, del
         assert_one_line(capsys.readouterr().err, "notes.csv")
 
 
-def test_quotes_after_a_space_are_no_part_of_the_text():
+def test_quotes_after_a_space_are_not_part_of_the_text():
     lines = [", ".join(f'"{row[column]}"' for column in ("dialogue", *SECTIONS)) for row in rows(10)]
     put("notes.csv", "\n".join(["dialogue, S, O, A, P", *lines]))
     assert main(["--dataset", "notes.csv"]) == 0
     assert kept() == sort(rows(10))
 
 
-def test_a_header_between_the_rows_of_joined_files_is_no_row():
+def test_a_repeated_header_in_joined_files_is_rejected():
     for name, part in (("a.csv", rows(5)), ("b.csv", rows(10)[5:])):
         write_csv(name, part, encoding="utf-8-sig")
     put("both.csv", Path("a.csv").read_bytes() + Path("b.csv").read_bytes())
@@ -168,7 +168,7 @@ def test_a_header_between_the_rows_of_joined_files_is_no_row():
     assert kept() == sort(rows(10))
 
 
-# --- names given twice
+# --- repeated names
 
 
 def repeated_in_parquet() -> str:
@@ -181,7 +181,7 @@ def repeated_in_parquet() -> str:
 
 
 REPEATED_KEY = '{"dialogue": "a", "soap": "b", "soap": "c"}'
-TWICE = {
+REPEATED_NAMES = {
     "csv": (lambda: put("a.csv", "dialogue,soap,soap\na,b,c\n"), "a.csv has two columns named soap; rename"),
     "csv, white space": (lambda: put("a.csv", 'dialogue,soap,"soap "\na,b,c\n'), "two columns named soap"),
     "csv, another column": (lambda: put("a.csv", "dialogue,soap,x,x\na,b,c,d\n"), "two columns named x"),
@@ -204,13 +204,13 @@ TWICE = {
 }
 
 
-@pytest.mark.parametrize(("make", "words"), TWICE.values(), ids=TWICE.keys())
-def test_a_name_given_twice_is_refused_by_name(make: Callable[[], str], words: str, capsys):
+@pytest.mark.parametrize(("make", "words"), REPEATED_NAMES.values(), ids=REPEATED_NAMES.keys())
+def test_a_repeated_name_is_rejected_and_named(make: Callable[[], str], words: str, capsys):
     assert main(["--dataset", make()]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_a_repeated_key_costs_only_its_row_and_columns_without_names_nothing():
+def test_a_repeated_key_rejects_its_row_and_unnamed_columns_reject_nothing():
     listed = [json.dumps(row) for row in source_rows(10)]
     put("notes.json", f"[{', '.join([REPEATED_KEY, *listed])}]")
     assert main(["--dataset", "notes.json"]) == 0
@@ -239,7 +239,7 @@ def test_lists_of_sections_are_read_alike_from_every_kind_of_file():
     assert any("\n" in row["P"] for row in expected)
 
 
-def test_a_note_with_lists_alone_in_a_json_file_is_a_row(capsys):
+def test_a_single_json_object_with_a_dialogue_and_lists_is_a_row(capsys):
     put("a.json", json.dumps({"dialogue": "Hi.", "S": "a", "O": "b", "A": "c", "P": ["d", "e"]}))
     assert main(["--dataset", "a.json"]) == 2
     assert_one_line(capsys.readouterr().err, "too few dialogues")
@@ -280,12 +280,12 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize(("make", "words"), OTHER_FILES.values(), ids=OTHER_FILES.keys())
-def test_a_file_that_cannot_be_read_is_one_line_with_the_remedy(make: Callable[[], str], words: str, capsys):
+def test_an_unreadable_file_gives_one_line_with_the_remedy(make: Callable[[], str], words: str, capsys):
     assert main(["--dataset", make()]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_a_damaged_line_among_lines_of_utf_8_costs_only_itself():
+def test_a_damaged_line_in_a_utf_8_file_affects_no_other_row():
     write_csv("a.csv", [{"dialogue": f"Müller: {row['dialogue']}", "soap": row["soap"]} for row in source_rows(10)])
     put("a.csv", Path("a.csv").read_bytes() + (UMLAUT % 1 + UMLAUT % 2).encode("cp1252"))
     assert main(["--dataset", "a.csv"]) == 0
@@ -307,7 +307,7 @@ def test_further_suffixes_are_read(name: str):
 
 
 def clone(*files: tuple[str, str]) -> str:
-    """A folder as `git clone` gives it for a dataset of the hub, with more files."""
+    """Make a folder like a `git clone` of a dataset on the hub, with more files; return its name."""
     Path("clone/data").mkdir(parents=True)
     for split, part in {"train": source_rows(20), "test": source_rows(30)[20:]}.items():
         write_parquet(f"clone/data/{split}-00000-of-00001.parquet", part)
@@ -319,7 +319,7 @@ def clone(*files: tuple[str, str]) -> str:
     return "clone"
 
 
-LEFT_UNREAD = {
+SKIPPED = {
     "metadata.csv": (
         "id,clinic\n1,north\n",
         "skipped: clone/metadata.csv, which does not contain dialogues and notes",
@@ -336,8 +336,8 @@ LEFT_UNREAD = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "line"), [(name, *rest) for name, rest in LEFT_UNREAD.items()])
-def test_a_file_of_something_else_beside_the_data_is_left_unread_with_a_line(name: str, text: str, line: str, capsys):
+@pytest.mark.parametrize(("name", "text", "line"), [(name, *rest) for name, rest in SKIPPED.items()])
+def test_other_files_beside_the_data_are_skipped_and_listed(name: str, text: str, line: str, capsys):
     assert main(["--dataset", clone((name, text))]) == 0
     assert kept() == sort(rows(30))
     assert rejects() == []
@@ -347,7 +347,7 @@ def test_a_file_of_something_else_beside_the_data_is_left_unread_with_a_line(nam
 
 
 ROW = json.dumps(source_rows(31)[30]) + "\n"
-REFUSED = {
+REJECTED = {
     "visits.jsonl": (ROW, "visits.jsonl in clone: its name must contain exactly one split"),
     "half.jsonl": ('{"id": 1}\n' + ROW, "half.jsonl in clone: its name must contain exactly one split"),
     "sections.csv": ("dialogue;s;o;a;p\na;b;c;d;e\n", "sections.csv in clone: its name must contain exactly one split"),
@@ -362,8 +362,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "words"), [(name, *rest) for name, rest in REFUSED.items()])
-def test_a_file_that_holds_or_may_hold_data_is_never_left_out(name: str, text: str, words: str, capsys):
+@pytest.mark.parametrize(("name", "text", "words"), [(name, *rest) for name, rest in REJECTED.items()])
+def test_a_file_that_may_contain_data_is_never_skipped(name: str, text: str, words: str, capsys):
     assert main(["--dataset", clone((name, text))]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
@@ -425,31 +425,31 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("make", "words"), FOLDERS.values(), ids=FOLDERS.keys())
-def test_a_folder_that_cannot_be_read_whole_is_refused_with_one_line(make: Callable[[], str], words: str, capsys):
+def test_a_folder_that_cannot_be_read_completely_gives_one_line(make: Callable[[], str], words: str, capsys):
     assert main(["--dataset", make()]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_one_word_may_name_a_folder_and_another_its_files():
+def test_folder_and_files_may_name_a_split_by_different_words():
     folder(train=source_rows(10), validation__val0=source_rows(12)[10:], validation__val1=source_rows(14)[12:])
     assert main(["--dataset", "folder"]) == 0
     assert load()["validation"] == rows(14)[10:]
 
 
-def test_one_table_beside_others_is_cut_into_three_splits(capsys):
+def test_a_single_note_table_beside_others_is_divided_into_splits(capsys):
     folder(visits=source_rows(30), metadata=[{"id": 1}])
     assert main(["--dataset", "folder"]) == 0
     assert kept() == sort(rows(30))
     assert "\ntrain: visits.jsonl\n" in capsys.readouterr().out
 
 
-def test_a_saved_dataset_of_test_alone_says_that_it_is_cut(capsys):
+def test_a_saved_dataset_with_only_test_is_divided_with_a_message(capsys):
     save("saved", {"test": source_rows(30)})
     assert main(["--dataset", "saved"]) == 0
     assert "saved has only the split test: validation and test are held out from it\n" in capsys.readouterr().out
 
 
-def test_a_folder_may_hold_the_output_of_the_run_before():
+def test_a_folder_may_contain_the_output_of_an_earlier_run():
     write_jsonl("here/notes.jsonl", source_rows(30))
     for _ in range(2):
         assert main(["--dataset", "here", "--output_dir", "here/soap_dataset"]) == 0
