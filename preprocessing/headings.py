@@ -57,14 +57,14 @@ _PULSE_AND_VITALS = re.compile(r"[*_ \t]{0,4}\d{2,3}[^\w]{1,6}(?:R|T|RR|BP|Temp|
 
 @dataclass(frozen=True)
 class Heading:
-    """A label in a text: `text[start:end]` is all of it with its marks."""
+    """A label in a text: `text[start:end]` is the whole heading with its marks."""
 
     label: Label
     start: int
     end: int
     begins_line: bool  # else it follows the end of a sentence, or another heading
     indent: str
-    opening: str  # the marks before the label: "##", "**", "1.", "-" or a bracket
+    opening: str  # the marks before the label: "##", "**", "-", a bracket, or "1." for any number
     mark: str  # the mark after it: ":", "-", ")" for a closing bracket or bold, "" for a label alone on its line
     lower: bool  # begins with a small letter
 
@@ -190,23 +190,25 @@ def _without_lists(found: list[Heading]) -> list[Heading]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the headings of one note look, as its first one does."""
+    """The style of a note's headings, given by the first one."""
 
     first: Heading
     kinds: frozenset[Kind]
     second_choice: frozenset[Kind]  # taken where a section has no heading of `kinds`
-    lines: bool  # each begins a line, else all are on one
+    lines: bool  # each heading begins a line; else the note is one line
 
     def fits(self, heading: Heading) -> bool:
+        """Return whether this can be one of the four headings."""
         known = self.kinds | self.second_choice
         return heading.kind in known and self.looks_alike(heading) and (heading.begins_line or not self.lines)
 
     def looks_alike(self, heading: Heading) -> bool:
-        same_mark = heading.mark == self.first.mark
-        if self.lines:
-            letters = Kind.LETTER in (self.first.kind, heading.kind)
-            same_mark = bool(heading.mark) == bool(self.first.mark) if letters else True
-        return same_mark and (heading.opening, heading.lower) == (self.first.opening, self.first.lower)
+        """Return whether this is written like the first heading. On lines the mark may vary: "S:" and "O -"."""
+        if (heading.opening, heading.lower) != (self.first.opening, self.first.lower):
+            return False
+        if not self.lines:
+            return heading.mark == self.first.mark
+        return Kind.LETTER not in (self.first.kind, heading.kind) or bool(heading.mark) == bool(self.first.mark)
 
 
 def _layout(heads: list[Heading]) -> _Layout:
@@ -224,6 +226,9 @@ def _layout(heads: list[Heading]) -> _Layout:
 
 def _choose(text: str, found: list[Heading]) -> tuple[list[Heading], _Layout]:
     """Return the headings of S, O, A and P, and how they look. Raises NoteError."""
+    for heading in found:
+        if heading.kind is Kind.COMBINED:
+            raise NoteError(f"{heading.label.name} share one heading")
     heads = [heading for heading in found if heading.kind in SECTION_HEADINGS | {Kind.PULSE}]
     heads = list(itertools.dropwhile(lambda heading: heading.section != "S", heads))
     if not heads:
@@ -239,6 +244,7 @@ def _choose(text: str, found: list[Heading]) -> tuple[list[Heading], _Layout]:
     return chain, layout
 
 
+# A section's letter or word with a colon, at any place.
 _LETTER_OR_WORD = re.compile(
     r"(?<![^\W_])([SOAP]|(?i:subjective|objective|assessment|plan))[*_)\]]{0,4}[^\S\r\n]?[:\uff1a]"
 )
@@ -246,9 +252,6 @@ _LETTER_OR_WORD = re.compile(
 
 def _why_missing(section: str, text: str, found: list[Heading], chain: list[Heading], layout: _Layout | None) -> str:
     """Return the reason why a section has no heading after `chain`."""
-    for heading in found:
-        if heading.kind is Kind.COMBINED:
-            return f"{heading.label.name} share one heading"
     reason = f"no heading for {SECTION_NAMES[section]} ({section})"
     position = chain[-1].end if chain else 0
     rest = [heading for heading in found if heading.section == section and heading.start >= position]
@@ -274,24 +277,25 @@ def _why_missing(section: str, text: str, found: list[Heading], chain: list[Head
 
 
 def _as_written(name: str) -> str:
+    """Return a name from the vocabulary with capitals: HPI, Physical exam."""
     return name.upper() if len(name) <= 3 else name.capitalize()
 
 
 # --- step 3: reject doubtful notes -----------------------------------------------------------------------------------
 
 _TITLE = re.compile(r"(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) ?)?(?:note|summary)?", re.IGNORECASE)
+# A capitalized label of any name at the start of a line or sentence.
 _OTHER_LABEL = re.compile(
     r"(?:[\r\n]|[.!?]\s)[^\w\r\n]{0,12}[A-Z][^.:;\r\n]{0,40}(?:[:\uff1a]|[-\u2013\u2014]\s)|[\r\n][ \t]*(?:#|\*\*|__)"
 )
-_VALUE_NAME = re.compile(r"(?:[:\uff1a]|group|type)\s*\Z", re.I)  # before a letter that is a value
+_VALUE_NAME = re.compile(r"(?:[:\uff1a]|group|type)\s*\Z", re.I)  # precedes a letter that is a value
+# A line without the end of a sentence: above a line in small letters, and as a long line above a heading.
 _WRAPPED = re.compile(r"[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)[ \t]*[a-z]")
-_UNFINISHED_LINE = re.compile(
-    r"[^\r\n]{39,}[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)\Z"  # 40 characters: it may be wrapped
-)
+_UNFINISHED_LINE = re.compile(r"[^\r\n]{39,}[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)\Z")
 
 
 def _check_chain(text: str, chain: list[Heading], layout: _Layout) -> None:
-    """Raise NoteError if the place of a heading leaves a doubt that it is the section's."""
+    """Raise NoteError if the text around a heading leaves a doubt that it begins its section."""
     title = " ".join(text[: chain[0].start].split()).strip(" *#_:-=~")
     if not _TITLE.fullmatch(title):
         raise NoteError("there is text before the Subjective heading")
@@ -318,8 +322,6 @@ def _check_others(found: list[Heading], chain: list[Heading], layout: _Layout) -
     for heading in found:
         if heading in chain:
             here = heading
-        elif heading.kind is Kind.COMBINED:
-            raise NoteError(f"{heading.label.name} share one heading")
         elif heading.kind is Kind.OUTSIDE:
             raise NoteError(f"{heading.label.name.capitalize()} belongs to no section")
         elif heading.kind is Kind.PART and heading.label.name in FIRST_PARTS and here.section in "AP":
@@ -346,7 +348,7 @@ def _repeated(here: str, section: str) -> NoteError:
     )
 
 
-# Labels inside sentences, and lines that begin with S or O in any form: "s)", "Subjective ->".
+# Labels anywhere in a sentence, and lines that begin with S or O in any form: "s)", "Subjective ->".
 _INSIDE = re.compile(
     r"(?<![^\W_])(?P<label>[A-Z]|Subjective|SUBJECTIVE|Objective|OBJECTIVE|Assessment|ASSESSMENT"
     r"|(?<=[.!?]\s)(?i:subjective|objective|plan))[*_)\]]{0,4}[^\S\r\n]?(?:[:\uff1a]|[-\u2013\u2014](?=\s))"

@@ -11,6 +11,8 @@ from prompts import SECTION_NAMES, SECTIONS
 
 
 class Kind(Enum):
+    """The kind of a label, with an example."""
+
     LETTER = auto()  # S
     WORD = auto()  # Subjective
     BOTH = auto()  # S (Subjective)
@@ -31,8 +33,10 @@ SECTION_HEADINGS = PLAIN | {Kind.LONGER, Kind.MAPPED}  # the kinds that can begi
 
 @dataclass(frozen=True)
 class Label:
+    """A label that may be a heading."""
+
     kind: Kind
-    section: str  # empty where none is meant
+    section: str  # S, O, A or P; empty for OUTSIDE and OTHER_LETTER
     name: str  # in normal form; of a combined label, the two sections
 
 
@@ -70,6 +74,7 @@ _NAMES = _WORDS | {"assessments": "A", "plans": "P"}
 
 
 def _vocabulary() -> dict[str, Label]:
+    """Return all known labels by their words, each section's letter as a capital."""
     labels = {}
     for kind, phrases in ((Kind.LONGER, LONGER_LABELS), (Kind.PART, PART_LABELS)):
         for section, text in phrases.items():
@@ -147,8 +152,8 @@ MAX_MAPPED_LABEL = 60  # characters
 def read_section_map(path: Path) -> SectionMap:
     """Read a JSON object of headings and their sections: {"Impression": "A", "Recommendations": "P"}.
 
-    A section is a letter or a whole word. Several headings may have one section: where they follow each other in a
-    note they are joined, and stay text. Raises UserError with the file and the heading.
+    A section is a letter or a whole word. Several headings may have one section: if they are adjacent in a note, they
+    form one section, of which they stay text. Raises UserError with the file and the heading.
     """
     try:
         pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
@@ -160,21 +165,26 @@ def read_section_map(path: Path) -> SectionMap:
         raise UserError(f'{path} is not an object of headings and sections; write {{"Impression": "A"}}')
     section_map: SectionMap = {}
     for heading, value in pairs:
-        section = {letter.lower(): letter for letter in SECTIONS}.get(str(value).strip().lower())
-        section = section or _WORDS.get(str(value).strip().lower())
-        if section is None:
-            raise UserError(f"{path}: {heading}: the section is {value}; write S, O, A or P")
-        label, name = heading.strip().rstrip(":"), normal_form(heading)
-        known = classify(label, {})
-        if not name or len(label) > MAX_MAPPED_LABEL or re.search(r"[:\uff1a\r\n]", label):
-            raise UserError(f"{path}: {heading}: no heading; write one without a colon, of at most 60 characters")
-        if (
-            known
-            and known.kind in SECTION_HEADINGS | {Kind.COMBINED}
-            and (known.kind is Kind.COMBINED or known.section != section)
-        ):
-            raise UserError(f"{path}: {heading}: its section cannot be changed; remove it")
-        if name in section_map:
+        try:
+            section = _mapped_section(heading, str(value).strip())
+        except ValueError as error:
+            raise UserError(f"{path}: {heading}: {error}") from None
+        if normal_form(heading) in section_map:
             raise UserError(f"{path}: {heading}: named twice; remove one")
-        section_map[name] = section
+        section_map[normal_form(heading)] = section
     return section_map
+
+
+def _mapped_section(heading: str, value: str) -> str:
+    """Return the section that a map gives to a heading. Raises ValueError with the reason if it cannot have it."""
+    sections = {letter.lower(): letter for letter in SECTIONS} | _WORDS
+    if value.lower() not in sections:
+        raise ValueError(f"the section is {value}; write S, O, A or P")
+    section, label = sections[value.lower()], heading.strip().rstrip(":")
+    if not normal_form(label) or len(label) > MAX_MAPPED_LABEL or re.search(r"[:\uff1a\r\n]", label):
+        raise ValueError(f"not a heading; write one without a colon, of at most {MAX_MAPPED_LABEL} characters")
+    known = classify(label, {})
+    is_other_section = known and known.kind in SECTION_HEADINGS and known.section != section
+    if known and (known.kind is Kind.COMBINED or is_other_section):
+        raise ValueError("its section cannot be changed; remove it")
+    return section

@@ -346,9 +346,9 @@ def test_mapped_headings_of_one_section_must_be_adjacent(tmp_path: Path, text: s
         ({"Plan": "A"}, "Plan: its section cannot be changed"),
         ({"p": "P", "P:": "A"}, "P:: its section cannot be changed"),
         ({"A/P": "A"}, "A/P: its section cannot be changed"),
-        ({" : ": "A"}, "no heading"),
-        ({"Impression: final": "A"}, "Impression: final: no heading"),
-        ({"x" * 61: "A"}, "no heading"),
+        ({" : ": "A"}, "not a heading"),
+        ({"Impression: final": "A"}, "Impression: final: not a heading"),
+        ({"x" * 61: "A"}, "not a heading"),
         ('{"Impression": "A", "IMPRESSION:": "A"}', "IMPRESSION:: named twice"),
     ],
 )
