@@ -332,6 +332,8 @@ def _check_others(found: list[Heading], chain: list[Heading], layout: _Layout) -
 
 def _begins_section(heading: Heading, here: Heading, layout: _Layout) -> bool:
     """Return whether a label in the section of `here` looks like one more heading, not like text."""
+    if heading.kind is Kind.PULSE:
+        return here.section in "AP"  # in S and O it is among vital signs
     if heading.kind not in SECTION_HEADINGS | {Kind.EXTENDED}:
         return False
     if heading.is_bare and heading.section in "AO" and not layout.fits(heading):

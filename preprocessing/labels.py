@@ -27,8 +27,9 @@ class Kind(Enum):
     PULSE = auto()  # P: 88
 
 
+# The kinds that name a section and nothing else; and all that can begin a section.
 PLAIN = frozenset({Kind.LETTER, Kind.WORD, Kind.BOTH})
-SECTION_HEADINGS = PLAIN | {Kind.LONGER, Kind.MAPPED}  # the kinds that can begin a section
+SECTION_HEADINGS = PLAIN | {Kind.LONGER, Kind.MAPPED}
 
 
 @dataclass(frozen=True)
