@@ -360,13 +360,15 @@ _PAIRS = {("S", "O"), ("A", "P"), ("Subjective", "Objective"), ("Assessment", "P
 
 
 def _check_inside(text: str, chain: list[Heading]) -> None:
-    """Raise NoteError if labels inside sentences make one more note: S: before O:, or A: before P:."""
+    """Raise NoteError if labels inside sentences make one more note (S: before O:, A: before P:) or end a section."""
     for heading, end in zip(chain, _ends(text, chain), strict=True):
-        letters, words = [], []
+        letters, words, match = [], [], None
         for match in _INSIDE.finditer(text, heading.end, end):
             label = match["label"].capitalize()
             if label != "P" or not _PULSE.match(text, match.end()):
                 (letters if len(label) == 1 else words).append(label)
+        if match and match["label"][0].upper() in SECTIONS and not text[match.end() : end].strip("*_ \t\r\n"):
+            raise NoteError(f"section {heading.section} ends with another heading")
         lines = [match[match.lastindex][0].upper() for match in _LINE.finditer(text, heading.end, end)]
         for labels in (letters, words, lines):
             for before, after in itertools.pairwise(labels):
