@@ -1,11 +1,11 @@
 """Turn pairs of a medical dialogue and a SOAP note into the dataset that train.py and eval.py read.
 
 Input: a dataset on the Hugging Face hub, a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files named by
-split (train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from save_to_disk. Notes are in one column
-under headings S, O, A and P, as a JSON object with these keys, or in four columns of these names, letters or whole
-words; a section may be a list of strings.
-Output: a DatasetDict with train, validation and test and the text columns dialogue, S, O, A and P; beside the splits
-rejects.jsonl, one line for each row left out, with file, row and reason. Only its owner can read the folder.
+split (train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from save_to_disk. A note is one column of
+text under the headings S, O, A and P, one column with a JSON object of these keys, or four columns of these names.
+Names are letters or whole words; a section may be a list of strings.
+Output: a DatasetDict with the splits train, validation and test and the text columns dialogue, S, O, A and P. Beside
+the splits, rejects.jsonl has a line with file, row and reason for each rejected row. Only the owner can read these.
 
     python preprocess_data.py
     python preprocess_data.py --dataset demo/dialogues.jsonl --output_dir demo/build/soap_dataset
@@ -22,22 +22,22 @@ from pathlib import Path
 
 from common.dataset import COLUMNS, Row
 from common.errors import UserError
-from preprocessing.headings import read_section_map
+from preprocessing.labels import read_section_map
 from preprocessing.replacing import replacing
-from preprocessing.rows import has_columns
-from preprocessing.sources import SPLITS, how_to_name, read_source
+from preprocessing.rows import has_note_columns
+from preprocessing.sources import SPLITS, column_advice, read_source
 from preprocessing.splits import hold_out, select
-from preprocessing.tables import Holds, Record
+from preprocessing.tables import ColumnCheck, Record
 
 REJECTS = "rejects.jsonl"
 OUTPUT_NAMES = {*SPLITS, "dataset_dict.json", REJECTS}
-MANY_REJECTS = 0.2  # share of the rows above which a warning is printed
+WARN_ABOVE = 0.2  # share of rejected rows
 
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None:
-    """Write the dataset and its rejects; the same rows give the same bytes."""
+    """Write the dataset and its rejects. Equal rows give equal bytes."""
     import datasets
     import pyarrow
 
@@ -53,7 +53,7 @@ def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None
 
 
 def fingerprint(rows: list[Row]) -> str:
-    """Return 16 hex digits that change with any character, so that caches of datasets are never stale.
+    """Return 16 hex digits that change with any character, so that the caches of datasets are never stale.
 
     The library's own fingerprint pickles the whole table, which doubles the memory of a run.
     """
@@ -73,37 +73,39 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
         raise UserError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
     section_map = read_section_map(Path(options.section_map)) if options.section_map else None
     names = {"dialogue_column": options.dialogue_column, "note_column": options.note_column}
-    holds = functools.partial(has_columns, **names)
+    is_usable = functools.partial(has_note_columns, **names)
     with replacing(Path(os.path.realpath(options.output_dir)), OUTPUT_NAMES) as folder:
         try:
-            records, lines = read_source(options.dataset, holds)
+            records, lines = read_source(options.dataset, is_usable)
         except OSError as error:
             where = error.filename or options.dataset
             raise UserError(
-                f"cannot read {where}: {error.strerror or error}; correct that, or give another --dataset"
+                f"cannot read {where}: {error.strerror or error}; fix this, or give another --dataset"
             ) from error
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
         rows, rejects = select(records, **names, section_map=section_map)
         for split in rows:
             if not rows[split]:
-                raise nothing_left(options.dataset, split, records[split], rejects, holds)
+                raise no_rows_error(options.dataset, split, records[split], rejects, is_usable)
         rows |= hold_out(rows["train"], {split: share for split, share in shares.items() if split not in rows})
         if not rows["train"]:
-            raise UserError(f"{options.dataset} has too few dialogues for three splits; give it more rows")
+            raise UserError(f"{options.dataset} has too few dialogues for three splits; add rows")
         write(folder, rows, rejects)
     return rows, rejects
 
 
-def nothing_left(dataset: str, split: str, records: list[Record], rejects: list[dict], holds: Holds) -> UserError:
-    """Return the error for a split without a row to keep: the commonest reason, its first place, and the remedy."""
+def no_rows_error(
+    dataset: str, split: str, records: list[Record], rejects: list[dict], is_usable: ColumnCheck
+) -> UserError:
+    """Return the error for a split without rows: the most common reason, its first row, and the remedy."""
     rejects = [reject for reject in rejects if reject["split"] == split]
     if not rejects:
-        return UserError(f"{dataset} has no rows for {split}; give a source that has some")
+        return UserError(f"{dataset} has no rows for {split}; add rows, or give another --dataset")
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
     first = next(reject for reject in rejects if reject["reason"] == reason)
     columns = [record.columns for record in records if isinstance(record.columns, dict)]
-    without = reason.startswith("no column") or (columns and not any(map(holds, columns)))
-    remedy = how_to_name(records) if without else "correct them"
+    without = reason.startswith("no column") or (columns and not any(map(is_usable, columns)))
+    remedy = column_advice(records) if without else "correct them"
     return UserError(
         f"{dataset} has no row to keep for {split}: {reason} in {count} of {len(rejects)} rows, first in "
         f"{first['file']}:{first['row']}; {remedy}"
@@ -111,7 +113,7 @@ def nothing_left(dataset: str, split: str, records: list[Record], rejects: list[
 
 
 def summary(rows: dict[str, list[Row]], rejects: list[dict]) -> str:
-    """Count rows in, dropped by reason, and kept by split: one line each, numbers first."""
+    """Return the counts of rows in, dropped by reason, and kept by split, a line each."""
     kept = {split: len(rows[split]) for split in SPLITS}
     reasons = Counter(reject["reason"] for reject in rejects)
     return "\n".join(
@@ -126,28 +128,30 @@ def summary(rows: dict[str, list[Row]], rejects: list[dict]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def add(flag: str, default: object, text: str) -> None:
         parser.add_argument(flag, default=default, type=type(default), help=f"{text} (default: %(default)s)")
 
     add("--dataset", "omi-health/medical-dialogue-to-soap-summary", "file, folder, or name on the Hugging Face hub")
-    add("--output_dir", "./soap_dataset", "folder to write or to replace")
+    add("--output_dir", "./soap_dataset", "folder to write; an earlier output in it is replaced")
     add("--dialogue_column", "dialogue", "column with the dialogue")
-    add("--note_column", "soap", "column with the note, unless there are columns S, O, A and P")
-    add("--section_map", "", 'JSON file with further headings of notes, such as {"Impression": "A"}')
-    add("--validation_fraction", 0.1, "share of the train dialogues to hold out if the source has no validation")
-    add("--test_fraction", 0.1, "share of the train dialogues to hold out if the source has no test")
+    add("--note_column", "soap", "column with the note; ignored if there are columns S, O, A and P")
+    add("--section_map", "", 'JSON file with more headings for sections, such as {"Impression": "A"}')
+    add("--validation_fraction", 0.1, "share of the train dialogues held out if the source has no validation split")
+    add("--test_fraction", 0.1, "share of the train dialogues held out if the source has no test split")
     return parser
 
 
 def fail(problem: str, status: int = 2) -> int:
-    """Print one line, whatever line breaks a library put into it."""
+    """Print a problem on one line, even if a library put line breaks into it; return the exit status."""
     print("error:", *problem.split(), file=sys.stderr)
     return status
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
     options = build_parser().parse_args(argv)
     os.umask(0o077)  # dialogues are patients' words: only the owner may read the output and the hub's cache
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
@@ -160,13 +164,13 @@ def main(argv: list[str] | None = None) -> int:
         return fail(str(error))
     except OSError as error:
         reason = error.strerror or error
-        return fail(f"cannot write {options.output_dir}: {reason}; correct that, or choose another --output_dir")
+        return fail(f"cannot write {options.output_dir}: {reason}; fix this, or choose another --output_dir")
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again", status=130)
-    print(f"wrote {options.output_dir}; rows left out: {Path(options.output_dir) / REJECTS}")
+    print(f"wrote {options.output_dir}; rejected rows: {Path(options.output_dir) / REJECTS}")
     print(summary(rows, rejects))
-    if len(rejects) > MANY_REJECTS * (len(rejects) + sum(map(len, rows.values()))):
-        print("warning: many rows were left out; are the reasons above what you expect?", file=sys.stderr)
+    if len(rejects) > WARN_ABOVE * (len(rejects) + sum(map(len, rows.values()))):
+        print("warning: many rows were left out; check the reasons above", file=sys.stderr)
     return 0
 
 

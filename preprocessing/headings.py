@@ -1,359 +1,382 @@
 """Read a note that is text under the headings Subjective, Objective, Assessment and Plan.
 
 A heading is found by its place and its whole label, never by a word alone. The place is the start of a line or, in a
-note on one line, the end of a sentence. The label is everything up to the colon, so that "Treatment Plan:" is one
-heading and "Influenza A:" is none. The four headings must look alike. A text with doubtful or further headings is
-rejected with the reason.
+note on one line, the end of a sentence. The label is everything up to the colon. `read_soap` works in three steps:
+
+1. `find_headings` lists every label at such a place, with its kind (see preprocessing.labels).
+2. `_choose` takes one heading for each section, all written alike.
+3. The checks reject the note if any other label, or the text around a heading, leaves a doubt.
 """
 
 import itertools
-import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from common.errors import UserError
+from preprocessing.labels import FIRST_PARTS, PLAIN, SECTION_HEADINGS, Kind, Label, SectionMap, classify
 from prompts import SECTION_NAMES, SECTIONS, Note, NoteError
 
-SectionMap = dict[str, str]  # a heading in normal form -> its section
+# --- step 1: find the labels -----------------------------------------------------------------------------------------
 
-# --- vocabulary ------------------------------------------------------------------------------------------------------
+MAX_LABEL = 64  # characters, with marks
 
-_WORDS = {name.lower(): section for section, name in SECTION_NAMES.items()}
-
-
-def _by_phrase(phrases: dict[str, str]) -> dict[str, str]:
-    return {phrase: section for section, text in phrases.items() for phrase in text.split(", ")}
-
-
-# Longer headings that mean the whole section.
-_LONGER = _by_phrase(
-    {
-        "S": "subjective findings, subjective data, subjective information, subjective complaints, subjective history",
-        "O": "objective findings, objective data, objective information, objective exam, objective examination",
-        "A": "clinical assessment, medical assessment, overall assessment, diagnostic assessment, assessment summary",
-        "P": "treatment plan, plan of care, plan of treatment, plan of action, care plan, management plan, "
-        "clinical plan, therapeutic plan, medical plan",
-    }
+# Where a label may begin. Each quantifier stays within a line, which keeps the time linear.
+_TITLE_BEFORE = (
+    r"\A[*_# ]{0,6}(?i:(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) )?(?:note|summary))[:*_]{0,4}[ \t]+"
 )
-# Headings of a part of a section. They stay text. With the section's word they form a longer heading ("Assessment /
-# Problem List"). Where the section's own heading is missing, the reason names them.
-_PARTS = _by_phrase(
-    {
-        "S": "chief complaint, cc, reason for visit, presenting complaint, history of present illness, hpi, history, "
-        "interval history, review of systems, ros, past medical history, pmh, past surgical history, psh, "
-        "family history, social history, medications, current medications, allergies, symptoms",
-        "O": "physical exam, physical examination, exam, examination, pe, vitals, vital signs, labs, lab results, "
-        "laboratory results, results, imaging, mental status exam, mse",
-        "A": "impression, impressions, clinical impression, diagnosis, diagnoses, dx, differential diagnosis, "
-        "problem list, problems, medical decision making",
-        "P": "recommendations, recommendation, treatment, follow-up, follow up, disposition, orders, management, "
-        "interventions, next steps",
-    }
-)
-# Parts that begin a visit: below the Assessment they belong to a second note.
-_VISIT_BEGINS = {
-    *("chief complaint", "cc", "reason for visit", "presenting complaint", "history of present illness", "hpi"),
-    *("history", "interval history", "review of systems", "ros", "physical exam", "physical examination"),
-}
-# Headings of text that belongs to no section, and beginnings of lines that a person's name follows.
-_OUTSIDE = {"addendum", "addenda", "late entry", "attestation", "signature", "signed"}
-_SIGNED = re.compile(
-    r"\W*(?:(?:electronically |digitally |e-)?signed by|electronically signed|dictated by)\b|\W*signed,?\s*\Z", re.I
-)
-_ONE_HEADING = {frozenset("SO"): "Subjective and Objective", frozenset("AP"): "Assessment and Plan"}
-
-_SINGULAR = {"plans": "plan", "assessments": "assessment"}
-_TITLE = re.compile(r"(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) ?)?(?:note|summary)?", re.IGNORECASE)
-
-# --- a clinic's own headings ------------------------------------------------------------------------------------------
-
-
-def read_section_map(path: Path) -> SectionMap:
-    """Read a JSON object of headings and their sections: {"Impression": "A", "Recommendations": "P"}.
-
-    A section is a letter or a whole word. Several headings may have one section: where they follow each other in a
-    note they are joined, and stay text. Raises UserError with the file and the heading.
-    """
-    try:
-        pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=list)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give another --section_map") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); write an object of headings and sections") from error
-    if not (isinstance(pairs, list) and pairs and all(isinstance(pair, tuple) for pair in pairs)):
-        raise UserError(f'{path} is not an object of headings and sections; write {{"Impression": "A"}}')
-    section_map: SectionMap = {}
-    for heading, value in pairs:
-        section = {"s": "S", "o": "O", "a": "A", "p": "P", **_WORDS}.get(str(value).strip().lower())
-        if section is None:
-            raise UserError(f"{path}: {heading}: the section is {value}; write S, O, A or P")
-        label, name = heading.strip().rstrip(":"), normal_form(heading)
-        known, form, _ = _classify(label, {})
-        if not name or len(label) > _MAX_LABEL - 4 or re.search(r"[:\uff1a\r\n]", label):
-            raise UserError(f"{path}: {heading}: no heading; write one without a colon, of at most 60 characters")
-        if form == "combined" or (form in ("letter", "word", "both", "longer") and known != section):
-            raise UserError(f"{path}: {heading}: its section cannot be changed; remove it")
-        if name in section_map:
-            raise UserError(f"{path}: {heading}: named twice; remove one")
-        section_map[name] = section
-    return section_map
-
-
-# --- candidates ------------------------------------------------------------------------------------------------------
-
-# Where a label may begin: a line, after a title, after a sentence, after a vital sign ("HR: 88 A: ..."), before bold,
-# or at a letter and its word ("A: Assessment:"). Each quantifier stays within a line.
-_PLACE = re.compile(
-    r"(?i:\A[*_# ]{0,6}(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) )?(?:note|summary)[:*_]{0,4}[ \t]+)"
-    r"|\A|[\r\n]"
-    r"|[.!?\u2026\u3002][)\]\"'\u201d\u2019*_]{0,4}[^\S\r\n]+"
-    r"|(?<![^\W_])(?:P|R|T|HR|RR|BP|Temp|SpO2|SaO2)[:\uff1a][ \t]?\d[\d./]{0,8}%?[^\S\r\n]+"
-    r"|[^\S\r\n](?=\*\*|__)"
-    r"|(?<![ \t])[ \t]+(?=(?i:S\W{1,4}subjective|O\W{1,4}objective|A\W{1,4}assessment|P\W{1,4}plan)\W)"
-)
+_LINE_START = r"\A|[\r\n]"
+_SENTENCE_END = r"[.!?\u2026\u3002][)\]\"'\u201d\u2019*_]{0,4}[^\S\r\n]+"
+_VITAL_SIGN = r"(?<![^\W_])(?:P|R|T|HR|RR|BP|Temp|SpO2|SaO2)[:\uff1a][ \t]?\d[\d./]{0,8}%?[^\S\r\n]+"
+_BEFORE_BOLD = r"[^\S\r\n](?=\*\*|__)"
+_BEFORE_BOTH = r"(?<![ \t])[ \t]+(?=(?i:S\W{1,4}subjective|O\W{1,4}objective|A\W{1,4}assessment|P\W{1,4}plan)\W)"
+_PLACE = re.compile("|".join((_TITLE_BEFORE, _LINE_START, _SENTENCE_END, _VITAL_SIGN, _BEFORE_BOLD, _BEFORE_BOTH)))
 # "Hep. A: negative" ends no sentence.
 _ABBREVIATION = re.compile(
     r"\b(?:hep|inf|vit|strep|gr|grp|gp|var|cf|vs|dr|mr|mrs|(?-i:Ms)|prof|e\.g|i\.e)\.\s+A\Z", re.I
 )
+# Before a label: "##", "**", "-", "1.", "IV)", "S. "
 _OPENING = re.compile(
     r"(?P<indent>[^\S\r\n]{0,40})"
     r"(?P<marks>(?:[^\w\r\n]|_){0,12}(?:(?:(?:\d{1,2}|[IVX]{1,4})[.)]|[SOAP]\.)(?:[^\w\r\n]|_){1,8})?)"
 )
+# After a label: a colon, a dash, the end of the line, or the bracket or bold mark that closes it.
 _MARK = re.compile(
     r"[*_)\]\s]{0,8}(?P<colon>[:\uff1a]{1,2}(?:[-\u2013\u2014](?=\s|\Z))?)[*_]{0,4}"
     r"|[*_)\]]{0,6}[^\S\r\n]{0,2}(?P<dash>[-\u2013\u2014])[*_]{0,4}(?=[^\S\r\n]|\Z)"
     r"|(?P<end>[*_)\]#\s]{0,8}\Z)"
     r"|(?P<close>[)\]][*_]{0,4}|\*\*|__)(?=[^\S\r\n])"
 )
-_MAX_LABEL = 64  # characters
-_MIN_WIDTH = 40  # characters of a line that may be wrapped before a heading
-_SENTENCE_END = re.compile(r"[.!?;]\s")
-_TOKEN = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[&/+,]")
-_CONNECTORS = {"&", "/", "+", ",", "and"}
-_SPACE = re.compile(r"\s*")
+_SIGNED = re.compile(
+    r"\W*(?:(?:electronically |digitally |e-)?signed by|electronically signed|dictated by)\b|\W*signed,?\s*\Z", re.I
+)
 _PULSE = re.compile(
     r"[*_ \t]{0,4}\d{2,3}(?=\s{0,2}(?:[.,;\r\n]|\Z|bpm|/ ?min|(?:ir)?regular|(?:R|T|RR|BP|Temp|SpO2)\b|[A-Z]:))"
 )
-_VITALS = re.compile(r"[*_ \t]{0,4}\d{2,3}[^\w]{1,6}(?:R|T|RR|BP|Temp|SpO2|SaO2)\b")
-_HEADS = {"letter", "word", "both", "mapped", "longer"}
+_PULSE_AND_VITALS = re.compile(r"[*_ \t]{0,4}\d{2,3}[^\w]{1,6}(?:R|T|RR|BP|Temp|SpO2|SaO2)\b")
 
 
 @dataclass(frozen=True)
-class _Heading:
-    """A candidate: `text[start:end]` is the whole heading with its marks.
+class Heading:
+    """A label in a text: `text[start:end]` is the whole heading with its marks."""
 
-    Its form is one of _HEADS, or "combined" (two sections), "numbered", "unknown" or "modified" (a longer label that
-    has a number, begins or ends with a section's word), "part", "outside", or "list" (another letter).
-    """
-
+    label: Label
     start: int
     end: int
-    section: str
-    form: str
-    name: str  # in normal form, from the vocabulary above
-    begins_line: bool  # else it follows the end of a sentence
+    begins_line: bool  # else it follows the end of a sentence, or another heading
     indent: str
-    marks: str  # before the label: "##", "**", "1.", "-" or a bracket
-    mark: str  # after the label: ":", "-", ")" for a closing bracket or bold, "" for a label alone on its line
-    lower: bool
+    opening: str  # the marks before the label: "##", "**", "-", a bracket, or "1." for any number
+    mark: str  # the mark after it: ":", "-", ")" for a closing bracket or bold, "" for a label alone on its line
+    lower: bool  # begins with a small letter
+
+    @property
+    def kind(self) -> Kind:
+        return self.label.kind
+
+    @property
+    def section(self) -> str:
+        return self.label.section
+
+    @property
+    def is_bare(self) -> bool:
+        """A letter alone on its line, which may be a value. A and O may be a blood group."""
+        return self.kind is Kind.LETTER and not self.mark and not self.opening
 
 
-def normal_form(label: str) -> str:
-    """The words of a heading in small letters, each connector ("/", "&", "and") as "and"."""
-    return " ".join("and" if token in _CONNECTORS else token for token in _TOKEN.findall(label.casefold()))
+def find_headings(text: str, section_map: SectionMap) -> list[Heading]:
+    """Return all labels of headings in order. One that only repeats the one before it is joined to it."""
+    found: list[Heading] = []
+    for start, begins_line in _places(text):
+        if found and start < found[-1].end:
+            continue
+        heading = _heading_at(text, start, begins_line, section_map)
+        while heading is not None:
+            if found and _is_same_heading(text, found[-1], heading):
+                heading = _join(found.pop(), heading)
+            found.append(heading)
+            heading = _heading_after(text, heading, section_map)
+    return _without_lists(found)
 
 
-def _classify(label: str, section_map: SectionMap) -> tuple[str, str, str]:
-    """Section, form and name of a label. The form is empty if it is no heading."""
-    name = normal_form(label)
-    if name in section_map:
-        return section_map[name], "mapped", name
-    if name in _OUTSIDE:
-        return "", "outside", name
-    tokens = [token for token in _TOKEN.findall(label) if token.lower() not in _CONNECTORS]
-    exact = [token if token in SECTION_NAMES else _WORDS.get(token.lower()) for token in tokens]
-    if 1 <= len(tokens) <= 2 and all(exact):
-        if len(set(exact)) == 1:
-            lengths = {len(token) > 1 for token in tokens}
-            return exact[0], "both" if len(lengths) == 2 else "word" if True in lengths else "letter", exact[0]
-        two = len(tokens) < len(_TOKEN.findall(label)) or all(len(token) > 1 for token in tokens)
-        if two and frozenset(exact) in _ONE_HEADING and (exact[0] in "SA" or len(tokens[0]) > 1):
-            return min(exact, key=SECTIONS.index), "combined", _ONE_HEADING[frozenset(exact)]
-    if len(tokens) == 1 and len(label) == 1 and label.isupper():
-        return "", "list", label
-    if tokens[:1] and tokens[0] in SECTION_NAMES and any(t.isdigit() or t.startswith("cont") for t in tokens[1:]):
-        return tokens[0], "numbered", tokens[0]
-    parts = name.split(" and ")
-    sections = [_WORDS.get(part) or _LONGER.get(part) or _PARTS.get(part) for part in parts]
-    words = [_SINGULAR.get(word, word) for word in name.split()]
-    words = [word for word in words if word in _WORDS]
-    if not words:
-        return (sections[0], "part", name) if len(parts) == 1 and sections[0] else ("", "", "")
-    if len(parts) > 1 and any(part in _WORDS for part in parts):
-        meant = frozenset(filter(None, [*sections, *(_WORDS[word] for word in words)]))
-        if meant in _ONE_HEADING:
-            return min(meant, key=SECTIONS.index), "combined", _ONE_HEADING[meant]
-    section = _WORDS[words[0]]
-    ends = [_SINGULAR.get(word, word) for word in (name.split()[0], name.split()[-1])]
-    if all(sections) and set(sections) == {section}:
-        return section, "longer", name
-    leads = ends[0] in _WORDS or (ends[1] in ("subjective", "objective"))
-    form = "numbered" if any(map(str.isdigit, name)) else "unknown" if leads else "modified"
-    return section, form, words[0]
+def _heading_after(text: str, heading: Heading, section_map: SectionMap) -> Heading | None:
+    """Return the label right after a heading on its line: "A: Assessment", "O: A: flu"."""
+    if heading.kind not in SECTION_HEADINGS or heading.end == len(text):
+        return None
+    after = _heading_at(text, heading.end, False, section_map, after_heading=True)
+    if after is None or "1" in after.opening:  # "A: 1. Plan: ..." is a list
+        return None
+    is_heading = after.kind in PLAIN | {Kind.OTHER_LETTER} and after.mark
+    return after if is_heading or _is_same_heading(text, heading, after) else None
 
 
-def _label_at(
-    text: str, start: int, begins_line: bool, section_map: SectionMap, alone: bool = False
-) -> _Heading | None:
-    """The candidate that begins at `start`. A label without a mark counts at a line's start or if `alone`."""
+def _places(text: str) -> Iterator[tuple[int, bool]]:
+    """Yield each position where a label may begin, and whether it is the start of a line."""
+    for place in _PLACE.finditer(text):
+        begins_line = place.start() == 0 or place[0] in ("\r", "\n")
+        if begins_line or not _ABBREVIATION.search(text[max(0, place.start() - 8) : place.end() + 1]):
+            yield place.end(), begins_line
+
+
+def _heading_at(
+    text: str, start: int, begins_line: bool, section_map: SectionMap, after_heading: bool = False
+) -> Heading | None:
+    """Return the label that begins at `start`. One without a mark must begin a line or follow a heading."""
     opening = _OPENING.match(text, start)
-    line = re.match(r"[^\r\n]*", text[opening.end() : opening.end() + _MAX_LABEL])[0]
-    ends = len(line) < _MAX_LABEL or opening.end() + len(line) == len(text)
+    line = re.match(r"[^\r\n]*", text[opening.end() : opening.end() + MAX_LABEL])[0]
     marks = re.sub(r"\d+|[IVX]+|[SOAP]", "1", opening["marks"]).strip()
 
-    def candidate(length: int, section: str, form: str, name: str, mark: str) -> _Heading:
-        lower = line[:1].islower()
+    def heading(label: Label, length: int, mark: str) -> Heading:
         end = opening.end() + length
-        return _Heading(start, end, section, form, name, begins_line, opening["indent"], marks, mark, lower)
+        return Heading(label, start, end, begins_line, opening["indent"], marks, mark, line[:1].islower())
 
-    if begins_line and (_SIGNED.match(line) or (marks == "/" and line[:2] == "s/")):
-        return candidate(len(line), "", "outside", "signature", "")
-    longest = None
-    for number, match in enumerate(_MARK.finditer(line)):
-        label = line[: match.start()]
-        if number == 4 or not label or _SENTENCE_END.search(label) or (match["end"] is not None and not ends):
+    if begins_line and _SIGNED.match(line):
+        return heading(Label(Kind.OUTSIDE, "", "signature"), len(line), "")
+    uncertain = None  # a longer mark may make the label a certain one: "Plan for today - Plan:"
+    for match in _MARK.finditer(line):
+        words = line[: match.start()]
+        if not words or re.search(r"[.!?;](?:\s|\Z)", words):
             break
         if match["close"] and not set(marks) & set("([*_"):
             continue
         mark = ":" if match["colon"] else "-" if match["dash"] else ")" if match["close"] else ""
-        section, form, name = _classify(label, section_map)
-        if not form or (not mark and not begins_line and not alone):
+        label = classify(words, section_map)
+        if label is None or not (mark or begins_line or after_heading):
             continue
-        heading = candidate(match.end(), section, form, name, mark)
-        if form not in ("part", "numbered", "unknown", "modified"):
-            return heading
-        if mark or "#" in marks or "**" in marks or label.istitle() or label.isupper():
-            longest = longest or heading
-    return longest
+        if label.section == "P" and label.kind is Kind.LETTER and _PULSE.match(text, opening.end() + match.end()):
+            label = replace(label, kind=Kind.PULSE)
+        if label.kind not in (Kind.EXTENDED, Kind.MODIFIED):
+            return heading(label, match.end(), mark)
+        is_emphasized = "#" in marks or "**" in marks or words.istitle() or words.isupper()
+        if uncertain is None and (mark or is_emphasized):
+            uncertain = heading(label, match.end(), mark)
+    return uncertain
 
 
-def _scan(text: str, section_map: SectionMap) -> list[_Heading]:
-    """All candidates in order. A label that only repeats its heading ("A: Assessment:") becomes part of it."""
-    found: list[_Heading] = []
-    for place in _PLACE.finditer(text):
-        if found and place.end() < found[-1].end:
-            continue
-        begins_line = place.start() == 0 or place[0] in ("\r", "\n")
-        if not begins_line and _ABBREVIATION.search(text[max(0, place.start() - 8) : place.end() + 1]):
-            continue
-        heading = _label_at(text, place.end(), begins_line, section_map)
-        while heading is not None:
-            if found and _introduces(text, found[-1], heading):
-                heading = replace(heading, start=found.pop().start)
-            found.append(heading)
-            heading = _label_after(text, found, section_map)
-    return _without_lists(found)
-
-
-def _introduces(text: str, longer: _Heading, heading: _Heading) -> bool:
-    """Whether `longer` ("Assessment and Plan:") has no text of its own before `heading` ("Assessment:")."""
+def _is_same_heading(text: str, first: Heading, second: Heading) -> bool:
+    """Return whether `second` only repeats `first` ("A: Assessment:", "A/P:" above "A:"), with nothing between."""
+    repeats = second.kind in PLAIN or second.kind is Kind.COMBINED
+    if second.kind is Kind.LONGER:  # "O: Objective / Exam:", but "P: Treatment plan:" begins the text
+        repeats = first.kind is Kind.LETTER and second.label.name.startswith(SECTION_NAMES[second.section].lower())
     return (
-        longer.form in ("combined", "numbered", "unknown")
-        and longer.section == heading.section
-        and heading.form in _HEADS
-        and not text[longer.end : heading.start].strip()
+        repeats
+        and first.section == second.section
+        and first.kind in SECTION_HEADINGS - {Kind.MAPPED} | {Kind.COMBINED, Kind.EXTENDED}
+        and not text[first.end : second.start].strip()
     )
 
 
-def _label_after(text: str, found: list[_Heading], section_map: SectionMap) -> _Heading | None:
-    """Join the last heading with labels of the same section right after it; return one of another on its line."""
-    while found[-1].form in _HEADS:
-        heading = found[-1]
-        start = _SPACE.match(text, heading.end).end()
-        same_line = not re.search(r"[\r\n]", text[heading.end : start])
-        label = _label_at(text, start, False, section_map, alone=True) if start < len(text) else None
-        if label is None or (same_line and "1" in label.marks):
-            return None  # "A: 1. Plan: ..." is a list
-        if heading.form == "letter" and same_line and label.section == heading.section:
-            if label.form == "combined":
-                found[-1] = replace(label, start=heading.start)
-                return None
-            if label.form == "longer" and label.name.startswith(SECTION_NAMES[label.section].lower()):
-                found[-1] = replace(heading, end=label.end, form="both")
-                return None
-        if label.form not in ("letter", "word", "both", "list"):
-            return None
-        if label.section == heading.section:
-            letter_again = label.form == "letter" and (heading.form != "word" or label.mark not in (":", "-"))
-            if letter_again or label.lower or heading.form == "mapped":
-                return None
-            form = "both" if "letter" in (heading.form, label.form) else label.form
-            found[-1] = replace(heading, end=label.end, form=form)
-        elif same_line and label.mark:
-            if heading.mark != ":" and frozenset((heading.section, label.section)) in _ONE_HEADING:
-                name = _ONE_HEADING[frozenset((heading.section, label.section))]
-                found[-1] = replace(heading, end=label.end, form="combined", name=name)
-                return None
-            return label
-        else:
-            return None
-    return None
+def _join(first: Heading, second: Heading) -> Heading:
+    """Return one heading over both. It looks like `first`, or like `second` below a label of two sections."""
+    if first.kind not in SECTION_HEADINGS or second.kind is Kind.COMBINED:
+        return replace(second, start=first.start)
+    both = Kind.LETTER in (first.kind, second.kind)
+    label = replace(second.label, kind=Kind.BOTH) if both else second.label
+    return replace(first, end=second.end, label=label)
 
 
-def _without_lists(found: list[_Heading]) -> list[_Heading]:
+def _without_lists(found: list[Heading]) -> list[Heading]:
     """Leave out other letters, and each A before a B (airway, breathing) or after a Q (question, answer)."""
-    letters = [heading for heading in found if heading.form in ("letter", "list") and heading.mark]
-    listed = {heading.start for heading in found if heading.form == "list"}
+    letters = [heading for heading in found if heading.kind in (Kind.LETTER, Kind.OTHER_LETTER) and heading.mark]
+    listed = {heading.start for heading in found if heading.kind is Kind.OTHER_LETTER}
     for before, after in itertools.pairwise(letters):
-        if (before.section, after.name) == ("A", "B"):
+        if (before.section, after.label.name) == ("A", "B"):
             listed.add(before.start)
-        if (before.name, after.section) == ("Q", "A"):
+        if (before.label.name, after.section) == ("Q", "A"):
             listed.add(after.start)
     return [heading for heading in found if heading.start not in listed]
 
 
-# --- choice ----------------------------------------------------------------------------------------------------------
+# --- step 2: choose four ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the headings of one note look, as its first one does."""
+    """The style of a note's headings, given by the first one."""
 
-    first: _Heading
-    forms: frozenset[str]
-    lines: bool  # each begins a line, else all are on one
+    first: Heading
+    kinds: frozenset[Kind]
+    second_choice: frozenset[Kind]  # taken where a section has no heading of `kinds`
+    lines: bool  # each heading begins a line; else the note is one line
 
-    def fits(self, heading: _Heading) -> bool:
-        return heading.form in self.forms and self.looks_alike(heading) and (heading.begins_line or not self.lines)
+    def fits(self, heading: Heading) -> bool:
+        """Return whether this can be one of the four headings."""
+        known = self.kinds | self.second_choice
+        return heading.kind in known and self.looks_alike(heading) and (heading.begins_line or not self.lines)
 
-    def looks_alike(self, heading: _Heading) -> bool:
-        first = self.first
-        letters = "letter" in (first.form, heading.form)
-        return (
-            (heading.marks, heading.lower) == (first.marks, first.lower)
-            and (not letters or bool(heading.mark) == bool(first.mark))
-            and (self.lines or heading.mark == first.mark)
-        )
-
-
-def _layout(text: str, heads: list[_Heading], first: _Heading) -> _Layout:
-    rest = [heading for heading in heads if heading.start > first.start and not _is_pulse(text, heading)]
-    forms = {heading.form for heading in ([first] if first.form in ("letter", "word") else [first, *rest])}
-    letters = "letter" in forms and "word" not in forms
-    layout = _Layout(first, frozenset({"letter", "both", "mapped"} if letters else _HEADS - {"letter"}), False)
-    by_lines = replace(layout, lines=True)
-    return by_lines if any(map(by_lines.fits, rest)) else layout
+    def looks_alike(self, heading: Heading) -> bool:
+        """Return whether this is written like the first heading. On lines the mark may vary: "S:" and "O -"."""
+        if (heading.opening, heading.lower) != (self.first.opening, self.first.lower):
+            return False
+        if not self.lines:
+            return heading.mark == self.first.mark
+        return Kind.LETTER not in (self.first.kind, heading.kind) or bool(heading.mark) == bool(self.first.mark)
 
 
-def _is_pulse(text: str, heading: _Heading) -> bool:
-    """ "P: 88" among vital signs."""
-    return (heading.section, heading.form) == ("P", "letter") and bool(_PULSE.match(text, heading.end))
+def _layout(heads: list[Heading]) -> _Layout:
+    """Return the layout of a note whose first heading for S is `heads[0]`."""
+    first, *rest = heads
+    plain = [heading.kind for heading in heads if heading.kind in (Kind.LETTER, Kind.WORD)]
+    if plain[:1] == [Kind.LETTER]:
+        kinds, second_choice = PLAIN - {Kind.WORD}, frozenset({Kind.WORD, Kind.PULSE})
+    else:
+        kinds, second_choice = PLAIN - {Kind.LETTER}, frozenset({Kind.LONGER})
+    by_lines = _Layout(first, kinds | {Kind.MAPPED}, second_choice, lines=True)
+    on_lines = any(by_lines.fits(heading) and heading.kind is not Kind.PULSE for heading in rest)
+    return replace(by_lines, lines=on_lines)
 
 
-def _is_bare(heading: _Heading) -> bool:
-    """A letter alone on its line, which may be a blood group."""
-    return heading.form == "letter" and not heading.mark and not heading.marks
+def _choose(text: str, found: list[Heading]) -> tuple[list[Heading], _Layout]:
+    """Return the headings of S, O, A and P, and how they look. Raises NoteError."""
+    for heading in found:
+        if heading.kind is Kind.COMBINED:
+            raise NoteError(f"{heading.label.name} share one heading")
+    heads = [heading for heading in found if heading.kind in SECTION_HEADINGS | {Kind.PULSE}]
+    heads = list(itertools.dropwhile(lambda heading: heading.section != "S", heads))
+    if not heads:
+        raise NoteError(_why_missing("S", text, found, [], None))
+    layout = _layout(heads)
+    chain = heads[:1]
+    for section in SECTIONS[1:]:
+        later = [heading for heading in heads if heading.section == section and heading.start >= chain[-1].end]
+        fitting = [heading for heading in later if layout.fits(heading)]
+        if not fitting:
+            raise NoteError(_why_missing(section, text, found, chain, layout))
+        chain.append(min(fitting, key=lambda heading: heading.kind in layout.second_choice))
+    return chain, layout
+
+
+# A section's letter or word with a colon, at any place.
+_LETTER_OR_WORD = re.compile(
+    r"(?<![^\W_])([SOAP]|(?i:subjective|objective|assessment|plan))[*_)\]]{0,4}[^\S\r\n]?[:\uff1a]"
+)
+
+
+def _why_missing(section: str, text: str, found: list[Heading], chain: list[Heading], layout: _Layout | None) -> str:
+    """Return the reason why a section has no heading after `chain`."""
+    reason = f"no heading for {SECTION_NAMES[section]} ({section})"
+    position = chain[-1].end if chain else 0
+    rest = [heading for heading in found if heading.section == section and heading.start >= position]
+    for heading in rest if layout else []:
+        if heading.kind in SECTION_HEADINGS:
+            if heading.kind not in layout.kinds | layout.second_choice:
+                return f"{reason} in the form of the first: some are letters, some words"
+            if not heading.begins_line and layout.lines:
+                return f"{reason} at the start of a line, as the others are"
+            return f"{reason} that looks like the first one"
+    for heading in rest:
+        if heading.kind is Kind.PART and (heading.begins_line or (layout and not layout.lines)):
+            return f'{reason}; give --section_map to read "{_as_written(heading.label.name)}" as one'
+        if heading.kind in (Kind.EXTENDED, Kind.MODIFIED):
+            return f'{reason}, only a longer one with "{heading.label.name.capitalize()}"'
+    if layout is None or layout.lines:
+        return f"{reason} in the order S, O, A, P"
+    inside = {match[1][0].upper() for match in _LETTER_OR_WORD.finditer(text, position)}
+    for other in SECTIONS[SECTIONS.index(section) :]:
+        if other not in inside:
+            return f"no heading for {SECTION_NAMES[other]} ({other}) in the order S, O, A, P"
+    return f"{reason} after the end of a sentence"
+
+
+def _as_written(name: str) -> str:
+    """Return a name from the vocabulary with capitals: HPI, Physical exam."""
+    return name.upper() if len(name) <= 3 else name.capitalize()
+
+
+# --- step 3: reject doubtful notes -----------------------------------------------------------------------------------
+
+_TITLE = re.compile(r"(?:[a-z]{1,30} )?(?:(?:SOAP|clinical|medical|progress) ?)?(?:note|summary)?", re.IGNORECASE)
+# A capitalized label of any name at the start of a line or sentence.
+_OTHER_LABEL = re.compile(
+    r"(?:[\r\n]|[.!?]\s)[^\w\r\n]{0,12}[A-Z][^.:;\r\n]{0,40}(?:[:\uff1a]|[-\u2013\u2014]\s)|[\r\n][ \t]*(?:#|\*\*|__)"
+)
+_VALUE_NAME = re.compile(r"(?:[:\uff1a]|group|type)\s*\Z", re.I)  # precedes a letter that is a value
+# A line without the end of a sentence: above a line in small letters, and as a long line above a heading.
+_WRAPPED = re.compile(r"[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)[ \t]*[a-z]")
+_UNFINISHED_LINE = re.compile(r"[^\r\n]{39,}[^\s.!?:;\u2026\u3002)\"'][ \t]*(?:\r\n|\r|\n)\Z")
+
+
+def _check_chain(text: str, chain: list[Heading], layout: _Layout) -> None:
+    """Raise NoteError if the text around a heading leaves a doubt that it begins its section."""
+    title = " ".join(text[: chain[0].start].split()).strip(" *#_:-=~")
+    if not _TITLE.fullmatch(title):
+        raise NoteError("there is text before the Subjective heading")
+    if chain[-1].kind is Kind.PULSE and _PULSE_AND_VITALS.match(text, chain[-1].end):
+        raise NoteError("the heading P may be a pulse")
+    for previous, heading in itertools.pairwise(chain):
+        if heading.kind is Kind.LONGER and _OTHER_LABEL.search(text, previous.end, heading.start):
+            raise NoteError(f"no plain heading for {SECTION_NAMES[heading.section]}, and more than one that may be it")
+    if not layout.lines:
+        return
+    if len({heading.indent for heading in chain if heading.start}) > 1:
+        raise NoteError("the headings differ in indentation")
+    is_wrapped = _WRAPPED.search(text)
+    for heading in chain[1:]:
+        if heading.is_bare and _VALUE_NAME.search(text, max(0, heading.start - 20), heading.start):
+            raise NoteError(f"the heading {heading.section} may be a value, such as a blood group")
+        if is_wrapped and _UNFINISHED_LINE.search(text, max(0, heading.start - 400), heading.start):
+            raise NoteError(f"the heading {heading.section} may be part of a wrapped sentence")
+
+
+def _check_others(found: list[Heading], chain: list[Heading], layout: _Layout) -> None:
+    """Raise NoteError if a label outside the chain may begin a section."""
+    here = chain[0]
+    for heading in found:
+        if heading in chain:
+            here = heading
+        elif heading.kind is Kind.OUTSIDE:
+            raise NoteError(f"{heading.label.name.capitalize()} belongs to no section")
+        elif heading.kind is Kind.PART and heading.label.name in FIRST_PARTS and here.section in "AP":
+            raise NoteError(f"{_as_written(heading.label.name)} appears under {SECTION_NAMES[here.section]}")
+        elif _begins_section(heading, here, layout):
+            raise _repeated(here.section, heading.section)
+
+
+def _begins_section(heading: Heading, here: Heading, layout: _Layout) -> bool:
+    """Return whether a label in the section of `here` looks like one more heading, not like text."""
+    if heading.kind is Kind.PULSE:
+        return here.section in "AP"  # in S and O it is among vital signs
+    if heading.kind not in SECTION_HEADINGS | {Kind.EXTENDED}:
+        return False
+    if heading.is_bare and heading.section in "AO" and not layout.fits(heading):
+        return False  # a blood group
+    if heading.section != here.section:
+        return True
+    return heading.kind in layout.kinds - {Kind.MAPPED} and here.kind is not Kind.MAPPED
+
+
+def _repeated(here: str, section: str) -> NoteError:
+    """Return the error for one more heading of `section` in the text of the section `here`."""
+    return NoteError(
+        "more headings follow the Plan" if here == "P" else f"more than one heading for {SECTION_NAMES[section]}"
+    )
+
+
+# Labels anywhere in a sentence, and lines that begin with S or O in any form: "s)", "Subjective ->".
+_INSIDE = re.compile(
+    r"(?<![^\W_])(?P<label>[A-Z]|Subjective|SUBJECTIVE|Objective|OBJECTIVE|Assessment|ASSESSMENT"
+    r"|(?<=[.!?]\s)(?i:subjective|objective|plan))[*_)\]]{0,4}[^\S\r\n]?(?:[:\uff1a]|[-\u2013\u2014](?=\s))"
+)
+_LINE = re.compile(r"[\r\n][^\w\r\n]{0,12}(?i:([so])(?= ?[^\w\s]|\t)|(subj|obj)ective\b)")
+_PAIRS = {("S", "O"), ("A", "P"), ("Subjective", "Objective"), ("Assessment", "Plan")}
+
+
+def _check_inside(text: str, chain: list[Heading]) -> None:
+    """Raise NoteError if labels inside sentences make one more note (S: before O:, A: before P:) or end a section."""
+    for heading, end in zip(chain, _ends(text, chain), strict=True):
+        letters, words, match = [], [], None
+        for match in _INSIDE.finditer(text, heading.end, end):
+            label = match["label"].capitalize()
+            if label != "P" or not _PULSE.match(text, match.end()):
+                (letters if len(label) == 1 else words).append(label)
+        if match and match["label"][0].upper() in SECTIONS and not text[match.end() : end].strip("*_ \t\r\n"):
+            raise NoteError(f"section {heading.section} ends with another heading")
+        lines = [match[match.lastindex][0].upper() for match in _LINE.finditer(text, heading.end, end)]
+        for labels in (letters, words, lines):
+            for before, after in itertools.pairwise(labels):
+                if (before, after) in _PAIRS:
+                    raise _repeated(heading.section, before[0])
+
+
+# --- the note --------------------------------------------------------------------------------------------------------
 
 
 def read_soap(text: str, section_map: SectionMap | None = None) -> Note:
@@ -362,218 +385,35 @@ def read_soap(text: str, section_map: SectionMap | None = None) -> Note:
     Headings are letters, whole words or both ("S - Subjective:"), plain, bold, numbered, in brackets or Markdown, with
     a colon, a dash or a line of their own. `section_map` adds headings. Inside a line a heading must follow the end of
     a sentence. Raises NoteError where a section has no heading, more than one, or no text; where one heading covers
-    two sections; and where text stands before S or outside the sections. Time is linear in the length.
+    two sections; and where there is text before S or outside the sections. Time is linear in the length.
     """
-    found = _scan(text, section_map or {})
-    heads = [heading for heading in found if heading.form in _HEADS]
-    first = next((heading for heading in heads if heading.section == "S"), None)
-    if first is None:
-        raise NoteError(_why_missing("S", text, found, [], None))
-    layout = _layout(text, heads, first)
-    chain = [first]
-    for section in SECTIONS[1:]:
-        fitting = [head for head in heads if head.section == section and head.start >= chain[-1].end]
-        fitting = [head for head in fitting if layout.fits(head)]
-        fitting = [head for head in fitting if head.form != "longer"] or fitting
-        if not fitting and layout.lines:  # words may follow letters: a word that begins a line is no look-alike
-            words = replace(layout, forms=frozenset({"word"}))
-            fitting = [head for head in heads if head.section == section and head.start >= chain[-1].end]
-            fitting = [head for head in fitting if words.fits(head)]
-        if not fitting:
-            raise NoteError(_why_missing(section, text, found, chain, layout))
-        chain.append(fitting[0])
-    title = " ".join(text[: first.start].split()).strip(" *#_:-=~")
-    if not _TITLE.fullmatch(title):
-        raise NoteError("text stands before the Subjective heading")
-    _check_form(text, chain, layout)
-    _check_others(text, found, chain, layout)
+    found = find_headings(text, section_map or {})
+    chain, layout = _choose(text, found)
+    _check_chain(text, chain, layout)
+    _check_others(found, chain, layout)
     _check_inside(text, chain)
-    return _sections(text, found, chain)
-
-
-def _sections(text: str, found: list[_Heading], chain: list[_Heading]) -> Note:
     note = {}
-    ends = [heading.start for heading in chain[1:]] + [len(text)]
-    for heading, end in zip(chain, ends, strict=True):
-        joined = heading.form == "mapped" and any(
-            other.section == heading.section and other.form in _HEADS
-            for other in found
-            if heading.start < other.start < end
-        )
-        note[heading.section] = _clean(text, heading.start if joined else heading.end, end)
+    for heading, end in zip(chain, _ends(text, chain), strict=True):
+        several = [other for other in found if heading.start < other.start < end and other.kind in SECTION_HEADINGS]
+        keep = heading.kind is Kind.MAPPED and several  # mapped headings of one section stay text
+        note[heading.section] = _clean(text[heading.start if keep else heading.end : end])
         if not note[heading.section]:
             raise NoteError(f"section {heading.section} is empty")
     return note
 
 
-def _clean(text: str, start: int, end: int) -> str:
-    """`text[start:end]` without white space, Markdown rules and one half of a bold mark at its ends."""
-    lines = re.split(r"(\r\n|\r|\n)", text[start:end])  # texts and, between them, line breaks
-    first, last = 0, len(lines)
-    while first < last and (not lines[first].strip() or _RULE.fullmatch(lines[first])):
-        first += 1
-    while first < last and (not lines[last - 1].strip() or _RULE.fullmatch(lines[last - 1])):
-        last -= 1
-    section = "".join(lines[first:last]).strip()
+def _ends(text: str, chain: list[Heading]) -> list[int]:
+    """Return where the section of each heading ends."""
+    return [heading.start for heading in chain[1:]] + [len(text)]
+
+
+_RULE = re.compile(r"(?:-{3,}|={3,}|\*{3,}|_{3,}|~{3,})?")
+
+
+def _clean(text: str) -> str:
+    """Return a section without white space, Markdown rules and one half of a bold mark at its ends."""
+    lines = re.split(r"(?<=[\r\n])", text)
+    for _ in range(2):  # drop blank lines and rules at the start; then, in reversed order, at the end
+        lines = list(itertools.dropwhile(lambda line: _RULE.fullmatch(line.strip()), lines))[::-1]
+    section = "".join(lines).strip()
     return section.removesuffix("**").strip() if section.count("**") % 2 else section
-
-
-_RULE = re.compile(r"[ \t]*(?:-{3,}|={3,}|\*{3,}|_{3,}|~{3,})[ \t]*")
-
-# --- reasons ---------------------------------------------------------------------------------------------------------
-
-_INSIDE = re.compile(
-    r"(?<![^\W_])(?P<label>[A-Z]|Subjective|SUBJECTIVE|Objective|OBJECTIVE|Assessment|ASSESSMENT"
-    r"|(?<=[.!?]\s)(?i:subjective|objective|plan))[*_)\]]{0,4}[^\S\r\n]?(?:[:\uff1a]|[-\u2013\u2014](?=\s))"
-)
-# Lines that begin with S or O in any form: "s)", "Subjective ->".
-_LINE = re.compile(r"[\r\n][^\w\r\n]{0,12}(?i:([so])(?= ?[^\w\s]|\t)|(subj|obj)ective\b)")
-_PAIRS = {("S", "O"), ("A", "P"), ("Subjective", "Objective"), ("Assessment", "Plan")}
-_ANY = re.compile(r"(?<![^\W_])([SOAP]|subjective|objective|assessment|plan)[*_)\]]{0,4}[^\S\r\n]?[:\uff1a]", re.I)
-_MANY = "more headings follow the Plan"
-
-
-def _as_written(name: str) -> str:
-    return name.upper() if len(name) <= 3 else name.capitalize()
-
-
-def _why_missing(section: str, text: str, found: list[_Heading], chain: list[_Heading], layout: _Layout | None) -> str:
-    """Why a section has no heading after `chain`."""
-    for heading in found:
-        if heading.form == "combined":
-            return f"{heading.name} stand under one heading"
-    name = f"{SECTION_NAMES[section]} ({section})"
-    rest = [heading for heading in found if heading.section == section]
-    rest = [heading for heading in rest if not chain or heading.start >= chain[-1].end]
-    for heading in rest if layout else []:
-        if heading.form in _HEADS and not _is_pulse(text, heading):
-            if heading.form not in layout.forms:
-                return f"no heading for {name} in the form of the first: some are letters, some words"
-            if not heading.begins_line and layout.lines:
-                return f"no heading for {name} at the start of a line, as the others are"
-            return f"no heading for {name} that looks like the first one"
-    for heading in rest:
-        if heading.form == "part" and (heading.begins_line or (layout and not layout.lines)):
-            return f'no heading for {name}; give --section_map to read "{_as_written(heading.name)}" as one'
-        if heading.form in ("numbered", "unknown", "modified"):
-            return f'no heading for {name}, only a longer one with "{heading.name.capitalize()}"'
-    if layout is None or layout.lines:
-        return f"no heading for {name} in the order S, O, A, P"
-    inside = {match[1][0].upper() for match in _ANY.finditer(text, chain[-1].end) if match[1] not in "soap"}
-    for other in SECTIONS[SECTIONS.index(section) :]:
-        if other not in inside:
-            return f"no heading for {SECTION_NAMES[other]} ({other}) in the order S, O, A, P"
-    return f"no heading for {name} after the end of a sentence"
-
-
-def _check_form(text: str, chain: list[_Heading], layout: _Layout) -> None:
-    """Raise NoteError if a heading's form or place leaves a doubt that it is the section's."""
-    if chain[-1].form == "letter" and _VITALS.match(text, chain[-1].end):
-        raise NoteError("the heading P may be a pulse")
-    for previous, heading in itertools.pairwise(chain):
-        if heading.form == "longer" and _OTHER_LABEL.search(text, previous.end, heading.start):
-            raise NoteError(f"no plain heading for {SECTION_NAMES[heading.section]}, and more than one that may be it")
-    if not layout.lines:
-        return
-    indents = {heading.indent for heading in chain[1:]}
-    if len(indents | ({chain[0].indent} if chain[0].start else set())) > 1:
-        raise NoteError("the headings are not indented alike")
-    for heading in chain[1:]:
-        if _is_bare(heading) and _LABEL_BEFORE.search(text, max(0, heading.start - 20), heading.start):
-            raise NoteError(f"the heading {heading.section} may be a value, such as a blood group")
-    width = 0 if layout.first.marks else _wrapped_width(text)
-    for heading in chain[1:] if width else []:
-        before = _unfinished_line_before(text, heading)
-        if before and len(before) + 1 + heading.end - heading.start > width:
-            raise NoteError(f"the heading {heading.section} may be part of a wrapped sentence")
-
-
-_OTHER_LABEL = re.compile(
-    r"(?:[\r\n]|[.!?]\s)[^\w\r\n]{0,12}[A-Z][^.:;\r\n]{0,40}(?:[:\uff1a]|[-\u2013\u2014]\s)|[\r\n][ \t]*(?:#|\*\*|__)"
-)
-_LABEL_BEFORE = re.compile(r"(?:[:\uff1a]|group|type)\s*\Z", re.I)
-
-
-def _wrapped_width(text: str) -> int:
-    """A lower bound of the width at which sentences are wrapped; 0 where none seems to be."""
-    lines = [line.rstrip() for line in re.split(r"\r\n|\r|\n", text)]
-    pairs = itertools.pairwise(lines)
-    widths = [len(line) for line, following in pairs if _is_unfinished(line) and following.lstrip()[:1].islower()]
-    return max([width for width in widths if width >= _MIN_WIDTH / 2], default=0)
-
-
-def _is_unfinished(line: str) -> bool:
-    return line[-1:] not in ("", *".!?:;\u2026\u3002)\"'")
-
-
-def _unfinished_line_before(text: str, heading: _Heading) -> str:
-    """The line before the heading's, if its sentence may continue, else an empty string."""
-    lines = re.split(r"\r\n|\r|\n", text[max(0, heading.start - 400) : heading.start])
-    before = lines[-2].rstrip() if len(lines) > 1 else ""
-    return before if _is_unfinished(before) and len(before) >= _MIN_WIDTH else ""
-
-
-def _check_others(text: str, found: list[_Heading], chain: list[_Heading], layout: _Layout) -> None:
-    """Raise NoteError if a candidate outside the chain may begin a section."""
-    position = 0
-    before = ""
-    for heading in found:
-        if heading in chain:
-            position, before = chain.index(heading), ""
-            continue
-        here = chain[position].section
-        if heading.form in _HEADS and not (_is_pulse(text, heading) or heading.lower):
-            if (before, heading.section) in _PAIRS:
-                raise NoteError(_MANY if here == "P" else f"more than one heading for {SECTION_NAMES[before]}")
-            before = heading.section
-        if layout.lines and not heading.begins_line and heading.form not in ("letter", "word", "both"):
-            continue
-        if heading.form == "combined":
-            raise NoteError(f"{heading.name} stand under one heading")
-        if heading.form == "outside":
-            raise NoteError(f"{heading.name.capitalize()} belongs to no section")
-        if heading.form == "part":
-            if heading.name in _VISIT_BEGINS and here in "AP":
-                raise NoteError(f"{_as_written(heading.name)} stands under {SECTION_NAMES[here]}")
-        elif _begins_section(text, heading, here, chain, layout):
-            raise NoteError(_MANY if here == "P" else f"more than one heading for {SECTION_NAMES[heading.section]}")
-
-
-def _begins_section(text: str, heading: _Heading, here: str, chain: list[_Heading], layout: _Layout) -> bool:
-    """Whether a candidate in the section `here` looks like one more heading, not like text."""
-    own = heading.section == here
-    if heading.form == "modified" or (_is_pulse(text, heading) and here in "SO"):
-        return False
-    if heading.form in ("numbered", "unknown"):
-        return not own and (layout.lines or heading.form == "numbered")
-    open_form = next(head.form for head in chain if head.section == here)
-    if heading.form == "longer" or "mapped" in (heading.form, open_form):
-        return not own
-    if _is_bare(heading) and not layout.fits(heading):
-        return False  # a blood group
-    if heading.lower and not layout.first.lower:
-        return heading.begins_line and not own and not _unfinished_line_before(text, heading)
-    if heading.form not in layout.forms:
-        return heading.begins_line and not own
-    if layout.lines:
-        return heading.begins_line or not own or heading.form == "letter"
-    return layout.looks_alike(heading)
-
-
-def _check_inside(text: str, chain: list[_Heading]) -> None:
-    """Raise NoteError if labels inside sentences make one more note: S: before O:, or A: before P:."""
-    ends = [heading.start for heading in chain[1:]] + [len(text)]
-    for heading, end in zip(chain, ends, strict=True):
-        letter = word = ""
-        for match in _INSIDE.finditer(text, heading.end, end):
-            label = match["label"].capitalize()
-            if label == "P" and _PULSE.match(text, match.end()):
-                continue
-            before = letter if len(label) == 1 else word
-            if (before, label) in _PAIRS:
-                name = SECTION_NAMES.get(before, before)
-                raise NoteError(_MANY if heading.section == "P" else f"more than one heading for {name}")
-            letter, word = (label, word) if len(label) == 1 else (letter, label)
-        lines = [match[match.lastindex][0].upper() for match in _LINE.finditer(text, heading.end, end)]
-        if ("S", "O") in itertools.pairwise(lines):
-            raise NoteError(_MANY if heading.section == "P" else "more than one heading for Subjective")

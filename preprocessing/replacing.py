@@ -1,37 +1,37 @@
-"""A folder of output that is replaced in one step: a run that is killed leaves the old one whole."""
+"""Replace a folder of output in one step, so that a killed run leaves the old one whole."""
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import lock
 
 
 @contextlib.contextmanager
 def replacing(output: Path, names: set[str]) -> Iterator[Path]:
-    """Give a new folder that takes the place of `output`, in one step, when the block ends without an error.
+    """Yield a new folder that replaces `output`, in one step, when the block ends without an error.
 
-    It grows in `<output>.partial`, which holds a lock, too. A run that is killed leaves `output` as it was; the next
-    run clears up. Raises UserError when `output` holds anything but files of these `names`, or is being written.
+    The new folder and a lock are in `<output>.partial`. A killed run leaves `output` as it was; the next run cleans up.
+    Raises UserError if `output` contains anything other than `names`, or if another run is writing it.
     """
     work = output.parent / f"{output.name}.partial"
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.fstat(lock.fileno()).st_nlink > 0  # 0: the run that held it has just removed it
-        except BlockingIOError:
-            held = False
-        if not held:
-            raise UserError(f"another run is writing {output}; wait for its end, or choose another --output_dir")
-        clear(work, output)
+    busy = UserError(f"another run is writing {output}; wait until it ends, or choose another --output_dir")
+    try:
+        lock_file = lock(work / "lock")
+    except BlockingIOError:
+        raise busy from None
+    with lock_file:
+        if os.fstat(lock_file.fileno()).st_nlink == 0:  # the run that held the lock has just removed it
+            raise busy
+        clean_up(work, output)
         try:
             if output.exists() and not is_replaceable(output, names):
-                raise UserError(f"{output} is there and is no dataset of this script; choose another --output_dir")
+                raise UserError(f"{output} exists but was not written by this script; choose another --output_dir")
             new = work / "new"
             new.mkdir()
             yield new
@@ -41,14 +41,14 @@ def replacing(output: Path, names: set[str]) -> Iterator[Path]:
                 output.rename(work / "old")
                 new.rename(output)
         finally:
-            clear(work, output)
+            clean_up(work, output)
             (work / "lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # another run may have begun
                 work.rmdir()
 
 
-def clear(work: Path, output: Path) -> None:
-    """Remove what a run leaves in its work folder. The old dataset goes back if nothing has taken its place."""
+def clean_up(work: Path, output: Path) -> None:
+    """Empty the work folder of a killed run. Restore the old dataset if no new one has replaced it."""
     if (work / "old").exists() and not output.exists():
         (work / "old").rename(output)
     for name in ("new", "old"):
@@ -56,12 +56,12 @@ def clear(work: Path, output: Path) -> None:
 
 
 def is_replaceable(output: Path, names: set[str]) -> bool:
-    """Whether `output` is an empty folder, or holds `names` and nothing else."""
+    """Return whether `output` is an empty folder, or contains `names` and nothing else."""
     return output.is_dir() and {path.name for path in output.iterdir()} in (set(), names)
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two folders swap their names in one step (Linux's renameat2). False where system or file system cannot."""
+    """Swap two folders in one step with Linux's renameat2. Return False if the system or file system cannot."""
     at_fdcwd, rename_exchange = -100, 2  # from linux/fcntl.h and linux/fs.h
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:

@@ -6,15 +6,16 @@ from collections.abc import Collection
 
 import prompts
 from common.dataset import Row
-from preprocessing.headings import SectionMap, read_soap
-from preprocessing.tables import NO_TEXT, Record, RepeatedKey
+from preprocessing.headings import read_soap
+from preprocessing.labels import SectionMap
+from preprocessing.tables import NOT_TEXT, Record, RepeatedKey
 
-# Far above a long visit, and it keeps the 1,000 rows that datasets writes at once below Arrow's 2 GiB of text.
+# Far longer than any visit; and 1,000 rows, which datasets writes at once, stay below Arrow's limit of 2 GiB of text.
 MAX_CHARACTERS = 500_000
 
 
 class RowError(ValueError):
-    """A row that is left out; the message is the reason and never quotes the row."""
+    """The reason why a row is left out. It never quotes the row."""
 
 
 def read_row(record: Record, dialogue_column: str, note_column: str, section_map: SectionMap | None = None) -> Row:
@@ -32,7 +33,10 @@ def read_row(record: Record, dialogue_column: str, note_column: str, section_map
 
 
 def read_sections(columns: dict[str, object]) -> dict[str, str] | None:
-    """Return the note in columns named S, O, A and P or Subjective to Plan, in any case; None if one is missing."""
+    """Return the note in columns named S, O, A and P or Subjective to Plan, in any case; None if one is missing.
+
+    Raises RowError.
+    """
     named = section_columns(columns)
     if not all(named.values()):
         return None
@@ -46,20 +50,23 @@ def read_sections(columns: dict[str, object]) -> dict[str, str] | None:
 
 
 def section_columns(columns: Collection[str]) -> dict[str, list[str]]:
-    """Return the columns that are named by each section's letter or word."""
+    """Return the columns named by each section's letter or word."""
     return {
         section: [name for name in columns if str(name).strip().lower() in (section.lower(), word.lower())]
         for section, word in prompts.SECTION_NAMES.items()
     }
 
 
-def has_columns(columns: Collection[str], dialogue_column: str, note_column: str) -> bool:
+def has_note_columns(columns: Collection[str], dialogue_column: str, note_column: str) -> bool:
     """Return whether a table with these columns has a dialogue and a note."""
     return dialogue_column in columns and (note_column in columns or all(section_columns(columns).values()))
 
 
 def read_note_column(columns: dict[str, object], name: str, section_map: SectionMap | None = None) -> dict[str, str]:
-    """Return the note in one column: under headings, or as an object or JSON text with a key for each section."""
+    """Return the note in one column: under headings, or as an object or JSON text with a key for each section.
+
+    Raises RowError, NoteError.
+    """
     note = columns.get(name)
     if not isinstance(note, dict):
         text = read_text(columns, name)
@@ -76,20 +83,20 @@ def read_note_column(columns: dict[str, object], name: str, section_map: Section
 
 
 def read_section(content: object, section: str) -> str:
-    """Return the text of one section; each part of a list, also one written as JSON, becomes a line. Or RowError."""
+    """Return the text of one section. Each item of a list, even if written as JSON, is a line. Raises RowError."""
     if isinstance(content, str) and is_written_list(content):
         with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(content)
     if isinstance(content, list):
-        other = [type(part).__name__ for part in content if not isinstance(part, str)]
+        other = [type(item).__name__ for item in content if not isinstance(item, str)]
         if other:
-            raise RowError(f"{section} is a list with {other[0]} in it, not text alone")
+            raise RowError(f"{section} is a list with {other[0]} in it, not only text")
         content = "\n".join(content)
     return read_text({section: content}, section)
 
 
 def is_written_list(text: str) -> bool:
-    """Return whether a cell of a table looks like a list of strings, written as JSON or by Python."""
+    """Return whether a text looks like a list of strings, written as JSON or by Python."""
     text = text.strip()
     return len(text) > 3 and text[0] + text[-1] == "[]" and text[1:-1].strip()[:1] in ("'", '"')
 
@@ -102,13 +109,13 @@ def read_text(columns: dict[str, object], name: str) -> str:
     if text is None or (isinstance(text, str) and not text.strip()):
         raise RowError(f"{name} is empty")
     if isinstance(text, RepeatedKey):
-        raise RowError(f"{name} gives key {text.key} twice")
+        raise RowError(f"{name} has key {text.key} twice")
     if not isinstance(text, str):
         raise RowError(f"{name} is {type(text).__name__}, not text")
     if len(text) > MAX_CHARACTERS:
         raise RowError(f"{name} has more than {MAX_CHARACTERS:,} characters")
-    if NO_TEXT.search(text):
-        raise RowError(f"{name} holds NUL or bytes that are not UTF-8")
+    if NOT_TEXT.search(text):
+        raise RowError(f"{name} contains NUL or bytes that are not UTF-8")
     if is_written_list(text):
         raise RowError(f"{name} is a list written as text")
     return text.strip()

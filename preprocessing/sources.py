@@ -1,4 +1,4 @@
-"""Files, folders and datasets of the hub -> records, by split."""
+"""Read files, folders and datasets from the hub as records, by split."""
 
 import re
 from collections import Counter
@@ -6,24 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
-from preprocessing.tables import READERS, Holds, Record, column_names, read_table
+from preprocessing.tables import READERS, ColumnCheck, Record, column_names, read_table
 
 SPLITS = ("train", "validation", "test")
 SPLIT_WORDS = dict(zip(SPLITS, SPLITS, strict=True)) | dict.fromkeys(("valid", "val", "dev"), "validation")
-# Files that may hold rows, and how to make them readable.
+# Suffixes of files that may contain rows, and how to make them readable.
 UNREADABLE = (
     dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar"), "unpack it")
     | dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV UTF-8")
     | dict.fromkeys((".arrow", ".feather"), "write it as Parquet")
 )
 
-Parts = dict[str, list[Record]]
+Tables = dict[str, list[Record]]  # by the name of the file or split
+Splits = dict[str, list[Record]]  # by train, validation and test
 
 
-def read_source(dataset: str, holds: Holds) -> tuple[dict[str, list[Record]], list[str]]:
-    """The records of each split, and lines that tell of a folder's files. Raises UserError, OSError.
+def read_source(dataset: str, is_usable: ColumnCheck) -> tuple[Splits, list[str]]:
+    """Return the records of each split, and lines that say which files were read. Raises UserError, OSError.
 
-    A source of one part has it as train. `holds` tells whether a table with given columns has dialogues and notes.
+    A source with a single table has only train. `is_usable` decides by its columns whether a table has dialogues and
+    notes.
     """
     path = Path(dataset)
     is_file_name = path.suffix.lower() in READERS | UNREADABLE
@@ -36,105 +38,109 @@ def read_source(dataset: str, holds: Holds) -> tuple[dict[str, list[Record]], li
     if saved or not local:
         return read_datasets(dataset, saved)
     if path.is_dir():
-        return read_folder(path, holds)
+        return read_folder(path, is_usable)
     if path.suffix.lower() not in READERS:
-        raise unreadable(path)
-    return {"train": read_table(path, holds)}, []
+        raise unreadable_source(path)
+    return {"train": read_table(path, is_usable)}, []
 
 
-def unreadable(path: Path) -> UserError:
-    remedy = UNREADABLE.get(path.suffix.lower())
-    remedy = f"; {remedy}" if remedy else ""
-    return UserError(f"{path} is no {', '.join(READERS)} file, no folder of them, and none from save_to_disk{remedy}")
+def unreadable_source(path: Path) -> UserError:
+    """Return the error for a file that has another suffix, or for a folder without a readable file."""
+    remedy = UNREADABLE.get(path.suffix.lower(), "give one of these")
+    return UserError(
+        f"{path} is not a {', '.join(READERS)} file, a folder of such files, or a folder from save_to_disk; {remedy}"
+    )
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def read_folder(folder: Path, holds: Holds) -> tuple[dict[str, list[Record]], list[str]]:
-    """The tables in a folder and below it, by split; the lines name each split's files and whatever is left unread.
+def read_folder(folder: Path, is_usable: ColumnCheck) -> tuple[Splits, list[str]]:
+    """Return the tables in a folder and below it, by split, and lines that name each split's files and skipped files.
 
-    A table without the columns of a dialogue and a note is left unread if no split names it, and refused if one does.
+    A table without columns for dialogue and note is skipped, or rejected with a UserError if its name is a split's.
     """
-    names = [path.relative_to(folder) for path in files_below(folder)]
+    names = [path.relative_to(folder) for path in walk_files(folder)]
     saved = sorted({name.parent for name in names if name.name == "dataset_dict.json"})
     names = [name for name in names if not any(name.is_relative_to(other) for other in saved)]
-    tables = [name for name in names if name.suffix.lower() in READERS]
+    readable = [name for name in names if name.suffix.lower() in READERS]
     packed = [name for name in names if name.suffix.lower() in UNREADABLE]
-    if not tables:
-        raise unreadable(folder / packed[0] if packed else folder)
+    if not readable:
+        raise unreadable_source(folder / packed[0] if packed else folder)
     for name in packed:
         if splits_of(str(name)):
-            raise UserError(f"{folder / name} cannot be read; {UNREADABLE[name.suffix.lower()]}, or move it elsewhere")
-    parts = {str(name): read_table(folder / name, holds) for name in tables}
-    parts, lines = leave_out_other_tables(folder, parts, holds)
-    lines += [f"left unread: {folder / name}, a dataset of its own; to read it, give it as --dataset" for name in saved]
-    lines += [f"left unread: {folder / name}; if it is data, {UNREADABLE[name.suffix.lower()]}" for name in packed]
-    kinds = Counter(name.suffix.lower() or "without a suffix" for name in names)
-    kinds = [f"{count} {kind}" for kind, count in kinds.items() if kind not in READERS | UNREADABLE]
-    if kinds:
-        lines.append(f"left unread in {folder}: {', '.join(kinds)}")
-    records = by_split(str(folder), parts)
+            raise UserError(
+                f"{folder / name} cannot be read; {UNREADABLE[name.suffix.lower()]}, or move it out of the folder"
+            )
+    tables = {str(name): read_table(folder / name, is_usable) for name in readable}
+    tables, lines = select_note_tables(folder, tables, is_usable)
+    lines += [f"skipped: {folder / name}, a separate dataset; to read it, give it as --dataset" for name in saved]
+    lines += [f"skipped: {folder / name}; if it is data, {UNREADABLE[name.suffix.lower()]}" for name in packed]
+    suffixes = Counter(name.suffix.lower() or "without a suffix" for name in names)
+    others = [f"{count} {suffix}" for suffix, count in suffixes.items() if suffix not in READERS | UNREADABLE]
+    if others:
+        lines.append(f"skipped in {folder}: {', '.join(others)}")
+    records = by_split(str(folder), tables)
     for split in sorted(records, key=SPLITS.index):
-        files = [name for name in parts if len(parts) == 1 or split in splits_of(name)]
+        files = [name for name in tables if len(tables) == 1 or split in splits_of(name)]
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         lines.append(f"{split}: {', '.join(files[:3])}{more}")
     return records, lines
 
 
-def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files in a folder and below it, in order, without hidden ones; a link to a folder above is not followed."""
+def walk_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files in a folder and below it, in order, except hidden ones and links to a folder above."""
     if folder.resolve() in above:
         return
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from files_below(path, (*above, folder.resolve()))
+            yield from walk_files(path, (*above, folder.resolve()))
         else:
             yield path
 
 
-def leave_out_other_tables(folder: Path, parts: Parts, holds: Holds) -> tuple[Parts, list[str]]:
-    """The parts without tables of something else, and a line for each of these. Raises UserError.
+def select_note_tables(folder: Path, tables: Tables, is_usable: ColumnCheck) -> tuple[Tables, list[str]]:
+    """Return the tables that may have notes, and a line for each other one. Raises UserError.
 
-    A table is of something else if it has rows that can be read, and none with the columns of a dialogue and a note.
-    A file without rows is left out, too, unless a split names it.
+    A table has no notes if it has readable rows and not one of them has the columns for dialogue and note. A file
+    without rows is skipped, too, unless its name is a split's.
     """
-    empty = [name for name, part in parts.items() if not part and not splits_of(name)]
-    other = [name for name, part in parts.items() if part and not may_hold(part, holds)]
-    if len(parts) == 1 or not (empty or other):
-        return parts, []
-    if len(empty) + len(other) == len(parts):
-        largest = max(parts, key=lambda name: len(parts[name]))
-        raise UserError(f"no table in {folder} holds dialogues and notes; in {largest}, {how_to_name(parts[largest])}")
+    empty = [name for name, table in tables.items() if not table and not splits_of(name)]
+    other = [name for name, table in tables.items() if table and not may_have_notes(table, is_usable)]
+    if len(tables) == 1 or not (empty or other):
+        return tables, []
+    if len(empty) + len(other) == len(tables):
+        largest = max(tables, key=lambda name: len(tables[name]))
+        raise UserError(
+            f"no table in {folder} contains dialogues and notes; in {largest}, {column_advice(tables[largest])}"
+        )
     for name in other:
         if splits := splits_of(name):
             raise UserError(
-                f"{folder / name} is named {' and '.join(splits)}, but does not hold dialogues and notes; move it out "
-                f"of the folder, or if it does, {how_to_name(parts[name])}"
+                f"{folder / name} is named {' and '.join(splits)}, but does not contain dialogues and notes; move it "
+                f"out of the folder, or if it does, {column_advice(tables[name])}"
             )
-    lines = [f"left unread: {folder / name}, which has no rows" for name in empty]
+    lines = [f"skipped: {folder / name}, which has no rows" for name in empty]
     for name in other:
-        columns = ", ".join(map(str, column_names(parts[name])[:20])) or "none"
-        lines.append(
-            f"left unread: {folder / name}, which does not hold dialogues and notes: its columns are {columns}"
-        )
-    return {name: part for name, part in parts.items() if name not in {*empty, *other}}, lines
+        columns = ", ".join(map(str, column_names(tables[name])[:20])) or "none"
+        lines.append(f"skipped: {folder / name}, which does not contain dialogues and notes: its columns are {columns}")
+    return {name: table for name, table in tables.items() if name not in {*empty, *other}}, lines
 
 
-def may_hold(records: list[Record], holds: Holds) -> bool:
-    """Whether a row has the columns of a dialogue and a note, or no row can be read."""
-    if any(isinstance(record.columns, dict) and holds(record.columns) for record in records):
+def may_have_notes(records: list[Record], is_usable: ColumnCheck) -> bool:
+    """Return whether a row has the columns for dialogue and note, or no row can be read."""
+    if any(isinstance(record.columns, dict) and is_usable(record.columns) for record in records):
         return True
     return all(record.reason for record in records)
 
 
-def how_to_name(records: list[Record]) -> str:
-    """The columns there are, and how to make known which of them to read."""
+def column_advice(records: list[Record]) -> str:
+    """Return the end of an error message: the columns that exist, and how to choose those to read."""
     return (
-        f"the columns are {', '.join(map(str, column_names(records)[:20])) or 'none'}: say with --dialogue_column and "
-        "--note_column which to read, or name four of them S, O, A and P"
+        f"the columns are {', '.join(map(str, column_names(records)[:20])) or 'none'}: choose two with "
+        "--dialogue_column and --note_column, or rename four to S, O, A and P"
     )
 
 
@@ -142,57 +148,63 @@ def how_to_name(records: list[Record]) -> str:
 
 
 def split_words(name: str) -> set[str]:
+    """Return the words in a name that mean a split."""
     return set(re.split(r"[^a-z]+", name.lower())) & SPLIT_WORDS.keys()
 
 
 def splits_of(name: str) -> list[str]:
-    """The splits that the words of a name stand for."""
+    """Return the splits that the words in a name mean."""
     return sorted({SPLIT_WORDS[word] for word in split_words(name)})
 
 
-def by_split(dataset: str, parts: Parts) -> dict[str, list[Record]]:
-    """The records of each split; one part that no other split names is train. Raises UserError."""
-    if len(parts) == 1 and splits_of(next(iter(parts))) not in (["validation"], ["test"]):
-        return {"train": next(iter(parts.values()))}
+def by_split(dataset: str, tables: Tables) -> Splits:
+    """Return the records of each split; a single table is train unless it is named validation or test.
+
+    Raises UserError if a name does not mean exactly one split, and if train is missing.
+    """
+    if len(tables) == 1 and splits_of(next(iter(tables))) not in (["validation"], ["test"]):
+        return {"train": next(iter(tables.values()))}
     records: dict[str, list[Record]] = {}
     words: dict[str, set[str]] = {}
-    for name, part in parts.items():
+    for name, table in tables.items():
         splits = splits_of(name)
         if len(splits) != 1:
             raise UserError(
-                f"{name} in {dataset} is not named by one split, which is one of {', '.join(SPLIT_WORDS)}; "
-                "rename it, or give one file as --dataset"
+                f"{name} in {dataset}: its name must contain exactly one split ({', '.join(SPLIT_WORDS)}); rename it, "
+                "or give one file as --dataset"
             )
         split = splits[0]
         words[split] = words.get(split, split_words(name)) & split_words(name)
         if not words[split]:
             raise UserError(
-                f"{dataset} has more than one {split}, one of them {name}; give all its files the same word for it"
+                f"{dataset} names {split} by different words, here in {name}; use the same word for all its files"
             )
-        records.setdefault(split, []).extend(part)
+        records.setdefault(split, []).extend(table)
     if "train" not in records:
-        raise UserError(f"{dataset} has {' and '.join(records)}, but no train; add it, or give one of them alone")
+        raise UserError(
+            f"{dataset} has {' and '.join(records)}, but no train; add train, or give one file as --dataset"
+        )
     return records
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
 
 
-def read_datasets(dataset: str, saved: bool) -> tuple[dict[str, list[Record]], list[str]]:
-    """The splits of a folder from save_to_disk, or of a dataset on the hub; one split alone becomes train."""
+def read_datasets(dataset: str, saved: bool) -> tuple[Splits, list[str]]:
+    """Return the splits of a folder from save_to_disk, or of a dataset on the hub; a single split becomes train."""
     import datasets
 
     try:
         source = datasets.load_from_disk(dataset) if saved else datasets.load_dataset(dataset)
         splits = {"train": source} if isinstance(source, datasets.Dataset) else source
-        parts = {
+        tables = {
             split: [Record(f"{dataset}/{split}", row, columns) for row, columns in enumerate(rows.with_format(None), 1)]
             for split, rows in splits.items()
         }
     except Exception as error:  # a damaged folder or a wrong name raises whatever the library trips over
-        remedy = "write it again" if saved else "no file or folder has that name: check the name and the network"
+        remedy = "save it again" if saved else "no file or folder has that name: check the name and the network"
         raise UserError(f"cannot load {dataset} ({type(error).__name__}: {error}); {remedy}") from error
-    if len(parts) == 1 and "train" not in parts:
-        (split, records), *_ = parts.items()
-        return {"train": records}, [f"{dataset} has no split but {split}: validation and test are held out from it"]
-    return by_split(dataset, parts), []
+    if len(tables) == 1 and "train" not in tables:
+        (split, records), *_ = tables.items()
+        return {"train": records}, [f"{dataset} has only the split {split}: validation and test are held out from it"]
+    return by_split(dataset, tables), []

@@ -1,11 +1,11 @@
-"""Decide which rows are kept, and in which split."""
+"""Select the rows to keep, and assign them to splits."""
 
 import hashlib
 
 from tqdm import tqdm
 
 from common.dataset import Row
-from preprocessing.headings import SectionMap
+from preprocessing.labels import SectionMap
 from preprocessing.rows import RowError, read_row
 from preprocessing.tables import Record
 from prompts import NoteError
@@ -19,10 +19,10 @@ def digest(*texts: str) -> str:
 def select(
     records: dict[str, list[Record]], dialogue_column: str, note_column: str, section_map: SectionMap | None = None
 ) -> tuple[dict[str, list[Row]], list[dict]]:
-    """Return the rows of each split that are kept, and a reject for each of the others.
+    """Return the rows to keep of each split, and a reject with the reason for each other row.
 
-    Left out are rows that cannot be read, copies of a row within its split (another note on the same dialogue is no
-    copy), validation rows whose dialogue is in test, and train rows whose dialogue is in validation or test.
+    Reject rows that cannot be read, copies of a row within its split (another note on the same dialogue is no copy),
+    validation rows whose dialogue is in test, and train rows whose dialogue is in validation or test.
     """
     rows: dict[str, list[Row]] = {}
     rejects = []
@@ -54,7 +54,7 @@ def select(
 def hold_out(rows: list[Row], shares: dict[str, float]) -> dict[str, list[Row]]:
     """Hold out splits from `rows`, each a share of the distinct dialogues and at least one; the rest is train.
 
-    The hashes of the dialogues decide: equal dialogues stay together, and the order of the rows does not matter.
+    Dialogues are ordered by their hash, so equal ones stay together and the order of the rows does not matter.
     """
     dialogues = sorted({digest(row["dialogue"]) for row in rows})
     split_of_dialogue = dict.fromkeys(dialogues, "train")

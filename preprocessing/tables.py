@@ -1,4 +1,4 @@
-"""Files of rows -> records. A row that cannot be read becomes a record with the reason; no value is lost in silence."""
+"""Read files of rows as records. A row that cannot be read becomes a record with the reason, so no value is lost."""
 
 import csv
 import itertools
@@ -13,15 +13,15 @@ from typing import TextIO
 
 from common.errors import UserError
 
-NO_TEXT = re.compile("[\0\ud800-\udfff]")
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 DELIMITERS = ",;\t|"
 # The first line by which Excel learns the delimiter of a CSV file.
 EXCEL_DELIMITER = re.compile(r'"?sep=([^"\w\s]|\t)"?')
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 LFS_POINTER = b"version https://git-lfs"
 
-# Whether a table with these columns has a dialogue and a note.
-Holds = Callable[[Collection[str]], bool]
+# Returns whether a table with these columns has a dialogue and a note.
+ColumnCheck = Callable[[Collection[str]], bool]
 
 
 @dataclass(frozen=True)
@@ -36,30 +36,30 @@ class Record:
 
 @dataclass(frozen=True)
 class RepeatedKey:
-    """Takes the place of a JSON object that gives `key` twice, of which json would keep the last."""
+    """A JSON object in which `key` occurs twice; json would keep only the last value."""
 
     key: str
 
 
-def read_table(path: Path, holds: Holds) -> list[Record]:
-    """The records of one file; its suffix is one of READERS. Raises UserError, OSError."""
+def read_table(path: Path, is_usable: ColumnCheck) -> list[Record]:
+    """Return the records of one file, whose suffix is one of READERS. Raises UserError, OSError."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"{path} is a Git LFS pointer, not the data; run git lfs pull in its folder")
-    return list(READERS[path.suffix.lower()](path, holds))
+    return list(READERS[path.suffix.lower()](path, is_usable))
 
 
 def column_names(records: Iterable[Record]) -> list[str]:
-    """The columns of all records, in the order of their first appearance."""
+    """Return the columns of all records, in the order of their first appearance."""
     return list(
         dict.fromkeys(name for record in records if isinstance(record.columns, dict) for name in record.columns)
     )
 
 
-def check_repeated(path: Path, names: list[str], holds: Holds) -> None:
-    """Raise UserError if two columns of a table to read have one name: a row could keep only one of them."""
+def reject_repeated_columns(path: Path, names: list[str], is_usable: ColumnCheck) -> None:
+    """Raise UserError if two columns of a usable table have the same name: a row could keep only one of them."""
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
-    if repeated and holds(names):
+    if repeated and is_usable(names):
         raise UserError(f"{path} has two columns named {repeated[0]}; rename or remove one")
 
 
@@ -67,6 +67,7 @@ def check_repeated(path: Path, names: list[str], holds: Holds) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object] | RepeatedKey:
+    """Return the object with these keys, or the key that occurs twice."""
     columns = dict(pairs)
     if len(columns) == len(pairs):
         return columns
@@ -77,13 +78,14 @@ JSON = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def json_record(path: Path, row: int, value: object) -> Record:
+    """Return the record of one JSON value."""
     if isinstance(value, RepeatedKey):
         return Record(str(path), row, reason=f"key {value.key} is given twice")
     return Record(str(path), row, value)
 
 
-def read_jsonl(path: Path, _: Holds) -> Iterator[Record]:
-    """A record for each line that is not blank. A broken line costs only itself."""
+def read_jsonl(path: Path, _: ColumnCheck) -> Iterator[Record]:
+    """Yield a record for each line that is not blank. A broken line affects no other row."""
     with path.open("rb") as file:
         for row, line in enumerate(file, 1):
             if not line.strip():
@@ -97,10 +99,10 @@ def read_jsonl(path: Path, _: Holds) -> Iterator[Record]:
                 yield Record(str(path), row, reason=damage)
 
 
-def read_json(path: Path, holds: Holds) -> Iterable[Record]:
-    """A record for each object of a list, or of the only list in an object. Else the file is lines of JSON.
+def read_json(path: Path, is_usable: ColumnCheck) -> Iterable[Record]:
+    """Return a record for each object of a list, or of the only list in an object; or read the file as JSON lines.
 
-    An object that itself has a dialogue and a note is a row, whatever lists it holds.
+    An object that itself has a dialogue and a note is a row, even if it contains lists.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -110,8 +112,8 @@ def read_json(path: Path, holds: Holds) -> Iterable[Record]:
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("["):
             raise UserError(f"{path} is not JSON, or cut off ({error}); give one list of objects") from None
-        return read_jsonl(path, holds)
-    if isinstance(value, dict) and not holds(value):
+        return read_jsonl(path, is_usable)
+    if isinstance(value, dict) and not is_usable(value):
         lists = [part for part in value.values() if isinstance(part, list)]
         value = lists[0] if len(lists) == 1 else [value]
     rows = value if isinstance(value, list) else [value]
@@ -121,24 +123,24 @@ def read_json(path: Path, holds: Holds) -> Iterable[Record]:
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def read_csv(path: Path, holds: Holds) -> Iterator[Record]:
-    """A record for each row below the header that is not blank.
+def read_csv(path: Path, is_usable: ColumnCheck) -> Iterator[Record]:
+    """Yield a record for each row below the header that is not blank.
 
-    A broken row costs only itself, but for a quote that is not closed: the lines up to the next quote go with it, and
-    the reason names them. Raises UserError for another encoding, a broken header, or a column's name given twice.
+    A broken row affects no other row, with one exception: an open quote also takes in the lines up to the next quote;
+    the reason names them. Raises UserError for another encoding, a broken header, or a repeated column name.
     """
     check_encoding(path)
     csv.field_size_limit(sys.maxsize)
     # Bytes that are not UTF-8 become surrogates, which no text column may hold.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = parse_csv(file, find_delimiter(path, file, holds))
+        rows = parse_csv(file, find_delimiter(path, file, is_usable))
         _, fields, fault = next(rows, (0, [], None))
         if fault:
             raise broken_header(path, fault)
         header = [name.strip() for name in fields]
-        if NO_TEXT.search("".join(header)):
+        if NOT_TEXT.search("".join(header)):
             raise UserError(f"{path} is not UTF-8; save it in that encoding")
-        check_repeated(path, header, holds)
+        reject_repeated_columns(path, header, is_usable)
         for row, fields, fault in rows:
             if not fault and len(fields) != len(header):
                 fault = "more or fewer fields than the header"
@@ -149,7 +151,7 @@ def read_csv(path: Path, holds: Holds) -> Iterator[Record]:
 
 
 def parse_csv(file: TextIO, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
-    """Number, fields and fault of each row, without blank rows and Excel's line `sep=`."""
+    """Yield the number, fields and fault of each row; skip blank rows and Excel's line `sep=`."""
     file.seek(0)
     reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
     for row in itertools.count(1):
@@ -168,10 +170,11 @@ def parse_csv(file: TextIO, delimiter: str) -> Iterator[tuple[int, list[str], st
             yield row, fields, None
 
 
-def find_delimiter(path: Path, file: TextIO, holds: Holds) -> str:
-    """The delimiter at which the header has the columns to read. Raises UserError for a header broken or of two minds.
+def find_delimiter(path: Path, file: TextIO, is_usable: ColumnCheck) -> str:
+    """Return the delimiter that gives the header the columns to read.
 
-    If none has them, no row will be kept: the delimiter that gives most columns serves to name them.
+    If no delimiter does, no row will be kept; return the one that gives most columns, so that an error can list them.
+    Raises UserError if the header is broken, or if two delimiters give the columns.
     """
     file.seek(0)
     if excel := EXCEL_DELIMITER.fullmatch(file.readline().rstrip("\r\n")):
@@ -182,21 +185,24 @@ def find_delimiter(path: Path, file: TextIO, holds: Holds) -> str:
     }
     if not names:
         raise broken_header(path, headers[","][2])
-    fitting = [delimiter for delimiter in names if holds(names[delimiter])]
+    fitting = [delimiter for delimiter in names if is_usable(names[delimiter])]
     if len(fitting) > 1:
-        raise UserError(f"{path}: the header has the columns both at {' and at '.join(map(repr, fitting))}; keep one")
+        raise UserError(
+            f"{path}: the header has the columns with delimiter {' and with '.join(map(repr, fitting))}; use one"
+        )
     return fitting[0] if fitting else max(names, key=lambda delimiter: len(names[delimiter]))
 
 
 def broken_header(path: Path, fault: str) -> UserError:
+    """Return the error for a CSV header that cannot be read."""
     return UserError(f"{path}: the header is {fault}; correct it")
 
 
 def check_encoding(path: Path) -> None:
-    """Raise UserError for UTF-16, and for a file in an encoding such as Windows-1252.
+    """Raise UserError for a file in UTF-16, or in an encoding such as Windows-1252.
 
-    That is one with more lines that are not UTF-8 than lines that are, apart from ASCII, which tells nothing. A single
-    such line may be damage and costs only itself.
+    Windows-1252 is assumed if more lines are not UTF-8 than are; lines of ASCII count as neither. A single line that is
+    not UTF-8 may be damage and affects only its row.
     """
     lines = Counter()
     first = None
@@ -214,7 +220,7 @@ def check_encoding(path: Path) -> None:
                 first = first or number
     if lines["other"] > max(1, lines["UTF-8"]):
         raise UserError(
-            f"{path} is not UTF-8 in {lines['other']} lines, first in line {first}, but perhaps Windows-1252; "
+            f"{path} is not UTF-8 in {lines['other']} lines, first in line {first}; it may be Windows-1252: "
             "save it as CSV UTF-8"
         )
 
@@ -222,17 +228,17 @@ def check_encoding(path: Path) -> None:
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
-def read_parquet(path: Path, holds: Holds) -> Iterable[Record]:
-    """A record for each row."""
+def read_parquet(path: Path, is_usable: ColumnCheck) -> Iterable[Record]:
+    """Return a record for each row."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        check_repeated(path, file.schema_arrow.names, holds)
+        reject_repeated_columns(path, file.schema_arrow.names, is_usable)
         rows = file.read().to_pylist()
     except (pyarrow.ArrowException, ValueError) as error:
-        raise UserError(f"{path} is not Parquet, or damaged ({error}); write it again") from error
+        raise UserError(f"{path} is not Parquet, or damaged ({error}); export it again") from error
     return (Record(str(path), row, columns) for row, columns in enumerate(rows, 1))
 
 

@@ -1,7 +1,6 @@
-"""Generate notes under headings whose right reading is known by construction, and count how they are read.
+"""Generate notes whose correct reading is known by construction, and count how the reader reads them.
 
-Each case is a text with the exact note, or with the knowledge that it must be rejected, or both ("either": the exact
-note or a rejection). Nothing here is shared with the reader.
+A case must be read (as exactly this note), must be rejected, or either. The generator shares no code with the reader.
 
     python tests/heading_notes.py --count 100000 --seed 1
 """
@@ -30,7 +29,7 @@ class Case:
 
 @dataclass
 class Style:
-    """How the headings of a note are written; `heading("S")` is one of them."""
+    """A style of headings; `heading("S")` returns the one for S."""
 
     name: str
     heading: Callable[[str], str]
@@ -49,7 +48,7 @@ class Block:
 
 @dataclass
 class Draft:
-    """A note in parts, which faults change before it becomes a text."""
+    """A note in blocks, which faults change before they are joined to a text."""
 
     style: Style
     blocks: list[Block]
@@ -252,7 +251,7 @@ INLINE_PARTS = {
 
 
 def body(rng: random.Random, section: str, one_line: bool) -> str:
-    """One to five sentences on a line or on several, with headings of parts among them."""
+    """Return one to five sentences on one or more lines, with headings of parts among them."""
     pieces = rng.sample(SENTENCES[section], rng.randint(1, 3))
     if one_line:
         return " ".join(pieces + rng.sample(INLINE_PARTS[section], rng.choice((0, 0, 1, 2))))
@@ -275,7 +274,7 @@ def well_formed(rng: random.Random, draft: Draft) -> None:
 
 
 def missing(rng: random.Random, draft: Draft) -> None:
-    """A section without its heading, or without all of it."""
+    """Remove a section, or only its heading."""
     block = rng.choice(draft.blocks)
     if rng.random() < 0.5:
         draft.blocks.remove(block)
@@ -287,7 +286,7 @@ def missing(rng: random.Random, draft: Draft) -> None:
 
 
 def other_visit(rng: random.Random, draft: Draft) -> None:
-    """One more visit, or the end of one, in the same style or another."""
+    """Add another visit, or the end of one, in the same style or another."""
     style = draft.style if rng.random() < 0.6 else rng.choice([s for s in STYLES if s.inline or not draft.one_line])
     if rng.random() < 0.1 and not draft.one_line:
         style = rng.choice([style for style in RARE_STYLES if style.name not in UNREADABLE])
@@ -301,7 +300,7 @@ def other_visit(rng: random.Random, draft: Draft) -> None:
 
 
 def visit_on_one_line(rng: random.Random, draft: Draft) -> None:
-    """A second visit on one line below the first."""
+    """Add a second visit on one line below the first."""
     style = rng.choice([style for style in STYLES if style.inline])
     visit = " ".join(f"{block.heading} {block.body}" for block in blocks(rng, style, True))
     draft.blocks[3].body += rng.choice((" ", "\n")) + visit
@@ -309,7 +308,7 @@ def visit_on_one_line(rng: random.Random, draft: Draft) -> None:
 
 
 def repeated(rng: random.Random, draft: Draft) -> None:
-    """One heading twice: its section continues further down, or begins twice."""
+    """Repeat a heading, so that its section begins twice or continues further down."""
     block = rng.choice(draft.blocks)
     again = Block(block.section, block.heading, body(rng, block.section, draft.one_line), block.join)
     draft.blocks.insert(rng.randint(0, 4), again)
@@ -317,7 +316,7 @@ def repeated(rng: random.Random, draft: Draft) -> None:
 
 
 def wrong_sequence(rng: random.Random, draft: Draft) -> None:
-    """Sections that are missing, repeated or out of order, in any combination."""
+    """Draw sections that are missing, repeated or out of order, in any combination."""
     sections = KEYS
     while sections == KEYS:
         sections = "".join(rng.choices(KEYS, k=rng.randint(2, 9)))
@@ -343,7 +342,7 @@ def rare_style_once(rng: random.Random, draft: Draft) -> None:
 
 
 def questions(rng: random.Random, draft: Draft) -> None:
-    """Questions and answers in place of the assessment, or beside it."""
+    """Add a question and an answer, and sometimes remove the assessment."""
     draft.blocks[rng.randint(0, 1)].body += (
         rng.choice((" ", "\n")[: 1 if draft.one_line else 2]) + "Q: Any pain? A: No."
     )
@@ -354,7 +353,7 @@ def questions(rng: random.Random, draft: Draft) -> None:
 
 
 def wrapped_missing(rng: random.Random, draft: Draft) -> None:
-    """A section has no heading, and a wrapped sentence puts its letter or word at a line's start."""
+    """Remove a section, and put its letter at a line's start by a wrapped sentence."""
     sentence = {
         "A": "He had fevers at home for 3 days, and the swab was positive for influenza\nA: this was confirmed later\n"
         "by the laboratory.",
@@ -392,7 +391,7 @@ def in_place_of(rng: random.Random, draft: Draft, section: str, names: list[str]
 
 
 def synonym(rng: random.Random, draft: Draft) -> None:
-    """A heading that means a section but is not one of the four."""
+    """Replace a heading with a synonym that is not one of the four."""
     names = {
         "S": ["HPI", "History of Present Illness", "History", "Chief Complaint", "Interval history"],
         "O": ["Physical Exam", "Exam", "Vitals", "Physical Examination", "Findings"],
@@ -405,7 +404,7 @@ def synonym(rng: random.Random, draft: Draft) -> None:
 
 
 def longer(rng: random.Random, draft: Draft) -> None:
-    """A longer heading in place of a section's own: all of it is the heading, or the note is rejected."""
+    """Replace a heading with a longer one: all of it is the heading, or the note is rejected."""
     names = {
         "S": ["Subjective Findings", "Subjective / HPI", "Subjective complaints", "Patient's Subjective Report"],
         "O": ["Objective Findings", "Objective Data", "Objective / Physical Exam", "Objective & Vitals"],
@@ -420,7 +419,7 @@ def longer(rng: random.Random, draft: Draft) -> None:
 
 
 def longer_before(rng: random.Random, draft: Draft) -> None:
-    """A longer heading with nothing under it, right before the section's own."""
+    """Put a longer heading without text right before the section's own."""
     block = rng.choice(draft.blocks[1:])
     name = {"O": "Objective / Exam", "A": "Assessment / Problem List", "P": "Treatment Plan"}[block.section]
     if block.section == "A" and rng.random() < 0.5:
@@ -430,7 +429,7 @@ def longer_before(rng: random.Random, draft: Draft) -> None:
 
 
 def combined(rng: random.Random, draft: Draft) -> None:
-    """Two sections under one heading; look-alikes in the text may seem to be the one that is missing."""
+    """Combine two sections under one heading; a look-alike in the text may seem to be the missing heading."""
     first, names = rng.choice(
         (
             ("A", ["A/P", "A&P", "Assessment and Plan", "Assessment/Plan", "Assessment & Plan", "A / P", "A + P",
@@ -446,7 +445,7 @@ def combined(rng: random.Random, draft: Draft) -> None:
 
 
 def addendum(rng: random.Random, draft: Draft) -> None:
-    """Text below the plan that belongs to no section."""
+    """Add text below the plan that belongs to no section."""
     name = rng.choice(
         ("Addendum:", "Signature:", "Electronically signed by", "Late entry:", "ADDENDUM:", "**Addendum:**")
     )
@@ -455,13 +454,13 @@ def addendum(rng: random.Random, draft: Draft) -> None:
 
 
 def second_history(rng: random.Random, draft: Draft) -> None:
-    """The parts of one more visit below the plan."""
+    """Add the parts of another visit below the plan."""
     draft.tail = "\nHPI: Knee pain after a fall.\nPhysical exam: Swollen.\nImpression: Sprain.\nRecommendations: Ice."
     draft.must_reject = True
 
 
 def problem_by_problem(rng: random.Random, draft: Draft) -> None:
-    """An assessment and a plan for each problem."""
+    """Write an assessment and a plan for each problem."""
     form = rng.choice(
         (
             "{a} 1: HTN.\n{p} 1: lisinopril.\n{a} 2: gout.\n{p} 2: colchicine.",
@@ -490,7 +489,7 @@ def empty(rng: random.Random, draft: Draft) -> None:
 
 
 def two_styles(rng: random.Random, draft: Draft) -> None:
-    """Headings that do not look alike: the exact note or a rejection."""
+    """Write headings in two styles."""
     other = rng.choice([style for style in STYLES if style.inline or not draft.one_line])
     for block in rng.sample(draft.blocks, rng.randint(1, 3)):
         block.heading = other.heading(block.section)
@@ -499,7 +498,7 @@ def two_styles(rng: random.Random, draft: Draft) -> None:
 
 
 def listed_letters(rng: random.Random, draft: Draft) -> None:
-    """Letters of a scheme at line starts: airway to exposure, onset to time, allergies to events."""
+    """Add a list of letters at line starts: airway to exposure, onset to time, allergies to events."""
     block = rng.choice(draft.blocks)
     block.body += rng.choice(
         (
@@ -516,7 +515,7 @@ def listed_letters(rng: random.Random, draft: Draft) -> None:
 
 
 def wrapped(rng: random.Random, draft: Draft) -> None:
-    """Sentences wrapped at a width, so that a look-alike begins a line."""
+    """Wrap the sentences at a width, so that a look-alike may begin a line."""
     for block in draft.blocks:
         words = (" ".join(rng.choices(SENTENCES[block.section], k=4))).split(" ")
         lines, line = [], draft.style.heading(block.section) if block.join == " " else ""
@@ -532,7 +531,7 @@ def wrapped(rng: random.Random, draft: Draft) -> None:
 
 
 def unfinished(rng: random.Random, draft: Draft) -> None:
-    """Terse text without the ends of sentences."""
+    """Write terse text without the ends of sentences."""
     for block in draft.blocks:
         block.body = rng.choice(
             {
@@ -557,7 +556,7 @@ def unfinished_missing(rng: random.Random, draft: Draft) -> None:
 
 
 def capital_look_alikes(rng: random.Random, draft: Draft) -> None:
-    """Capitalized names inside sentences."""
+    """Add capitalized look-alikes inside sentences."""
     extra = [
         "No Suicide Risk Assessment: done.",
         "See the Asthma Action Plan: green zone.",
@@ -570,7 +569,7 @@ def capital_look_alikes(rng: random.Random, draft: Draft) -> None:
 
 
 def first_part_only(rng: random.Random, draft: Draft) -> None:
-    """Two headings on one line, two on another."""
+    """Write two headings on each line."""
     for block in draft.blocks[1::2]:
         block.heading = f"\0{block.heading}"  # no line break before it
     draft.may_reject = True
@@ -590,14 +589,14 @@ def html(rng: random.Random, draft: Draft) -> None:
 
 
 def wrong_double(rng: random.Random, draft: Draft) -> None:
-    """A letter with the word of another section."""
+    """Write a letter with the word of another section."""
     one, two = rng.sample(range(4), 2)
     draft.blocks[one].heading = f"{KEYS[one]} ({WORDS[KEYS[two]]}):"
     draft.must_reject = True
 
 
 def continued(rng: random.Random, draft: Draft) -> None:
-    """A section that continues below another one."""
+    """Continue a section below the plan."""
     section = rng.choice("SOA")
     word = WORDS[section] if draft.style.words else section
     heading = rng.choice((f"{word} (continued):", f"{word} (cont'd):", f"{WORDS[section]} continued:"))
@@ -666,7 +665,7 @@ def make_case(rng: random.Random) -> Case:
 
 
 def changes(rng: random.Random, indent: str) -> Callable[[str], str]:
-    """What an export does to all of a text: line breaks, indentation, spaces at the ends of lines."""
+    """Return a change of a whole text as exports make it: line breaks, indentation, spaces at the ends of lines."""
     line_break = rng.choice(("\n", "\n", "\n", "\r\n", "\r"))
     end = rng.choice(("", "", "", " ", "  "))
 
@@ -677,7 +676,7 @@ def changes(rng: random.Random, indent: str) -> Callable[[str], str]:
 
 
 def fault(case: Case, read: Callable[[str], Note]) -> str:
-    """How `read` fails on a case: nothing, "misread" or "rejected"."""
+    """Return how `read` fails on a case: "misread", "rejected" with the reason, or an empty string."""
     try:
         note = read(case.text)
     except ValueError as error:

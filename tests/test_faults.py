@@ -193,15 +193,19 @@ FAULTS = {
     "random bytes as parquet": Fault(SOURCE, lambda: put("a.parquet", random.Random(0).randbytes(999)), "not Parquet"),
     "empty parquet": Fault(SOURCE, lambda: put("a.parquet", b""), "not Parquet"),
     "another kind of file": Fault(
-        SOURCE, lambda: put("a.txt", GOOD), "no .jsonl, .json, .csv, .parquet, .tsv, .ndjson file"
+        SOURCE, lambda: put("a.txt", GOOD), "not a .jsonl, .json, .csv, .parquet, .tsv, .ndjson file"
     ),
     "other columns": Fault(SOURCE, lambda: write_jsonl("a.jsonl", [{"text": "a"}]), "--dialogue_column"),
     "no headings": Fault(SOURCE, lambda: write_jsonl("a.jsonl", [{"dialogue": "a", "soap": "b"}]), "Subjective"),
     "two dialogues": Fault(SOURCE, lambda: write_jsonl("a.jsonl", source_rows(2)), "too few dialogues"),
-    "empty folder": Fault(SOURCE, lambda: folder(), "no folder of them"),
-    "folder of other files": Fault(SOURCE, lambda: str(Path(put("folder/README.md", b"#")).parent), "no folder of"),
-    "files named by no split": Fault(SOURCE, lambda: folder("a.jsonl", "b.jsonl"), "named by one split"),
-    "file named by two splits": Fault(SOURCE, lambda: folder("train_test.jsonl", "test.jsonl"), "named by one split"),
+    "empty folder": Fault(SOURCE, lambda: folder(), "a folder of such files"),
+    "folder of other files": Fault(
+        SOURCE, lambda: str(Path(put("folder/README.md", b"#")).parent), "a folder of such files"
+    ),
+    "files named by no split": Fault(SOURCE, lambda: folder("a.jsonl", "b.jsonl"), "contain exactly one split"),
+    "file named by two splits": Fault(
+        SOURCE, lambda: folder("train_test.jsonl", "test.jsonl"), "contain exactly one split"
+    ),
     "no train": Fault(SOURCE, lambda: folder("val.jsonl", "test.jsonl"), "no train"),
     "train all held out": Fault(SOURCE, lambda: folder("train.jsonl", "test.jsonl"), "same dialogue in test"),
     "saved, no list of splits": Fault(SOURCE, lambda: saved("dataset_dict.json", 5), "cannot load saved"),
@@ -223,7 +227,7 @@ FAULTS = {
     ),
     "NUL bytes between rows": Fault(NEW, lambda: add("notes.jsonl", b"\0" * 4096 + b"\n"), "1 NUL bytes", 0),
     "row of latin-1": Fault(NEW, lambda: add("notes.jsonl", b'{"dialogue": "caf\xe9"}\n'), "1 not UTF-8", 0),
-    "half a character": Fault(NEW, lambda: add("notes.jsonl", b'{"dialogue": "\\ud83d"}\n'), "1 dialogue holds", 0),
+    "half a character": Fault(NEW, lambda: add("notes.jsonl", b'{"dialogue": "\\ud83d"}\n'), "1 dialogue contains", 0),
     "every row twice": Fault(NEW, lambda: write_jsonl("a.jsonl", source_rows(20) * 2), "20 same as an earlier row", 0),
     "every script": Fault(
         NEW,
@@ -232,12 +236,14 @@ FAULTS = {
         0,
     ),
     # preprocess_data.py: the output and the options
-    "a file": Fault(OUTPUT, lambda: put("there", b"mine"), "no dataset of this script"),
+    "a file": Fault(OUTPUT, lambda: put("there", b"mine"), "was not written by this script"),
     "below a file": Fault(OUTPUT, lambda: put("there", b"mine") + "/soap_dataset", "Not a directory"),
-    "a folder of mine": Fault(OUTPUT, lambda: str(Path(put("mine/letter.txt", b"mine")).parent), "no dataset of"),
-    "another maker's dataset": Fault(OUTPUT, lambda: save("saved", {"train": rows(3)}), "no dataset of this script"),
-    "this folder": Fault(OUTPUT, lambda: ".", "no dataset of this script"),
-    "the root": Fault(OUTPUT, lambda: "/", "no dataset of this script"),
+    "a folder of mine": Fault(OUTPUT, lambda: str(Path(put("mine/letter.txt", b"mine")).parent), "was not written by"),
+    "another maker's dataset": Fault(
+        OUTPUT, lambda: save("saved", {"train": rows(3)}), "was not written by this script"
+    ),
+    "this folder": Fault(OUTPUT, lambda: ".", "was not written by this script"),
+    "the root": Fault(OUTPUT, lambda: "/", "was not written by this script"),
     "where no file can be": Fault(OUTPUT, lambda: "/proc/soap_dataset", "No such file or directory"),
     "a long name": Fault(OUTPUT, lambda: "x" * 300, "File name too long"),
     "a loop of links": Fault(OUTPUT, link_to_itself, "cannot write loop"),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import prompts
 from common.errors import UserError
-from preprocessing.headings import normal_form, read_section_map, read_soap
+from preprocessing.headings import read_soap
+from preprocessing.labels import normal_form, read_section_map
 from prompts import SECTIONS, NoteError
 
 NOTE = {
@@ -26,7 +27,7 @@ LETTERS = list(SECTIONS)
 WORDS = [prompts.SECTION_NAMES[section] for section in SECTIONS]
 
 ANY_TEXT = st.text(st.characters(), max_size=200)
-# Text made of what the reader looks for, so that it gets far into it.
+# Text made of pieces that the reader looks for, so that many branches run.
 NEAR_SOAP = st.lists(
     st.sampled_from([*LETTERS, *WORDS, ":", "**", "##", "(", ")", " ", "\n", "\r\n", "-", "a.", "P: 88", "\ud800"])
 ).map("".join)
@@ -39,7 +40,7 @@ def under(headings: list[str], between: str = "\n", after: str = " ") -> str:
 
 @given(st.one_of(ANY_TEXT, NEAR_SOAP))
 @example("[" * 100_000)
-def test_no_text_raises_anything_but_note_error(text: str):
+def test_every_text_is_read_or_raises_note_error(text: str):
     try:
         note = read_soap(text)
     except NoteError as error:
@@ -84,7 +85,7 @@ def test_no_text_raises_anything_but_note_error(text: str):
         "**Medical SOAP Note:**\n" + under([f"**{word}:**" for word in WORDS]),
     ],
 )
-def test_headings_are_letters_or_words_bold_or_not_on_lines_or_in_one(text: str):
+def test_headings_are_read_in_every_common_style(text: str):
     assert read_soap(text) == NOTE
 
 
@@ -102,7 +103,7 @@ def test_headings_are_letters_or_words_bold_or_not_on_lines_or_in_one(text: str)
     ],
 )
 @pytest.mark.parametrize("between", [" ", "\n"])
-def test_a_colon_inside_a_section_is_no_heading(objective: str, assessment: str, between: str):
+def test_a_colon_inside_a_section_does_not_begin_another(objective: str, assessment: str, between: str):
     note = {"S": "Tired.", "O": objective, "A": assessment, "P": "Rest."}
     assert read_soap(between.join(f"{section}: {text}" for section, text in note.items())) == note
 
@@ -117,14 +118,14 @@ def test_a_colon_inside_a_section_is_no_heading(objective: str, assessment: str,
         ("S: cough. A: flu. O: clear. P: rest.", r"no heading for (Assessment|Plan)"),
         ("S: cough. O: A: flu. P: rest.", "section O is empty"),
         ("S: cough. O: clear. A: flu. P:", "section P is empty"),
-        ("The patient came in today. S: cough. O: clear. A: flu. P: rest.", "text stands before"),
+        ("The patient came in today. S: cough. O: clear. A: flu. P: rest.", "there is text before"),
         ("S: cough.\nO: clear.\nA: flu.\nP: rest.\nA: asthma.\nP: inhaler.", "more headings follow the Plan"),
         ("\n".join(["S: cough.", "O: clear.", "A: flu.", "P: rest."] * 2), "more headings follow the Plan"),
-        ("S: cough.\nO: clear.\nA/P: flu, rest.", "Assessment and Plan stand under one heading"),
-        ("**Subjective:** cough.\n**Objective:** clear.\n**Assessment and Plan:** flu.", "under one heading"),
+        ("S: cough.\nO: clear.\nA/P: flu, rest.", "Assessment and Plan share one heading"),
+        ("**Subjective:** cough.\n**Objective:** clear.\n**Assessment and Plan:** flu.", "share one heading"),
     ],
 )
-def test_text_without_four_sections_is_refused_with_the_reason(text: str, reason: str):
+def test_text_without_four_sections_is_rejected_with_the_reason(text: str, reason: str):
     with pytest.raises(NoteError, match=reason):
         read_soap(text)
 
@@ -145,7 +146,7 @@ UNMARKED = st.text(st.characters(exclude_characters=":\uff1a-\u2013\u2014*_()[]#
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(SECTIONS, st.lists(UNMARKED, min_size=1, max_size=3).map(". ".join))))
-def test_sections_of_any_characters_are_read_back_to_the_letter(note: dict[str, str]):
+def test_sections_of_any_characters_are_read_back_exactly(note: dict[str, str]):
     expected = {section: f"{text}.".strip() for section, text in note.items()}
     for between in ("\n", "\r\n\r\n"):
         assert read_soap(between.join(f"{section}: {note[section]}." for section in SECTIONS)) == expected
@@ -196,7 +197,7 @@ def test_the_whole_label_is_the_heading(text: str):
     ],
 )
 @pytest.mark.parametrize("names", [LETTERS, WORDS])
-def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str]):
+def test_the_heading_of_a_part_of_a_section_stays_text(section: str, text: str, names: list[str]):
     note = SHORT | {section: text}
     headings = dict(zip(SECTIONS, names, strict=True))
     assert read_soap("\n".join(f"{headings[key]}: {note[key]}" for key in SECTIONS)) == note
@@ -206,8 +207,8 @@ def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("S: a.\nO: b.\nAssessment and Plan:\n1. Influenza A: confirmed.\nPlan: c.", "Assessment and Plan stand under"),
-        ("Subjective and Objective: a.\nAssessment: b.\nPlan: c.", "Subjective and Objective stand under"),
+        ("S: a.\nO: b.\nAssessment and Plan:\n1. Influenza A: confirmed.\nPlan: c.", "Assessment and Plan share one"),
+        ("Subjective and Objective: a.\nAssessment: b.\nPlan: c.", "Subjective and Objective share one"),
         ("Subjective: a.\nObjective: b. Risk assessment: low.\nImpression: c.\nPlan: d.", "no heading for Assessment"),
         ("Subjective: a.\nObjective: b. Risk assessment: low.\nPlan: d.", "no heading for Assessment"),
         ("S: a.\nO: b.\nImpression: c.\nP: d.", 'no heading for Assessment .*"Impression"'),
@@ -217,7 +218,7 @@ def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str
         ("S: a.\nO: b.\nA: c. P: d.", "no heading for Plan .* at the start of a line"),
         ("Subjective: a.\nObjective: b.\nA: c.\nPlan: d.", "some are letters, some words"),
         ("S: a.\nO: b.\nA: 1. Gout\n  - P: ice", "no heading for Plan .* looks like the first"),
-        ("S: a.\nO: b.\nA: c.\n  P: d.", "not indented alike"),
+        ("S: a.\nO: b.\nA: c.\n  P: d.", "differ in indentation"),
         ("Subjective: a.\nObjective: b.\nAssessment: c.\nHTN plan: d.\nGout plan: e.", "only a longer one"),
         ("Subjective: a.\nObjective: b.\nAssessment: c.\nRx: d.\nTreatment plan: e.", "more than one that may be it"),
         ("S: a.\nO: b.\nA: patent\nB: clear\nC: warm\nP: c.", "no heading for Assessment"),
@@ -228,6 +229,9 @@ def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str
             "S: a.\nO: a line about the swab, positive for influenza\nA: as the people of the laboratory\nsay.\nP: c.",
             "wrapped",
         ),
+        (f"S: a.\nO: b {'word ' * 100}\nA: as the people of the laboratory\nsay.\nP: c.", "wrapped"),
+        ("S:\nSubjective: a O:\n\n  \nObjective: b.\nAssessment: c.\nPlan: d.", "section S ends with another"),
+        ("S: a.\nO: b.\nA: c.\nP: 88.\nP: d.", "more headings follow the Plan|more than one heading for Plan"),
         ("S: a.\nS: b.\nO: c.\nA: d.\nP: e.", "more than one heading for Subjective"),
         ("S: a.\nO: b.\nA: c.\nO: d.\nP: e.", "more than one heading for Objective"),
         ("S: a. O: b. A: c. P: d. S: e. O: f. A: g. P: h.", "more headings follow the Plan"),
@@ -243,7 +247,7 @@ def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str
             "Subjective: a.\nObjective: b.\nAssessment: c.\nPlan: d.\nAssessment 2: e.\nPlan 2: f.",
             "more headings follow",
         ),
-        ("S: a.\nO: b.\nA: c.\nP: d.\nHPI: e.\nExam: f.", "HPI stands under Plan"),
+        ("S: a.\nO: b.\nA: c.\nP: d.\nHPI: e.\nExam: f.", "HPI appears under Plan"),
         ("S: a.\nO: b.\nA: c.\nP: d.\nAddendum: e.", "Addendum belongs to no section"),
         ("S: a.\nO: b.\nA: c.\nP: d.\nElectronically signed by Mrs Miller", "^Signature belongs to no section$"),
         ("S: a.\nO: b.\nA: c.\nP: d.\nS) e\nO) f\nA) g\nP) h", "more headings follow the Plan"),
@@ -254,14 +258,14 @@ def test_a_heading_of_a_part_stays_text(section: str, text: str, names: list[str
         ("S (Objective): a.\nO: b.\nA: c.\nP: d.", "no heading for Subjective"),
     ],
 )
-def test_a_doubtful_heading_is_refused_with_the_reason(text: str, reason: str):
+def test_a_doubtful_heading_is_rejected_with_the_reason(text: str, reason: str):
     with pytest.raises(NoteError, match=reason) as caught:
         read_soap(text)
     assert len(str(caught.value)) < 100
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_generated_note_is_misread_and_no_well_formed_one_refused(seed: int):
+def test_no_generated_note_is_misread_and_every_well_formed_one_is_read(seed: int):
     rng = random.Random(seed)
     faults, expected = Counter(), Counter()
     for _ in range(2_000):
@@ -274,7 +278,7 @@ def test_no_generated_note_is_misread_and_no_well_formed_one_refused(seed: int):
     assert min(expected.values()) > 300
 
 
-def test_the_generator_finds_a_reader_that_takes_any_letter_or_word():
+def test_the_generator_exposes_a_reader_that_splits_at_any_letter_or_word():
     """It counts the misreadings of a reader that splits at each of the four names, in their order."""
 
     def split(text: str) -> dict[str, str]:
@@ -326,7 +330,7 @@ def test_other_languages_can_be_mapped(tmp_path: Path):
         ("HPI: a.\nO: b.\nHPI: c.\nA: d.\nP: e.", "more than one heading for Subjective"),
     ],
 )
-def test_mapped_headings_that_are_apart_are_refused(tmp_path: Path, text: str, reason: str):
+def test_mapped_headings_of_one_section_must_be_adjacent(tmp_path: Path, text: str, reason: str):
     with pytest.raises(NoteError, match=reason):
         read_soap(text, section_map(tmp_path, {"Impression": "A", "HPI": "S"}))
 
@@ -345,24 +349,24 @@ def test_mapped_headings_that_are_apart_are_refused(tmp_path: Path, text: str, r
         ({"Plan": "A"}, "Plan: its section cannot be changed"),
         ({"p": "P", "P:": "A"}, "P:: its section cannot be changed"),
         ({"A/P": "A"}, "A/P: its section cannot be changed"),
-        ({" : ": "A"}, "no heading"),
-        ({"Impression: final": "A"}, "Impression: final: no heading"),
-        ({"x" * 61: "A"}, "no heading"),
+        ({" : ": "A"}, "not a heading"),
+        ({"Impression: final": "A"}, "Impression: final: not a heading"),
+        ({"x" * 61: "A"}, "not a heading"),
         ('{"Impression": "A", "IMPRESSION:": "A"}', "IMPRESSION:: named twice"),
     ],
 )
-def test_a_bad_section_map_is_refused_with_file_and_heading(tmp_path: Path, content: object, reason: str):
+def test_a_bad_section_map_is_rejected_with_file_and_heading(tmp_path: Path, content: object, reason: str):
     with pytest.raises(UserError, match=reason) as caught:
         section_map(tmp_path, content)
     assert str(tmp_path / "map.json") in str(caught.value)
 
 
-def test_a_missing_section_map_is_refused(tmp_path: Path):
+def test_a_missing_section_map_is_rejected(tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot read .*none\.json"):
         read_section_map(tmp_path / "none.json")
 
 
-def test_the_normal_form_of_a_heading_ignores_case_marks_and_the_kind_of_and():
+def test_the_normal_form_ignores_case_marks_and_the_spelling_of_and():
     assert normal_form("**Assessment &  Plan:**") == normal_form("ASSESSMENT/PLAN") == "assessment and plan"
 
 

@@ -28,7 +28,7 @@ Rows = list[Row]
 
 @pytest.fixture(autouse=True)
 def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test works in a folder of its own; main()'s umask and environment do not outlive it."""
+    """Run each test in its own folder; restore the umask and environment that main() changes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", os.environ.copy())
     umask = os.umask(0o022)
@@ -37,7 +37,7 @@ def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 
 def source_row(row: Row) -> Row:
-    """The row as the hub's dataset has it."""
+    """Return the row in the form of the dataset on the hub."""
     return {"dialogue": row["dialogue"], "soap": "\n".join(f"{section}: {row[section]}" for section in SECTIONS)}
 
 
@@ -96,7 +96,7 @@ def sort(records: Rows) -> Rows:
 
 
 def run_script(*arguments: str, patch: str = "", **options) -> subprocess.CompletedProcess[str]:
-    """The script in a process of its own, `patch` having run before it."""
+    """Run `patch` and then the script in a new process."""
     imports = "import os, sys, preprocess_data as script\nfrom preprocessing import replacing"
     code = f"{imports}\n{patch}\nsys.exit(script.main({list(arguments)!r}))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -143,7 +143,7 @@ def as_text_of_excel() -> str:
 
 
 def named(names: Callable[[str], str]) -> Rows:
-    """Four columns of sections under other names."""
+    """Return rows whose columns have other names."""
     return [{names(column): text for column, text in row.items()} for row in rows(30)]
 
 
@@ -152,7 +152,7 @@ def with_notes(write: Callable[[Row], object]) -> list[dict]:
 
 
 def with_keys(note: Row, key: Callable[[str], str]) -> Row:
-    """The note with other keys, and with one that is none of a section."""
+    """Return the note with other keys, and with a key that is no section."""
     return {key(section): text for section, text in note.items()} | {"visit": "1"}
 
 
@@ -292,7 +292,7 @@ def test_a_clinics_own_headings_are_read_by_a_section_map(capsys: pytest.Capture
 # --- splits
 
 
-def test_a_single_split_is_cut_by_the_shares_whatever_the_order_of_rows():
+def test_a_single_split_is_divided_by_the_shares_in_any_row_order():
     shuffled = random.Random(0).sample(source_rows(200), 200)
     for path, records in (("a", source_rows(200)), ("b", shuffled)):
         write_jsonl(f"{path}.jsonl", records)
@@ -307,7 +307,7 @@ def test_a_single_split_is_cut_by_the_shares_whatever_the_order_of_rows():
     st.floats(0.01, 0.49),
     st.floats(0.01, 0.49),
 )
-def test_equal_dialogues_never_fall_on_both_sides(dialogues: list[str], validation: float, test: float):
+def test_equal_dialogues_are_always_in_the_same_split(dialogues: list[str], validation: float, test: float):
     given_rows = [{"dialogue": dialogue, "S": str(k)} for k, dialogue in enumerate(dialogues)]
     parts = hold_out(given_rows, {"validation": validation, "test": test})
     assert sorted(row["S"] for part in parts.values() for row in part) == sorted(row["S"] for row in given_rows)
@@ -315,7 +315,7 @@ def test_equal_dialogues_never_fall_on_both_sides(dialogues: list[str], validati
     assert sum(map(len, sides)) == len(set.union(*sides))
 
 
-def test_a_missing_split_is_cut_from_train_alone():
+def test_a_missing_split_is_held_out_from_train_only():
     save("saved", {"train": source_rows(30)[:20], "test": source_rows(30)[20:]})
     assert main(["--dataset", "saved"]) == 0
     splits = load()
@@ -324,7 +324,7 @@ def test_a_missing_split_is_cut_from_train_alone():
     assert len(splits["validation"]) == 2
 
 
-def test_rows_whose_dialogue_is_held_out_are_taken_out_and_counted(capsys: pytest.CaptureFixture[str]):
+def test_rows_with_a_held_out_dialogue_are_rejected_and_counted(capsys: pytest.CaptureFixture[str]):
     a, b, c, d = rows(4)
     spaced = b | {"dialogue": "  " + b["dialogue"].replace("\n", " \n\n ")}
     save("saved", {"train": [a, spaced, c], "validation": [b, c], "test": [c, d]})
@@ -379,8 +379,8 @@ BAD_LINES = {
     b'{"dialogue": null, "soap": "x"}': "dialogue is empty",
     b'{"dialogue": " \\n", "soap": "x"}': "dialogue is empty",
     b'{"dialogue": ["Doctor: Hi."], "soap": "x"}': "dialogue is list, not text",
-    b'{"dialogue": "Hi \\ud83d", "soap": "x"}': "dialogue holds NUL or bytes that are not UTF-8",
-    b'{"dialogue": "Hi \\u0000", "soap": "x"}': "dialogue holds NUL or bytes that are not UTF-8",
+    b'{"dialogue": "Hi \\ud83d", "soap": "x"}': "dialogue contains NUL or bytes that are not UTF-8",
+    b'{"dialogue": "Hi \\u0000", "soap": "x"}': "dialogue contains NUL or bytes that are not UTF-8",
     b'{"dialogue": "' + b"x" * 20_000_000 + b'", "soap": "x"}': "dialogue has more than 500,000 characters",
     b'{"dialogue": "Hi.", "soap": "no headings"}': "no heading for Subjective (S) in the order S, O, A, P",
     b'{"dialogue": "Hi.", "soap": "S: a O: b A: c"}': "no heading for Plan (P) in the order S, O, A, P",
@@ -409,7 +409,7 @@ def test_a_row_that_cannot_be_read_is_rejected_with_file_row_and_reason(capsys: 
 
 
 def read(columns: dict) -> Row | str:
-    """The row, or the reason why it is left out."""
+    """Return the row, or the reason why it is rejected."""
     try:
         return rows_module.read_row(Record("a", 1, columns), "dialogue", "soap")
     except (rows_module.RowError, NoteError) as error:
@@ -417,7 +417,7 @@ def read(columns: dict) -> Row | str:
 
 
 def forms_of(note: dict) -> list[dict]:
-    """A row with the note as an object, as JSON text, and in columns."""
+    """Return rows with the note as an object, as JSON text, and in columns."""
     return [{"dialogue": "Hi."} | row for row in ({"soap": note}, {"soap": json.dumps(note)}, note)]
 
 
@@ -428,11 +428,11 @@ NOTES = [
     ({"S": "a", "O": "['b', 'c']", "A": "c", "P": "d"}, "O is a list written as text"),
     ({"S": "a", "O": "b", "A": "c", "P": []}, "P is empty"),
     ({"S": "a", "O": "b", "A": "c", "P": [" ", ""]}, "P is empty"),
-    ({"S": "a", "O": "b", "A": "c", "P": ["d", 7]}, "P is a list with int in it, not text alone"),
-    ({"S": "a", "O": "b", "A": "c", "P": '["d", null]'}, "P is a list with NoneType in it, not text alone"),
-    ({"S": "a", "O": "b", "A": "c", "P": ["d", ["e"]]}, "P is a list with list in it, not text alone"),
+    ({"S": "a", "O": "b", "A": "c", "P": ["d", 7]}, "P is a list with int in it, not only text"),
+    ({"S": "a", "O": "b", "A": "c", "P": '["d", null]'}, "P is a list with NoneType in it, not only text"),
+    ({"S": "a", "O": "b", "A": "c", "P": ["d", ["e"]]}, "P is a list with list in it, not only text"),
     ({"S": "a", "O": "b", "A": {"c": 1}, "P": "d"}, "A is dict, not text"),
-    ({"S": "a", "O": "b", "A": "c", "P": "\ud800"}, "P holds NUL or bytes that are not UTF-8"),
+    ({"S": "a", "O": "b", "A": "c", "P": "\ud800"}, "P contains NUL or bytes that are not UTF-8"),
     ({"S": "...", "O": ["..."], "A": "...", "P": "..."}, "all sections are empty"),
     ({"S": "a", "s": "b", "O": "c", "A": "d", "P": "e"}, "'S' and 's' both name section S; keep one"),
     (
@@ -464,19 +464,19 @@ def test_any_sections_are_read_alike_from_an_object_and_from_json_text(note: dic
 
 
 @pytest.mark.parametrize("after", ["Addendum: call.", '{"S": "e", "O": "f", "A": "g", "P": "h"}', "}"])
-def test_text_after_the_json_of_a_note_is_a_reason_to_leave_the_row_out(after: str):
+def test_a_json_note_with_text_after_it_is_rejected(after: str):
     note = json.dumps({"S": "a", "O": "b", "A": "c", "P": "d"})
     assert read({"dialogue": "Hi.", "soap": f"{note}\n{after}"}) == "soap has text after the JSON object"
 
 
-def test_a_source_with_other_columns_is_told_which_it_has(capsys: pytest.CaptureFixture[str]):
+def test_an_error_lists_the_columns_of_a_source_without_the_needed_ones(capsys: pytest.CaptureFixture[str]):
     write_csv("notes.csv", [{"transcript": row["dialogue"], "note": row["soap"]} for row in source_rows(10)])
     assert main(["--dataset", "notes.csv"]) == 2
-    words = "the columns are transcript, note: say with --dialogue_column and --note_column"
+    words = "the columns are transcript, note: choose two with --dialogue_column and --note_column"
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_many_rows_left_out_are_a_warning(capsys: pytest.CaptureFixture[str]):
+def test_many_rejected_rows_cause_a_warning(capsys: pytest.CaptureFixture[str]):
     for bad, warned in ((1, False), (5, True)):
         write_jsonl("notes.jsonl", [*source_rows(10), *[{"dialogue": "Doctor: Hi."}] * bad])
         assert main(["--dataset", "notes.jsonl"]) == 0
@@ -484,7 +484,7 @@ def test_many_rows_left_out_are_a_warning(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.slow
-def test_a_hub_that_cannot_be_reached_is_one_line():
+def test_an_unreachable_hub_gives_one_line():
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(Path.cwd())}
     command = [sys.executable, ROOT / "preprocess_data.py", "--dataset", "nobody/nothing"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -500,7 +500,7 @@ ANY_JSON = st.recursive(
 
 
 @given(ANY_JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(("dialogue", "soap", *SECTIONS), ANY_JSON)))
-def test_a_row_is_read_or_left_out_with_a_reason_whatever_it_is(columns: object):
+def test_any_row_is_read_or_rejected_with_a_reason(columns: object):
     try:
         row = rows_module.read_row(Record("notes.jsonl", 1, columns), "dialogue", "soap")
     except (rows_module.RowError, NoteError) as error:
@@ -517,7 +517,7 @@ def test_a_long_csv_field_is_kept():
     assert long in [row for part in load().values() for row in part]
 
 
-def test_a_broken_csv_row_costs_only_itself():
+def test_a_broken_csv_row_affects_no_other_row():
     text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
     bad = b'one field\r\na,b,c\r\n"quoted" twice,b\r\n\r\ncaf\xe9,S: a O: b A: c P: d\r\n'
     Path("notes.csv").write_bytes(text + bad + b'"cut off, S: a')
@@ -526,7 +526,7 @@ def test_a_broken_csv_row_costs_only_itself():
         ("notes.csv", 12, "more or fewer fields than the header"),
         ("notes.csv", 13, "more or fewer fields than the header"),
         ("notes.csv", 14, """not CSV, or cut off (',' expected after '"')"""),
-        ("notes.csv", 16, "dialogue holds NUL or bytes that are not UTF-8"),
+        ("notes.csv", 16, "dialogue contains NUL or bytes that are not UTF-8"),
         ("notes.csv", 17, "not CSV, or cut off (unexpected end of data)"),
     ]
     assert sum(map(len, load().values())) == 10
@@ -535,7 +535,7 @@ def test_a_broken_csv_row_costs_only_itself():
 @pytest.mark.parametrize(
     ("header", "status"), [(b"\r\ndialogue,soap\r\n", 0), (b'"dialogue,soap\r\n', 2), (b'"dialogue"x,soap\r\n', 2)]
 )
-def test_a_csv_header_comes_after_blank_lines_and_a_broken_one_is_an_error(header: bytes, status: int, capsys):
+def test_a_csv_header_may_follow_blank_lines_but_not_be_broken(header: bytes, status: int, capsys):
     text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
     Path("notes.csv").write_bytes(header + text.partition(b"\n")[2])
     assert main(["--dataset", "notes.csv"]) == status
@@ -549,7 +549,7 @@ def test_a_csv_header_comes_after_blank_lines_and_a_broken_one_is_an_error(heade
         (b'"d%d","S: a. O: b. A: c. P: d."\r\n', 2, "',' expected after '\"'", 13),
     ],
 )
-def test_the_rows_that_an_open_quote_takes_in_are_named(below: bytes, taken: int, error: str, kept: int):
+def test_the_lines_inside_an_open_quote_are_named(below: bytes, taken: int, error: str, kept: int):
     text = Path(write_csv("notes.csv", source_rows(10))).read_bytes()
     rows_below = b"".join(below % k for k in range(4))
     Path("notes.csv").write_bytes(text + b'd,"S: a. O: b. A: c. P: d.\r\n' + rows_below)
@@ -571,7 +571,7 @@ def test_the_rows_that_an_open_quote_takes_in_are_named(below: bytes, taken: int
         "\ufeffDoctor: Hi.",
     ],
 )
-def test_text_of_any_script_is_kept_to_the_letter(text: str):
+def test_text_of_any_script_is_kept_exactly(text: str):
     special = {"dialogue": text, "S": text, "O": text, "A": text, "P": text}
     write_jsonl("notes.jsonl", [special, *rows(5)])
     write_csv("notes.csv", [special, *rows(5)])
@@ -585,7 +585,7 @@ def test_text_of_any_script_is_kept_to_the_letter(text: str):
 
 
 def assert_one_line(errors: str, words: str) -> None:
-    """One line for the user, below the progress bar if there was one, and no word of a dialogue."""
+    """Check for one line of error below the progress bar, without a word of a dialogue."""
     last = errors.rstrip("\n").rsplit("\n", 1)[-1]
     assert last.startswith("error: ")
     assert words in last
@@ -609,7 +609,7 @@ def test_the_fingerprint_changes_with_any_character_and_column():
     assert len(prints) == 7
 
 
-def test_dialogues_are_for_the_owner_alone():
+def test_only_the_owner_can_read_the_output():
     write_jsonl("notes.jsonl", [*source_rows(30), {"dialogue": "Patient: my name is Miller."}])
     assert main(["--dataset", "notes.jsonl", "--output_dir", "private/soap_dataset"]) == 0
     paths = [Path("private"), *Path("private").rglob("*")]
@@ -659,7 +659,7 @@ save = datasets.Dataset.save_to_disk
 datasets.Dataset.save_to_disk = lambda part, *to, **how: save(part, *to, **how) if len(part) > 9 else {KILL}
 """
 REMOVAL = f"replacing.shutil.rmtree = lambda path, **_: {KILL} if os.path.exists(path) else None"
-# What kills a run, and whether the new dataset is in place by then.
+# Patches that kill a run, and whether the new dataset is then in place.
 KILLED = {
     "before writing": (f"script.hold_out = lambda *_: {KILL}", False),
     "between two splits": (TWO_SPLITS, False),
@@ -670,7 +670,7 @@ KILLED = {
 
 
 @pytest.mark.parametrize(("patch", "in_place"), KILLED.values(), ids=KILLED.keys())
-def test_a_killed_run_leaves_a_whole_dataset_and_the_next_run_clears_up(
+def test_a_killed_run_leaves_a_whole_dataset_and_the_next_run_cleans_up(
     patch: str, in_place: bool, capsys: pytest.CaptureFixture[str]
 ):
     write_jsonl("first.jsonl", source_rows(10))

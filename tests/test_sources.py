@@ -1,4 +1,4 @@
-"""Tables and folders: every value is read as it was written, or a line says why it was left out."""
+"""Tables and folders: every value is read as it was written, or a line says why it was skipped or rejected."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ from test_preprocess_data import (  # noqa: F401
 )
 
 from common.errors import UserError
-from preprocess_data import has_columns, main
+from preprocess_data import has_note_columns, main
 from preprocessing import tables
 from prompts import SECTION_NAMES, SECTIONS
 
@@ -52,7 +52,7 @@ NAMES = st.text('abS,;|\t" ()é', min_size=1, max_size=8).filter(lambda name: na
 
 @st.composite
 def csv_files(draw: st.DrawFn) -> tuple[bytes, partial, list[dict[str, str]]]:
-    """A CSV file as a spreadsheet or Python writes it, the columns to read in it, and the texts that it holds."""
+    """Draw a CSV file as a spreadsheet or Python writes it, the columns to read, and the expected rows."""
     dialogue = draw(st.just("dialogue") | NAMES)
     note = draw(st.just("soap") | NAMES)
     sections = [draw(st.sampled_from([key, key.lower(), SECTION_NAMES[key], f" {key} "])) for key in SECTIONS]
@@ -79,20 +79,20 @@ def csv_files(draw: st.DrawFn) -> tuple[bytes, partial, list[dict[str, str]]]:
         file.write("".join(draw(blank)))
         writer.writerow(row)
     names = [column.strip() for column in header]
-    holds = partial(has_columns, dialogue_column=stripped[0], note_column=note.strip())
+    is_usable = partial(has_note_columns, dialogue_column=stripped[0], note_column=note.strip())
     content = file.getvalue().encode("utf-8-sig" if draw(st.booleans()) else "utf-8")
-    return content, holds, [dict(zip(names, row, strict=True)) for row in texts]
+    return content, is_usable, [dict(zip(names, row, strict=True)) for row in texts]
 
 
 @settings(max_examples=500)
 @given(csv_files())
-def test_a_csv_file_is_read_as_it_was_written_or_refused(case: tuple[bytes, partial, list]):
-    content, holds, expected = case
+def test_a_csv_file_is_read_as_it_was_written_or_rejected(case: tuple[bytes, partial, list]):
+    content, is_usable, expected = case
     Path("any.csv").write_bytes(content)
     try:
-        records = tables.read_table(Path("any.csv"), holds)
+        records = tables.read_table(Path("any.csv"), is_usable)
     except UserError as error:
-        assert "the header has the columns both at" in str(error)
+        assert "the header has the columns with delimiter" in str(error)
         return
     expected = [{name: text.strip() for name, text in row.items()} for row in expected]
     again = [all(name == text for name, text in row.items()) for row in expected]
@@ -103,14 +103,14 @@ def test_a_csv_file_is_read_as_it_was_written_or_refused(case: tuple[bytes, part
 
 @settings(max_examples=500)
 @given(st.lists(st.sampled_from(["dialogue", "soap", '"dialogue"', '"', " ", "x", *tables.DELIMITERS]), max_size=9))
-def test_no_header_is_read_with_one_of_two_delimiters_that_fit(parts: list[str]):
+def test_a_header_that_fits_two_delimiters_is_rejected(parts: list[str]):
     Path("any.csv").write_text("".join(parts) + "\n", encoding="utf-8")
-    holds = partial(has_columns, dialogue_column="dialogue", note_column="soap")
+    is_usable = partial(has_note_columns, dialogue_column="dialogue", note_column="soap")
     with Path("any.csv").open(encoding="utf-8", newline="") as file:
         headers = [next(tables.parse_csv(file, delimiter), (0, [], None))[1] for delimiter in tables.DELIMITERS]
-        fitting = [header for header in headers if holds([name.strip() for name in header])]
+        fitting = [header for header in headers if is_usable([name.strip() for name in header])]
         try:
-            delimiter = tables.find_delimiter(Path("any.csv"), file, holds)
+            delimiter = tables.find_delimiter(Path("any.csv"), file, is_usable)
         except UserError:
             assert len(fitting) != 1
         else:
@@ -138,7 +138,7 @@ LONG_NAME = "dialogue (doctor, patient, family)"
         (f"{LONG_NAME},soap\r\n", None),
     ],
 )
-def test_the_columns_asked_for_decide_where_a_header_is_divided(header: str, delimiter: str | None, capsys):
+def test_the_requested_columns_decide_the_delimiter(header: str, delimiter: str | None, capsys):
     below = io.StringIO()
     csv.writer(below, delimiter=delimiter or ",").writerows([row["dialogue"], row["soap"]] for row in source_rows(10))
     put("notes.csv", header + below.getvalue())
@@ -152,14 +152,14 @@ def test_the_columns_asked_for_decide_where_a_header_is_divided(header: str, del
         assert_one_line(capsys.readouterr().err, "notes.csv")
 
 
-def test_quotes_after_a_space_are_no_part_of_the_text():
+def test_quotes_after_a_space_are_not_part_of_the_text():
     lines = [", ".join(f'"{row[column]}"' for column in ("dialogue", *SECTIONS)) for row in rows(10)]
     put("notes.csv", "\n".join(["dialogue, S, O, A, P", *lines]))
     assert main(["--dataset", "notes.csv"]) == 0
     assert kept() == sort(rows(10))
 
 
-def test_a_header_between_the_rows_of_joined_files_is_no_row():
+def test_a_repeated_header_in_joined_files_is_rejected():
     for name, part in (("a.csv", rows(5)), ("b.csv", rows(10)[5:])):
         write_csv(name, part, encoding="utf-8-sig")
     put("both.csv", Path("a.csv").read_bytes() + Path("b.csv").read_bytes())
@@ -168,7 +168,7 @@ def test_a_header_between_the_rows_of_joined_files_is_no_row():
     assert kept() == sort(rows(10))
 
 
-# --- names given twice
+# --- repeated names
 
 
 def repeated_in_parquet() -> str:
@@ -181,7 +181,7 @@ def repeated_in_parquet() -> str:
 
 
 REPEATED_KEY = '{"dialogue": "a", "soap": "b", "soap": "c"}'
-TWICE = {
+REPEATED_NAMES = {
     "csv": (lambda: put("a.csv", "dialogue,soap,soap\na,b,c\n"), "a.csv has two columns named soap; rename"),
     "csv, white space": (lambda: put("a.csv", 'dialogue,soap,"soap "\na,b,c\n'), "two columns named soap"),
     "csv, another column": (lambda: put("a.csv", "dialogue,soap,x,x\na,b,c,d\n"), "two columns named x"),
@@ -199,18 +199,18 @@ TWICE = {
     "json, one object": (lambda: put("a.json", '{"data": [], "data": []}'), "key data is given twice"),
     "json, in the note": (
         lambda: put("a.jsonl", '{"dialogue": "a", "soap": {"S": "b", "O": "c", "A": "d", "P": "e", "P": "f"}}'),
-        "soap gives key P twice",
+        "soap has key P twice",
     ),
 }
 
 
-@pytest.mark.parametrize(("make", "words"), TWICE.values(), ids=TWICE.keys())
-def test_a_name_given_twice_is_refused_by_name(make: Callable[[], str], words: str, capsys):
+@pytest.mark.parametrize(("make", "words"), REPEATED_NAMES.values(), ids=REPEATED_NAMES.keys())
+def test_a_repeated_name_is_rejected_and_named(make: Callable[[], str], words: str, capsys):
     assert main(["--dataset", make()]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_a_repeated_key_costs_only_its_row_and_columns_without_names_nothing():
+def test_a_repeated_key_rejects_its_row_and_unnamed_columns_reject_nothing():
     listed = [json.dumps(row) for row in source_rows(10)]
     put("notes.json", f"[{', '.join([REPEATED_KEY, *listed])}]")
     assert main(["--dataset", "notes.json"]) == 0
@@ -239,7 +239,7 @@ def test_lists_of_sections_are_read_alike_from_every_kind_of_file():
     assert any("\n" in row["P"] for row in expected)
 
 
-def test_a_note_with_lists_alone_in_a_json_file_is_a_row(capsys):
+def test_a_single_json_object_with_a_dialogue_and_lists_is_a_row(capsys):
     put("a.json", json.dumps({"dialogue": "Hi.", "S": "a", "O": "b", "A": "c", "P": ["d", "e"]}))
     assert main(["--dataset", "a.json"]) == 2
     assert_one_line(capsys.readouterr().err, "too few dialogues")
@@ -250,18 +250,27 @@ OTHER_FILES = {
     "UTF-16": (lambda: write_csv("a.csv", source_rows(3), encoding="utf-16"), "a.csv is UTF-16, not UTF-8; save"),
     "Windows-1252": (
         lambda: put("a.csv", HEADER + (UMLAUT % 1 + UMLAUT % 2).encode("cp1252") + b"Hi.,S: a. O: b. A: c. P: d."),
-        "a.csv is not UTF-8 in 2 lines, first in line 2, but perhaps Windows-1252; save it as CSV UTF-8",
+        "a.csv is not UTF-8 in 2 lines, first in line 2; it may be Windows-1252: save it as CSV UTF-8",
     ),
     "Windows-1252 in the header": (lambda: put("a.csv", b"dialogue,soap,gr\xf6\xdfe\r\n"), "a.csv is not UTF-8"),
     "header alone": (lambda: put("a.csv", HEADER), "has no rows for train"),
-    "one column": (lambda: put("a.csv", b"dialogue\r\nDoctor: Hi, you.\r\n"), "the columns are dialogue: say with"),
-    "one column of another name": (lambda: put("a.tsv", b"text\nDoctor: Hi, you.\n"), "the columns are text: say with"),
+    "one column": (
+        lambda: put("a.csv", b"dialogue\r\nDoctor: Hi, you.\r\n"),
+        "the columns are dialogue: choose two with",
+    ),
+    "one column of another name": (
+        lambda: put("a.tsv", b"text\nDoctor: Hi, you.\n"),
+        "the columns are text: choose two with",
+    ),
     "title above the header": (
         lambda: put("a.csv", b"Export\r\n" + HEADER + b"a,b\r\n"),
-        "the columns are Export: say",
+        "the columns are Export: choose",
     ),
-    "Excel": (lambda: put("visits.xlsx", b"PK"), "visits.xlsx is no .jsonl, .json, .csv, .parquet, .tsv, .ndjson file"),
-    "packed": (lambda: put("visits.jsonl.gz", b"\x1f\x8b"), "none from save_to_disk; unpack it"),
+    "Excel": (
+        lambda: put("visits.xlsx", b"PK"),
+        "visits.xlsx is not a .jsonl, .json, .csv, .parquet, .tsv, .ndjson file",
+    ),
+    "packed": (lambda: put("visits.jsonl.gz", b"\x1f\x8b"), "or a folder from save_to_disk; unpack it"),
     "packed, missing": (lambda: "nothing.csv.gz", "nothing.csv.gz does not exist"),
     "Git LFS": (
         lambda: put("train.parquet", b"version https://git-lfs.github.com/spec/v1\n"),
@@ -271,12 +280,12 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize(("make", "words"), OTHER_FILES.values(), ids=OTHER_FILES.keys())
-def test_a_file_that_cannot_be_read_is_one_line_with_the_remedy(make: Callable[[], str], words: str, capsys):
+def test_an_unreadable_file_gives_one_line_with_the_remedy(make: Callable[[], str], words: str, capsys):
     assert main(["--dataset", make()]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_a_damaged_line_among_lines_of_utf_8_costs_only_itself():
+def test_a_damaged_line_in_a_utf_8_file_affects_no_other_row():
     write_csv("a.csv", [{"dialogue": f"Müller: {row['dialogue']}", "soap": row["soap"]} for row in source_rows(10)])
     put("a.csv", Path("a.csv").read_bytes() + (UMLAUT % 1 + UMLAUT % 2).encode("cp1252"))
     assert main(["--dataset", "a.csv"]) == 0
@@ -298,7 +307,7 @@ def test_further_suffixes_are_read(name: str):
 
 
 def clone(*files: tuple[str, str]) -> str:
-    """A folder as `git clone` gives it for a dataset of the hub, with more files."""
+    """Make a folder like a `git clone` of a dataset on the hub, with more files; return its name."""
     Path("clone/data").mkdir(parents=True)
     for split, part in {"train": source_rows(20), "test": source_rows(30)[20:]}.items():
         write_parquet(f"clone/data/{split}-00000-of-00001.parquet", part)
@@ -310,25 +319,25 @@ def clone(*files: tuple[str, str]) -> str:
     return "clone"
 
 
-LEFT_UNREAD = {
+SKIPPED = {
     "metadata.csv": (
         "id,clinic\n1,north\n",
-        "left unread: clone/metadata.csv, which does not hold dialogues and notes",
+        "skipped: clone/metadata.csv, which does not contain dialogues and notes",
     ),
     "dataset_infos.json": ('{"default": {"splits": []}}', "notes: its columns are default\n"),
-    "README.json": ('["a", "b"]', "left unread: clone/README.json, which does not hold"),
+    "README.json": ('["a", "b"]', "skipped: clone/README.json, which does not contain"),
     "data/speakers.jsonl": ('{"name": "Doctor"}\n{"dialogue": "no note"}\n', "its columns are name, dialogue\n"),
-    "data/empty.csv": ("dialogue,soap\n", "left unread: clone/data/empty.csv, which has no rows\n"),
-    "more.csv.gz": ("", "left unread: clone/more.csv.gz; if it is data, unpack it\n"),
-    "Visits.XLSX": ("", "left unread: clone/Visits.XLSX; if it is data, save it as CSV UTF-8\n"),
-    "audio/1.wav": ("", "left unread in clone: 1 .md, 1 .wav\n"),
-    "LICENSE": ("", "left unread in clone: 1 without a suffix, 1 .md\n"),
-    "old/dataset_dict.json": ("{}", "left unread: clone/old, a dataset of its own; to read it, give it as --dataset\n"),
+    "data/empty.csv": ("dialogue,soap\n", "skipped: clone/data/empty.csv, which has no rows\n"),
+    "more.csv.gz": ("", "skipped: clone/more.csv.gz; if it is data, unpack it\n"),
+    "Visits.XLSX": ("", "skipped: clone/Visits.XLSX; if it is data, save it as CSV UTF-8\n"),
+    "audio/1.wav": ("", "skipped in clone: 1 .md, 1 .wav\n"),
+    "LICENSE": ("", "skipped in clone: 1 without a suffix, 1 .md\n"),
+    "old/dataset_dict.json": ("{}", "skipped: clone/old, a separate dataset; to read it, give it as --dataset\n"),
 }
 
 
-@pytest.mark.parametrize(("name", "text", "line"), [(name, *rest) for name, rest in LEFT_UNREAD.items()])
-def test_a_file_of_something_else_beside_the_data_is_left_unread_with_a_line(name: str, text: str, line: str, capsys):
+@pytest.mark.parametrize(("name", "text", "line"), [(name, *rest) for name, rest in SKIPPED.items()])
+def test_other_files_beside_the_data_are_skipped_and_listed(name: str, text: str, line: str, capsys):
     assert main(["--dataset", clone((name, text))]) == 0
     assert kept() == sort(rows(30))
     assert rejects() == []
@@ -338,23 +347,23 @@ def test_a_file_of_something_else_beside_the_data_is_left_unread_with_a_line(nam
 
 
 ROW = json.dumps(source_rows(31)[30]) + "\n"
-REFUSED = {
-    "visits.jsonl": (ROW, "visits.jsonl in clone is not named by one split"),
-    "half.jsonl": ('{"id": 1}\n' + ROW, "half.jsonl in clone is not named by one split"),
-    "sections.csv": ("dialogue;s;o;a;p\na;b;c;d;e\n", "sections.csv in clone is not named by one split"),
-    "broken.jsonl": (ROW[:40], "broken.jsonl in clone is not named by one split"),
-    "twice.jsonl": (REPEATED_KEY, "twice.jsonl in clone is not named by one split"),
-    "a/b/c/visits.jsonl": (ROW, "a/b/c/visits.jsonl in clone is not named by one split"),
-    "validation.csv": ("talk,note\na,b\n", "clone/validation.csv is named validation, but does not hold dialogues"),
-    "validation.csv.gz": ("", "clone/validation.csv.gz cannot be read; unpack it, or move it elsewhere"),
+REJECTED = {
+    "visits.jsonl": (ROW, "visits.jsonl in clone: its name must contain exactly one split"),
+    "half.jsonl": ('{"id": 1}\n' + ROW, "half.jsonl in clone: its name must contain exactly one split"),
+    "sections.csv": ("dialogue;s;o;a;p\na;b;c;d;e\n", "sections.csv in clone: its name must contain exactly one split"),
+    "broken.jsonl": (ROW[:40], "broken.jsonl in clone: its name must contain exactly one split"),
+    "twice.jsonl": (REPEATED_KEY, "twice.jsonl in clone: its name must contain exactly one split"),
+    "a/b/c/visits.jsonl": (ROW, "a/b/c/visits.jsonl in clone: its name must contain exactly one split"),
+    "validation.csv": ("talk,note\na,b\n", "clone/validation.csv is named validation, but does not contain dialogues"),
+    "validation.csv.gz": ("", "clone/validation.csv.gz cannot be read; unpack it, or move it out of the folder"),
     "test/part.xlsx": ("", "clone/test/part.xlsx cannot be read; save it as CSV UTF-8"),
     "train/data.arrow": ("", "clone/train/data.arrow cannot be read; write it as Parquet"),
     "validation.parquet": ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
 }
 
 
-@pytest.mark.parametrize(("name", "text", "words"), [(name, *rest) for name, rest in REFUSED.items()])
-def test_a_file_that_holds_or_may_hold_data_is_never_left_out(name: str, text: str, words: str, capsys):
+@pytest.mark.parametrize(("name", "text", "words"), [(name, *rest) for name, rest in REJECTED.items()])
+def test_a_file_that_may_contain_data_is_never_skipped(name: str, text: str, words: str, capsys):
     assert main(["--dataset", clone((name, text))]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
@@ -385,11 +394,11 @@ def test_a_split_of_many_files_is_named_by_its_first(capsys):
 FOLDERS = {
     "two words for one split": (
         lambda: folder(train=source_rows(10), val=source_rows(12)[10:], validation=source_rows(14)[12:]),
-        "folder has more than one validation, one of them validation.jsonl; give all its files the same word",
+        "folder names validation by different words, here in validation.jsonl; use the same word for all",
     ),
     "two words in a saved dataset": (
         lambda: save("saved", {name: source_rows(3) for name in ("train", "dev", "valid")}),
-        "saved has more than one validation, one of them valid;",
+        "saved names validation by different words, here in valid;",
     ),
     "test alone": (lambda: folder(test=source_rows(10)), "folder has test, but no train"),
     "test alone beside other tables": (
@@ -398,15 +407,15 @@ FOLDERS = {
     ),
     "other columns everywhere": (
         lambda: folder(a=[{"id": "1"}], b=[{"talk": "a", "note": "b"}] * 3),
-        "no table in folder holds dialogues and notes; in b.jsonl, the columns are talk, note: say with",
+        "no table in folder contains dialogues and notes; in b.jsonl, the columns are talk, note: choose two with",
     ),
     "other columns in each split": (
         lambda: folder(train=[{"talk": "a", "note": "b"}], test=[{"talk": "a", "note": "b"}] * 3),
-        "the columns are talk, note: say with --dialogue_column and --note_column",
+        "the columns are talk, note: choose two with --dialogue_column and --note_column",
     ),
     "nothing but a file of Excel": (
         lambda: str(Path(put("folder/visits.xlsx", "")).parent),
-        "folder/visits.xlsx is no .jsonl, .json, .csv, .parquet, .tsv, .ndjson file",
+        "folder/visits.xlsx is not a .jsonl, .json, .csv, .parquet, .tsv, .ndjson file",
     ),
     "link to nothing": (
         lambda: Path(folder(train=source_rows(9)), "test.jsonl").symlink_to("gone.jsonl") or "folder",
@@ -416,31 +425,31 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("make", "words"), FOLDERS.values(), ids=FOLDERS.keys())
-def test_a_folder_that_cannot_be_read_whole_is_refused_with_one_line(make: Callable[[], str], words: str, capsys):
+def test_a_folder_that_cannot_be_read_completely_gives_one_line(make: Callable[[], str], words: str, capsys):
     assert main(["--dataset", make()]) == 2
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_one_word_may_name_a_folder_and_another_its_files():
+def test_folder_and_files_may_name_a_split_by_different_words():
     folder(train=source_rows(10), validation__val0=source_rows(12)[10:], validation__val1=source_rows(14)[12:])
     assert main(["--dataset", "folder"]) == 0
     assert load()["validation"] == rows(14)[10:]
 
 
-def test_one_table_beside_others_is_cut_into_three_splits(capsys):
+def test_a_single_note_table_beside_others_is_divided_into_splits(capsys):
     folder(visits=source_rows(30), metadata=[{"id": 1}])
     assert main(["--dataset", "folder"]) == 0
     assert kept() == sort(rows(30))
     assert "\ntrain: visits.jsonl\n" in capsys.readouterr().out
 
 
-def test_a_saved_dataset_of_test_alone_says_that_it_is_cut(capsys):
+def test_a_saved_dataset_with_only_test_is_divided_with_a_message(capsys):
     save("saved", {"test": source_rows(30)})
     assert main(["--dataset", "saved"]) == 0
-    assert "saved has no split but test: validation and test are held out from it\n" in capsys.readouterr().out
+    assert "saved has only the split test: validation and test are held out from it\n" in capsys.readouterr().out
 
 
-def test_a_folder_may_hold_the_output_of_the_run_before():
+def test_a_folder_may_contain_the_output_of_an_earlier_run():
     write_jsonl("here/notes.jsonl", source_rows(30))
     for _ in range(2):
         assert main(["--dataset", "here", "--output_dir", "here/soap_dataset"]) == 0
