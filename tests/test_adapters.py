@@ -19,7 +19,7 @@ from test_train import read_log, run, validation_losses, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prompts
-from common.adapters import NOTES, SUPPORTED, AdapterError, adapted_model, check_settings, unmatched
+from common.adapters import RECORDED_BY_PEFT, SUPPORTED, AdapterError, adapted_model, check_settings, unmatched
 from common.errors import UserError
 from evaluation.engines import vllm_worker as worker
 from evaluation.engines.base import Request
@@ -125,7 +125,7 @@ def faulty(tensors: Tensors) -> Iterator[tuple[str, Tensors, str]]:
             yield f"{name}: {list(new.shape)}", {**tensors, name: new}, f"{list(tensor.shape)} is expected"
         yield f"{name}: flat", {**tensors, name: tensor.flatten()}, f"{list(tensor.shape)} is expected"
     for more in (f"{FIRST}.more", FIRST.replace("lora_A", "lora_magnitude_vector"), "lm_head.weight"):
-        yield f"{more} too", {**tensors, more: torch.ones(4)}, "does not ask for it"
+        yield f"{more} too", {**tensors, more: torch.ones(4)}, "does not select it"
 
 
 @pytest.mark.parametrize("at_run_time", [False, True])
@@ -149,15 +149,15 @@ def test_tensors_that_are_not_those_of_settings_and_base_are_refused(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target_modules": ["q_proj", "v_proj"]}, "does not ask for it"),
-        ({"target_modules": r".*layers\.0\..*_proj"}, "does not ask for it"),
-        ({"layers_to_transform": [1]}, "does not ask for it"),
-        ({"exclude_modules": ["up_proj"]}, "does not ask for it"),
+        ({"target_modules": ["q_proj", "v_proj"]}, "does not select it"),
+        ({"target_modules": r".*layers\.0\..*_proj"}, "does not select it"),
+        ({"layers_to_transform": [1]}, "does not select it"),
+        ({"exclude_modules": ["up_proj"]}, "does not select it"),
         ({"target_modules": [*ALL, "embed_tokens"]}, "lacks base_model.model.model.embed_tokens.lora_embedding_A"),
         ({"r": 8}, "[8, 128] is expected"),
         ({"target_modules": ["none"]}, "not found in the base model"),
-        ({"target_modules": "("}, "PEFT refuses it"),
-        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "PEFT refuses it"),
+        ({"target_modules": "("}, "PEFT rejects the adapter"),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "PEFT rejects the adapter"),
     ],
     ids=str,
 )
@@ -179,7 +179,7 @@ def test_an_adapter_with_a_value_that_is_no_finite_number_is_refused(
         tensors = load_file(adapter / "adapter_model.safetensors")
         tensors[name] = tensor.to(dtype).clone()
         tensors[name][-1, -1] = value
-        assert f"{name} holds inf or nan" in refusal(spoilt(adapter, tmp_path / "spoilt", tensors), base)
+        assert f"{name} contains inf or nan" in refusal(spoilt(adapter, tmp_path / "spoilt", tensors), base)
 
 
 def test_an_adapter_of_whole_numbers_is_refused(adapter: Path, base: Path, tmp_path: Path) -> None:
@@ -210,9 +210,11 @@ def other_values(default: object) -> list[object]:
 def test_every_setting_of_peft_that_is_not_listed_must_keep_its_default(saved: bool) -> None:
     settings, checked = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ALL}, 0
     check_settings(settings, saved)
-    check_settings({**LoraConfig(**settings).to_dict(), "peft_type": "LORA", **dict.fromkeys(NOTES)}, saved=True)
+    check_settings(
+        {**LoraConfig(**settings).to_dict(), "peft_type": "LORA", **dict.fromkeys(RECORDED_BY_PEFT)}, saved=True
+    )
     for field in dataclasses.fields(LoraConfig):
-        if field.name in SUPPORTED or field.name == "peft_type" or (saved and field.name in NOTES):
+        if field.name in SUPPORTED or field.name == "peft_type" or (saved and field.name in RECORDED_BY_PEFT):
             continue
         for value in other_values(getattr(LoraConfig(), field.name)):
             with pytest.raises(AdapterError, match=field.name):
@@ -343,7 +345,7 @@ def test_an_adapter_that_was_trained_on_another_embedding_is_refused(base: Path,
     other.save_pretrained(tmp_path / "other")
     for module in ("embed_tokens", "lm_head"):
         adapter = make_adapter(tmp_path / "other", tmp_path / module, target_modules=[module])
-        with pytest.raises(UserError, match=f"trained on another .*{module}"):
+        with pytest.raises(UserError, match=f"trained with a different .*{module}"):
             worker.merge(str(base), str(adapter), str(tmp_path / f"merged-{module}"))
 
 
@@ -369,7 +371,7 @@ def test_a_merge_that_leaves_out_a_module_is_an_error(
             own(layer, *arguments, **options)
 
     monkeypatch.setattr(peft.tuners.lora.Linear, "merge", merge)
-    with pytest.raises(UserError, match=r"leaves .*layers\.1\.self_attn\.k_proj as it was"):
+    with pytest.raises(UserError, match=r"leaves .*layers\.1\.self_attn\.k_proj unchanged"):
         worker.merge(str(base), str(adapter), str(tmp_path / "merged"))
 
 

@@ -40,7 +40,7 @@ def test_a_model_folder_is_taken_as_it_is(model_folder: Path) -> None:
 
 def test_of_several_checkpoints_the_newest_by_number_is_taken_and_told(model_folder: Path, tmp_path: Path) -> None:
     parent, told = checkpoints(tmp_path / "ckpt", model_folder, 9, 100, 20), []
-    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_100"
+    assert resolve_model(str(parent), print_line=told.append).path.name == "global_step_100"
     assert "global_step_100 is the newest complete checkpoint" in told[0]
 
 
@@ -48,9 +48,9 @@ def test_after_a_shorter_training_the_checkpoint_written_last_is_taken(model_fol
     parent, told = checkpoints(tmp_path / "ckpt", model_folder, 50, 100, 300), []
     for age, step in enumerate((100, 50, 300)):
         os.utime(parent / f"global_step_{step}" / "config.json", (1e9, 1e9 - 60 * age))
-    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_100"
+    assert resolve_model(str(parent), print_line=told.append).path.name == "global_step_100"
     newest = f"{parent}: global_step_100 is the newest complete checkpoint"
-    assert told == [f"{newest}; passed over, as written before it: global_step_300"]
+    assert told == [f"{newest}; skipped because older: global_step_300"]
 
 
 def test_a_half_written_checkpoint_is_passed_over_and_told(model_folder: Path, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_half_written_checkpoint_is_passed_over_and_told(model_folder: Path, t
     weights = parent / "global_step_3" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (parent / "global_step_2" / "model.safetensors").unlink()
-    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_1"
+    assert resolve_model(str(parent), print_line=told.append).path.name == "global_step_1"
     assert len(told) == 4
 
 
@@ -138,7 +138,7 @@ def test_names_that_lead_nowhere_get_one_line_each(tmp_path: Path, adapter_folde
     model = resolve_model(str(model_folder))
     cases = {
         lambda: resolve_model(str(tmp_path / "file")): "is a file",
-        lambda: resolve_model(str(tmp_path / "empty")): "holds neither config.json nor a global_step_N folder",
+        lambda: resolve_model(str(tmp_path / "empty")): "contains neither config.json nor a global_step_N folder",
         lambda: resolve_model(str(adapter_folder)): "--lora_path",
         lambda: resolve_model("no such/model name"): "neither a folder here nor a model on the hub",
         lambda: resolve_adapter(str(tmp_path / "none"), model): "no such folder",

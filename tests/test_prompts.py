@@ -94,7 +94,7 @@ def test_raw_line_breaks_in_a_string_are_accepted():
         ("The patient coughs.", "no JSON object"),
         (f"<think> {JSON}", "while thinking"),
         (JSON[:-20], "cut off"),
-        (JSON.replace('"O"', '"S"'), "stands twice"),
+        (JSON.replace('"O"', '"S"'), "appears twice"),
         (json.dumps({key: NOTE[key] for key in "SOA"}), "section P is missing"),
         (json.dumps({**NOTE, "A": None}), "section A is NoneType"),
         (json.dumps({**NOTE, "A": {"1": "flu"}}), "section A is dict"),
