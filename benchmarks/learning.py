@@ -1,8 +1,9 @@
 """Show that both recipes learn: fine-tune a small model with each, and compare its notes with the untrained model's.
 
-Takes the shipped YAMLs for Qwen3-1.7B with another model, packs of one length, and whatever --full and --lora change.
-In: a model folder and a JSONL file of dialogues and notes. Out: a line of JSON a model, with readable notes and
-ROUGE-L for each section on the last rows, which no training saw; of the first rows a tenth is for validation. No judge.
+The recipes are the YAMLs for Qwen3-1.7B with another model, one pack length, and the changes in --full and --lora.
+Input: a model folder and a JSONL file of dialogues and notes. The first rows are for training (10% of them for
+validation), the last for the test. Output: one line of JSON per model, with the number of readable notes and the
+ROUGE-L of each section on the test rows. No judge is needed.
 
     python benchmarks/learning.py --model demo/build/SmolLM2-135M-Instruct --data rows.jsonl
     python benchmarks/learning.py --model ... --data ... --lora optimizer.learning_rate=1e-3 model.peft_config.r=32
@@ -32,7 +33,7 @@ CONFIGS = {"full": ROOT / "Qwen3-1.7B-config.yaml", "LoRA": ROOT / "Qwen3-1.7B-L
 
 
 def split(data: Path, train_rows: int, test_rows: int, folder: Path) -> Path:
-    """The first rows of `data` for training and its last ones for the test, preprocessed into `folder`."""
+    """Preprocess the first rows of `data` for training and the last for the test. Return the dataset's folder."""
     lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) < train_rows + test_rows:
         sys.exit(f"error: {data} has {len(lines)} rows, fewer than {train_rows} and {test_rows}")
@@ -47,9 +48,9 @@ def split(data: Path, train_rows: int, test_rows: int, folder: Path) -> Path:
 
 
 def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, float]:
-    """Fine-tune with a shipped YAML; return the checkpoints' folder and the wall seconds, start-up included.
+    """Fine-tune with one of the project's YAMLs. Return the checkpoint folder and the wall seconds, including start-up.
 
-    Raises RuntimeError when the training fails.
+    Raises RuntimeError if the training fails.
     """
     config = yaml.safe_load(CONFIGS[name].read_text())
     output = args.work_dir / name
@@ -76,7 +77,10 @@ def train(name: str, args: argparse.Namespace, dataset: Path) -> tuple[Path, flo
 
 
 def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str) -> list[dict]:
-    """The predictions of a model, or of a model and an adapter, on the test rows. Raises RuntimeError without them."""
+    """Return the predictions of a model, or of a model and an adapter, on the test rows.
+
+    Raises RuntimeError if eval.py fails.
+    """
     run = args.work_dir / "results" / name
     where = ["--dataset_path", str(dataset), "--output_dir", str(run), "--stage", "generate", "--overwrite"]
     sizes = ["--max_model_len", str(args.max_length), "--engine_args", args.engine_args]
@@ -87,6 +91,7 @@ def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str)
 
 
 def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float | None) -> dict:
+    """Return a model's result: seconds of training, readable notes, and the mean ROUGE-L of each section."""
     _, readable, _, rouge = scores.read_notes(predictions, rows)
     means = {f"ROUGE-L {section}": round(sum(rouge[section]) / len(rows), 3) for section in SECTIONS}
     training = {"training s": seconds and round(seconds)}
@@ -96,16 +101,16 @@ def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the model to fine-tune")
-    parser.add_argument("--data", type=Path, required=True, help="JSONL file that preprocess_data.py reads")
-    parser.add_argument("--train_rows", type=int, default=400, help="the first N rows (default: %(default)s)")
-    parser.add_argument("--test_rows", type=int, default=100, help="the last N rows (default: %(default)s)")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL file that preprocess_data.py can read")
+    parser.add_argument("--train_rows", type=int, default=400, help="train on the first N rows (default: %(default)s)")
+    parser.add_argument("--test_rows", type=int, default=100, help="test on the last N rows (default: %(default)s)")
     parser.add_argument("--max_length", type=int, default=8192, help="tokens in a pack (default: %(default)s)")
-    parser.add_argument("--full", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the full recipe")
-    parser.add_argument("--lora", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the adapter's recipe")
+    parser.add_argument("--full", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the full YAML")
+    parser.add_argument("--lora", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the LoRA YAML")
     models = ["base", *CONFIGS]
     parser.add_argument("--only", nargs="+", choices=models, default=models, help="models to evaluate (default: all)")
     parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
-    parser.add_argument("--engine_args", default="{}", help="JSON for vLLM's engine, as eval.py takes it")
+    parser.add_argument("--engine_args", default="{}", help="arguments for vLLM as JSON, as in eval.py")
     parser.add_argument(
         "--work_dir", type=Path, default=ROOT / "benchmarks/build/learning", help="new folder (default: %(default)s)"
     )
@@ -116,8 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.model, args.work_dir = args.model.resolve(), args.work_dir.resolve()
-    if args.work_dir.exists() and any(args.work_dir.iterdir()):  # an older run's checkpoints could be taken for new
-        sys.exit(f"error: {args.work_dir} is not empty: remove it, or give another --work_dir")
+    if args.work_dir.exists() and any(args.work_dir.iterdir()):  # an older run's checkpoints could be mistaken for new
+        sys.exit(f"error: {args.work_dir} is not empty; remove it, or give another --work_dir")
     dataset = split(args.data, args.train_rows, args.test_rows, args.work_dir)
     rows = list(load_split(dataset, "test"))
     changes = {"base": [], "full": args.full, "LoRA": args.lora}

@@ -1,1 +1,1 @@
-"""Shared by all three scripts: the user's error, locks and atomic writes, the dataset, the rules for adapters."""
+"""Code that the three scripts share: UserError, file locks, atomic writes, the dataset, chat templates, LoRA rules."""

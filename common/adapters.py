@@ -1,7 +1,7 @@
-"""Which LoRA adapters this project supports: their settings, and the tensors that a file of weights must hold.
+"""Define the supported LoRA adapters: their settings, and the tensors that a weight file must contain.
 
-Training checks a YAML by these rules before it starts, evaluation an adapter's folder, so that no adapter is trained
-that cannot be evaluated. PEFT decides which modules a setting targets; nothing here repeats its matching.
+Training applies these rules to the YAML before it starts, and evaluation applies them to the adapter's folder. So every
+adapter that can be trained can also be evaluated. PEFT itself decides which modules a setting targets.
 """
 
 import difflib
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 # vLLM's accepted values of max_lora_rank; a limit far above the adapter's rank slows every step.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
-NO_CHANGE_OF_BASE = (True, False, "gaussian", "orthogonal")  # initialisations that leave the base weights as they are
+SUPPORTED_INITIALISATIONS = (True, False, "gaussian", "orthogonal")  # these do not change the base weights
 
 
 class AdapterError(UserError):
-    """An adapter or a setting that is not supported: the problem and the remedy, each part of one line."""
+    """An unsupported adapter or setting. The message is one line: the problem, then the remedy."""
 
     def __init__(self, problem: str, remedy: str):
         super().__init__(f"{problem}; {remedy}")
@@ -43,46 +43,47 @@ def _anything(value: Any) -> bool:
     return True
 
 
-# Every setting that may differ from PEFT's default: the test of its value and the values in words. Any other setting
-# must keep its default, also one that a later PEFT adds. PEFT itself checks those that select modules.
+# Settings that may differ from PEFT's defaults: a check of the value, and the allowed values in words. All others must
+# keep their defaults, including any that a later version of PEFT adds. PEFT itself checks the settings that select
+# modules.
 SUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (_is_rank, f"a whole number within 1..{LORA_RANKS[-1]}"),
+    "r": (_is_rank, f"a whole number from 1 to {LORA_RANKS[-1]}"),
     "lora_alpha": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "lora_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "fan_in_fan_out": (lambda value: isinstance(value, bool), "true or false"),  # PEFT corrects it for each layer
     "init_lora_weights": (
-        lambda value: isinstance(value, bool | str) and value in NO_CHANGE_OF_BASE,
-        "true, false, gaussian or orthogonal; others change the base weights, which an adapter does not hold",
+        lambda value: isinstance(value, bool | str) and value in SUPPORTED_INITIALISATIONS,
+        "true, false, gaussian or orthogonal (others change the base weights, which are not saved with an adapter)",
     ),
-    "task_type": (lambda value: value in (None, "CAUSAL_LM"), "CAUSAL_LM, or to be left out"),
+    "task_type": (lambda value: value in (None, "CAUSAL_LM"), "CAUSAL_LM or null"),
     "target_modules": (_anything, ""),
     "exclude_modules": (_anything, ""),
     "layers_to_transform": (_anything, ""),
     "layers_pattern": (_anything, ""),
 }
-# What PEFT notes in the configuration that it saves; in a YAML these do harm, or nothing.
-NOTES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+# PEFT records these in each configuration that it saves. In a YAML they are harmful or useless.
+RECORDED_BY_PEFT = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 
 MEANING = {
     "alpha_pattern": "scales that differ between layers",
     "bias": "trained biases",
-    "layer_replication": "layers that are used several times",
+    "layer_replication": "layers used more than once",
     "lora_bias": "a bias in each adapted layer",
-    "modules_to_save": "whole weights beside the adapter",
+    "modules_to_save": "whole weights saved with the adapter",
     "rank_pattern": "ranks that differ between layers",
-    "target_parameters": "adapted parameters that belong to no linear layer",
-    "trainable_token_indices": "trained rows of the embedding",
+    "target_parameters": "adapted parameters outside linear layers",
+    "trainable_token_indices": "trained embedding rows",
     "use_dora": "a DoRA adapter",
 }
 LEAVE_OUT = "leave it out"
-MERGE_YOURSELF = "merge it into the base model (peft: merge_and_unload, save_pretrained) and give the merged folder"
+MERGE_FIRST = "merge it into the base model (peft: merge_and_unload, save_pretrained) and give the merged folder"
 
 
 def check_settings(settings: Mapping[str, Any], saved: bool) -> None:
-    """Raise AdapterError for the first setting that is not supported.
+    """Raise AdapterError for the first unsupported setting.
 
-    `settings` are those of a YAML's `peft_config` or, `saved`, those of an adapter_config.json.
+    `settings` come from an adapter_config.json if `saved`, otherwise from a YAML's `peft_config`.
     """
     from peft import LoraConfig
 
@@ -90,13 +91,13 @@ def check_settings(settings: Mapping[str, Any], saved: bool) -> None:
     if str(kind).upper() != "LORA":
         only = "only LORA adapters can be evaluated"
         raise AdapterError(f"peft_type is {kind!r}; {only}", "train one" if saved else "set `peft_type: Lora`")
-    defaults, remedy = LoraConfig().to_dict(), MERGE_YOURSELF if saved else LEAVE_OUT
+    defaults, remedy = LoraConfig().to_dict(), MERGE_FIRST if saved else LEAVE_OUT
     if saved:
         for key in ("r", "lora_alpha", "target_modules"):
             if key not in settings:
                 raise AdapterError(f"{key} is missing", "save the adapter again")
     for key, value in settings.items():
-        if key == "peft_type" or (saved and key in NOTES):
+        if key == "peft_type" or (saved and key in RECORDED_BY_PEFT):
             continue
         if key in SUPPORTED:
             check, values = SUPPORTED[key]
@@ -107,39 +108,39 @@ def check_settings(settings: Mapping[str, Any], saved: bool) -> None:
                 )
         elif key not in defaults and not saved:
             close = difflib.get_close_matches(key, SUPPORTED, 1)
-            raise AdapterError(f"{key} is no setting of LoRA", f"did you mean {close[0]}?" if close else remedy)
+            raise AdapterError(f"LoRA has no setting {key}", f"did you mean {close[0]}?" if close else remedy)
         elif not _same(value, defaults.get(key)):
             raise AdapterError(f"{key} is {value!r} ({MEANING.get(key, 'which is not supported')})", remedy)
 
 
 def _same(value: Any, default: Any) -> bool:
-    """Whether a setting has its default. None, False and what is empty all leave off what is off by default."""
+    """Return whether a setting has its default value. All false values, such as None and [], count as the same."""
     return value == default or (not value and not default)
 
 
 def adapted_model(settings: Mapping[str, Any], base: str | Path) -> "PreTrainedModel":
-    """The model in folder `base` with the adapter that `settings` describe, without memory for the weights of either.
+    """Return the model in folder `base` with the adapter that `settings` describe, both without weights (device meta).
 
-    Raises AdapterError, such as for settings that target no module.
+    Raises AdapterError, e.g. if the settings target no module.
     """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     known = LoraConfig().to_dict()
-    settings = {key: value for key, value in settings.items() if key in known and key not in NOTES}
+    settings = {key: value for key, value in settings.items() if key in known and key not in RECORDED_BY_PEFT}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             config = AutoConfig.from_pretrained(base, trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
-        except Exception as error:  # an architecture that transformers does not have, a configuration that is damaged
+        except Exception as error:  # e.g. an unknown architecture or a damaged configuration
             problem = f"transformers cannot build the base model ({_first_line(error)})"
             raise AdapterError(problem, "adapters of such models cannot be checked") from None
         try:
             return get_peft_model(model, LoraConfig(**{**settings, "init_lora_weights": True}))
-        except Exception as error:  # PEFT, or Python for a pattern or a type
-            raise AdapterError(f"PEFT refuses it ({_first_line(error)})", "correct `target_modules`") from None
+        except Exception as error:  # from PEFT, or from Python for an invalid pattern or type
+            raise AdapterError(f"PEFT rejects the adapter ({_first_line(error)})", "correct `target_modules`") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -147,7 +148,10 @@ def _first_line(error: Exception) -> str:
 
 
 def unmatched(settings: Mapping[str, Any], adapted: "PreTrainedModel") -> str | None:
-    """A name or number in `settings` that selects nothing in `adapted`, with its key, or None. PEFT ignores those."""
+    """Return the first name or number in `settings` that matches no module of `adapted`, as "key: value", or None.
+
+    PEFT ignores such entries.
+    """
     from peft.tuners.lora import LoraLayer
 
     targets = [
@@ -162,7 +166,7 @@ def unmatched(settings: Mapping[str, Any], adapted: "PreTrainedModel") -> str | 
                 return f"{key}: {part!r}"
     pattern = settings.get("exclude_modules")
     if isinstance(pattern, str) and not any(re.fullmatch(pattern, name) for name in modules):
-        return f"exclude_modules: {pattern!r}"  # PEFT refuses such a pattern of target_modules itself
+        return f"exclude_modules: {pattern!r}"  # PEFT itself rejects such a pattern in target_modules
     layers = settings.get("layers_to_transform")
     layers = [] if layers is None else [layers] if isinstance(layers, int) else layers
     for layer in layers:
@@ -172,9 +176,9 @@ def unmatched(settings: Mapping[str, Any], adapted: "PreTrainedModel") -> str | 
 
 
 def expected_tensors(adapted: "PreTrainedModel") -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Names and shapes of the tensors that PEFT saves for `adapted`: those it always saves, and those it may save.
+    """Return the names and shapes of the tensors that PEFT always saves for `adapted`, and of those that it may save.
 
-    The latter are copies of embeddings that are adapted themselves.
+    The latter are the base weights of adapted embeddings.
     """
     from peft import get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
@@ -189,7 +193,7 @@ def expected_tensors(adapted: "PreTrainedModel") -> tuple[dict[str, list[int]], 
 
 
 def adapts_embeddings(adapted: "PreTrainedModel") -> bool:
-    """Whether the input or output embedding of `adapted` is adapted."""
+    """Return whether the adapter changes the input or output embedding."""
     from peft.tuners.lora import LoraLayer
 
     return any(
@@ -198,9 +202,9 @@ def adapts_embeddings(adapted: "PreTrainedModel") -> bool:
 
 
 def check_tensors(found: Mapping[str, list[int]], adapted: "PreTrainedModel") -> None:
-    """Raise AdapterError for the first tensor whose name or shape is not `adapted`'s. `found`: shapes by names.
+    """Raise AdapterError if a tensor is missing, unexpected or of the wrong shape. `found`: name -> shape.
 
-    PEFT and vLLM leave out tensors with other names, and the model then writes as its base does.
+    PEFT and vLLM silently ignore tensors with other names, so the base model would be evaluated instead.
     """
     always, copies = expected_tensors(adapted)
     remedy = "save the adapter again with save_pretrained, or give its own base model"
@@ -208,20 +212,20 @@ def check_tensors(found: Mapping[str, list[int]], adapted: "PreTrainedModel") ->
         expected = always.get(name) or copies.get(name)
         if expected is None:
             close = difflib.get_close_matches(name, [name for name in always if name not in found], 1, cutoff=0)
-            instead = f"{close[0]} is expected" if close else "target_modules does not ask for it"
-            raise AdapterError(f"holds {name}, but {instead}", remedy)
+            instead = f"{close[0]} is expected" if close else "target_modules does not select it"
+            raise AdapterError(f"contains {name}, but {instead}", remedy)
         if shape != expected:
-            raise AdapterError(f"{name} has shape {shape}, where {expected} is expected", remedy)
+            raise AdapterError(f"{name} has shape {shape}, but {expected} is expected", remedy)
     missing = [name for name in always if name not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise AdapterError(f"lacks {missing[0]}{more}", remedy)
 
 
-def untrained(file: Path) -> tuple[int, int]:
-    """How many of an adapter's pairs of matrices add nothing, as one is zero, and how many there are.
+def count_untrained(file: Path) -> tuple[int, int]:
+    """Return (how many of an adapter's modules have a zero matrix, and so no effect; how many modules it has).
 
-    Reads all tensors. Raises AdapterError for one with a value that is no finite number.
+    Read all tensors. Raise AdapterError for one that is not floating point, or that contains inf or nan.
     """
     from safetensors import safe_open
 
@@ -234,7 +238,7 @@ def untrained(file: Path) -> tuple[int, int]:
             least, greatest = (value.item() for value in tensor.aminmax()) if tensor.numel() else (0, 0)
             if not (math.isfinite(least) and math.isfinite(greatest)):
                 raise AdapterError(
-                    f"{name} holds inf or nan", "its training failed, or it was saved in too small a type"
+                    f"{name} contains inf or nan", "train the adapter again, or save it in a type with a larger range"
                 )
             if ".lora_" in name:
                 module = name[: name.index(".lora_")]

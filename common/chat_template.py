@@ -1,4 +1,4 @@
-"""Turn a chat into the text and tokens of a prompt, in training and evaluation alike."""
+"""Turn a chat into the text and the tokens of a prompt, the same way in training and evaluation."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -8,15 +8,15 @@ import prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Some templates (Llama 3, gpt-oss, SmolLM3) insert today's date. A model would be trained with one date and evaluated
-# with another, so all get this one: the date that Llama 3's templates insert where they have no clock.
+# Some templates (Llama 3, gpt-oss, SmolLM3) insert today's date, which differs between training and evaluation. All
+# get this date instead: the one that Llama 3's templates insert if they have no clock.
 FIXED_DATE = datetime(2024, 7, 26)
 DATE_NOTICE = f"the chat template inserts the date: training and evaluation both use {FIXED_DATE:%d %b %Y}"
 # A server renders chats itself, with its own clock. Llama 3's templates take the date from this option instead.
 SERVED_TEMPLATE_KWARGS = {**prompts.CHAT_TEMPLATE_KWARGS, "date_string": f"{FIXED_DATE:%d %b %Y}"}
 SERVED_NOTICE = (
-    "renders chats with its own clock: if the model's template inserts the date in another way than Llama 3's, "
-    "prompts differ from those of the training"
+    "renders chats with its own clock: if the model's template inserts the date differently from Llama 3's, "
+    "the prompts differ from those in training"
 )
 
 _OTHER_DATES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2019, 11, 27, 18, 49, 50))  # they share no part
@@ -25,7 +25,7 @@ _NOTE = dict.fromkeys(prompts.SECTIONS, "Acute bronchitis.")
 
 
 class TemplateError(ValueError):
-    """A tokenizer or chat template that cannot be used here, or not be found; the message says why."""
+    """A tokenizer or chat template that is missing or unusable. The message says why."""
 
 
 def render_chat(
@@ -50,15 +50,15 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: prompts.Messag
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Try the chat template on this project's prompts; return a line for the user where the date is fixed.
+    """Try the chat template on this project's prompts. Return DATE_NOTICE if it inserts the date, otherwise None.
 
-    Raises TemplateError if the template cannot render a prompt, or does not hold its system and user message once each.
+    Raises TemplateError if the template cannot render a prompt, or drops, changes or repeats a message.
     """
     chats = [prompts.note_messages(_USER_TEXT), prompts.judge_messages(_USER_TEXT, "A", _NOTE["A"], _NOTE["A"])]
     for messages in chats:
         try:
             text = render_chat(tokenizer, messages)
-        except Exception as error:  # `raise_exception` in the template, or whatever its code raises
+        except Exception as error:  # from `raise_exception` in the template, or from its code
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise TemplateError(f"the chat template cannot render a system and a user message ({reason})") from None
         for message in messages:

@@ -30,10 +30,10 @@ Rows = Sequence[Row] | Mapping[int, Row]  # by index
 
 
 def load_split(path: str | Path, split: str, limit: int | None = None) -> "Dataset":
-    """Return the first `limit` rows of a split, with the columns of Row; rows stay on the disk until they are read.
+    """Return the first `limit` rows of a split, with the columns of Row. Rows are read from disk on access.
 
-    Raises UserError for a folder that does not exist or is damaged, a split that is not in it, and a split without
-    rows, with other columns or with missing values.
+    Raises UserError if the folder is missing or damaged, if it has no such split, or if the split has no rows, lacks a
+    column or has missing values.
     """
     import datasets
 
@@ -42,7 +42,7 @@ def load_split(path: str | Path, split: str, limit: int | None = None) -> "Datas
     datasets.disable_progress_bars()
     try:
         splits = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged folder makes pyarrow, json or datasets raise
+    except Exception as error:  # a damaged folder makes pyarrow, json and datasets raise many kinds
         words = " ".join((getattr(error, "strerror", None) or str(error)).split())[:100]
         raise UserError(f"{path} cannot be read ({words}); {_AGAIN} again") from None
     if not isinstance(splits, datasets.DatasetDict) or split not in splits:

@@ -1,4 +1,4 @@
-"""Locks that end with the process, and files that are replaced in one step."""
+"""File locks that the process releases when it ends, and atomic replacement of files."""
 
 import fcntl
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import IO
 
 
 def lock(path: Path, wait: bool = False) -> IO[str]:
-    """Open `path` and lock it for as long as the returned file stays open, at most until this process ends.
+    """Open `path` and lock it until the returned file is closed or this process ends.
 
-    The file is created if it does not exist, and never truncated. Raises BlockingIOError if another process holds the
-    lock, unless `wait`; OSError if the file cannot be opened.
+    The file is created if it does not exist, and never truncated. With `wait`, wait for another process to release the
+    lock; otherwise raise BlockingIOError. Raises OSError if the file cannot be opened.
     """
     file = path.open("a")
     try:
@@ -21,9 +21,9 @@ def lock(path: Path, wait: bool = False) -> IO[str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` in one step; a kill leaves the old one or the new one.
+    """Replace the file at `path` atomically: if the process is killed, either the old or the new file remains.
 
-    Half a surrogate pair, which a model can write but which is no character, becomes "?".
+    Lone surrogates, which a model can write but a file cannot hold, become "?".
     """
     draft = path.with_name(path.name + ".new")
     draft.write_text(text, encoding="utf-8", errors="replace", newline="\n")

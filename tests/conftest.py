@@ -1,4 +1,4 @@
-"""Shared parts of the tests: a tiny Qwen3 model that writes notes, a LoRA adapter for it, and a small dataset."""
+"""Fixtures that the tests share: a tiny Qwen3 model that writes notes, a LoRA adapter for it, and a small dataset."""
 
 import asyncio
 import json
@@ -14,32 +14,32 @@ from evaluation.engines.base import Completion, LanguageModel, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two programs would wait for each other on every core
+if "PYTEST_XDIST_WORKER" in os.environ:  # the threads of two programs would compete for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONG_FILES = ("test_train.py", "test_distributed.py")  # begun last, one of them would run alone at the end
+LONG_FILES = ("test_train.py", "test_distributed.py")  # if started last, one of them would run alone at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
-# A busy machine is no reason to fail; what must be fast is timed by tests of its own.
+# No test may fail because the machine is busy. Separate tests measure speed.
 hypothesis.settings.register_profile("any_speed", deadline=None)
 hypothesis.settings.load_profile("any_speed")
 
-# A chat template that, as Qwen3's, answers enable_thinking=False with an empty think block.
+# Like Qwen3's chat template, this one adds an empty think block for enable_thinking=False.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
     "{%- endif %}"
 )
-# Arguments of eval.py: both engines in the type that the tiny model is saved in; on many CPUs float32 is the default.
+# Arguments of eval.py: run both engines in the tiny model's own type. On many CPUs the default is float32.
 AS_SAVED = ["--engine_args", '{"dtype": "bfloat16"}', "--judge_engine_args", '{"dtype": "bfloat16"}']
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
-# What the tiny model has learned to write, whatever the dialogue, and to judge, whatever the note.
+# The tiny model has learned to give these answers to every dialogue and every note.
 LEARNED_VERDICT = {"reason": "The same story.", "verdict": "pass"}
 LEARNED_NOTE = {
     "S": "Reports a dry cough for three days. Denies fever.",
@@ -49,7 +49,7 @@ LEARNED_NOTE = {
 }
 
 
-# complaint, what is denied, finding, diagnosis, treatment
+# complaint, denied symptom, finding, diagnosis, treatment
 _VISITS = [
     ("a dry cough", "fever", "Lungs are clear", "Viral bronchitis", "Fluids and honey"),
     (
@@ -80,7 +80,7 @@ _VISITS = [
 
 
 def rows(n: int) -> list[dict[str, str]]:
-    """n different dialogues with their notes; the days until the return, k + 5, say which it is."""
+    """Return n different dialogues with their notes. Row k says to return in k + 5 days, which identifies it."""
     result = []
     for k in range(n):
         complaint, denied, finding, diagnosis, treatment = _VISITS[k % len(_VISITS)]
@@ -98,7 +98,7 @@ def rows(n: int) -> list[dict[str, str]]:
 
 
 def save_dataset(path: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
-    """A folder as preprocess_data.py writes it."""
+    """Save a dataset as preprocess_data.py does, and return its folder."""
     from datasets import Dataset, DatasetDict
 
     DatasetDict({name: Dataset.from_list(part) for name, part in splits.items()}).save_to_disk(path)
@@ -106,7 +106,7 @@ def save_dataset(path: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
 
 
 def build_tokenizer():
-    """A byte-level BPE tokenizer of about 1,000 tokens, trained on the project's prompts."""
+    """Return a byte-level BPE tokenizer of about 1,000 tokens, trained on the project's prompts."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -132,14 +132,14 @@ def build_tokenizer():
 
 
 def build_model(path: Path) -> Path:
-    """A Qwen3 model of two layers that was trained, in seconds, to write LEARNED_NOTE and judge LEARNED_VERDICT."""
+    """Train a Qwen3 model of two layers, in seconds, to write LEARNED_NOTE and LEARNED_VERDICT. Return its folder."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model is no faster on more
+    torch.set_num_threads(1)  # more threads do not speed up such a small model
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -186,7 +186,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA adapter of rank 4 for `tiny_model`, with random weights that change what it writes."""
+    """Return a LoRA adapter of rank 4 for `tiny_model`, with random weights that change its answers."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -204,12 +204,12 @@ def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six test dialogues, as preprocess_data.py writes them."""
+    """Return a dataset with six test dialogues, as preprocess_data.py writes it."""
     return save_dataset(tmp_path_factory.mktemp("data") / "soap_dataset", {"train": rows(4), "test": rows(6)})
 
 
 def chats(model: LanguageModel, requests: Iterable[Request]) -> list[Completion]:
-    """All answers of `model`, in the order of the requests."""
+    """Return the model's answers, in the order of the requests."""
 
     async def ask_all() -> list[Completion]:
         return await asyncio.gather(
@@ -220,7 +220,7 @@ def chats(model: LanguageModel, requests: Iterable[Request]) -> list[Completion]
 
 
 class FakeModel(LanguageModel):
-    """Answers at once, with `answer(messages, attempt)`; counts what it was asked."""
+    """Answer at once, with `answer(messages, attempt)`, and record the chats."""
 
     def __init__(self, answer: Callable[[prompts.Messages, int], str], window: int = 1000):
         super().__init__("fake model", window)

@@ -1,9 +1,11 @@
-"""Kill preprocessing, training and evaluation at random moments, start them again, and compare with unbroken runs.
+"""Kill preprocessing, training and evaluation at random moments, restart them, and compare with uninterrupted runs.
 
-It stands among the tests because it uses their tiny model; test_kill_and_restart.py runs a short form of it. Each job
-runs once unbroken, which gives its time and its result. Then it is killed again and again, with SIGKILL, at a moment
-drawn evenly from that time; whenever it comes to its end before its moment, its result is compared and it begins anew
-in an empty folder. Results must be equal to the letter but for times and dates; the losses of training to 1 in 10,000.
+Each job first runs once without interruption, which gives its duration and its reference result. It is then killed
+with SIGKILL again and again, each time at a random moment within that duration, and restarted in the same folder. If
+it finishes before the moment, its result is compared with the reference, and the next run starts in an empty folder.
+Results must be identical except for times and dates; training losses may differ by 1 in 10,000.
+
+test_kill_and_restart.py runs a short version.
 
     python tests/kill_and_restart.py
     python tests/kill_and_restart.py --kills 5 --only training
@@ -26,31 +28,31 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = "KILL_AND_RESTART"  # in the environment of all that is started here
+MARK = "KILL_AND_RESTART"  # environment variable of every process that this script starts
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as pytest has it
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as in pytest
 
 
 @dataclass(frozen=True)
 class Job:
-    """`place` holds what all its runs read; each run writes to an empty `folder` of its own."""
+    """A job to kill. All its runs read from `place`; each run writes to its own `folder`, which is empty at first."""
 
     prepare: Callable[[Path, Path], None]  # (place, model)
     start: Callable[[Path, Path], subprocess.Popen]  # (place, folder)
-    progress: Callable[[Path], int]  # pieces of work in `folder`
+    progress: Callable[[Path], int]  # number of finished pieces of work in `folder`
     result: Callable[[Path], Any]
     same: Callable[[Any, Any], bool] = lambda result, reference: result == reference
 
 
 @dataclass
 class Tally:
-    seconds: float  # of the fastest unbroken run
+    seconds: float  # duration of the fastest uninterrupted run
     kills: int = 0
-    at_work: int = 0  # kills that met a run with work already on disk
+    at_work: int = 0  # kills of a run that had already written some work
     starts: int = 0
     compared: int = 0
     equal: int = 0
-    left_running: int = 0  # processes that outlived their run by 10 seconds
+    left_running: int = 0  # processes that were still running 10 seconds after their run
 
     @property
     def good(self) -> bool:
@@ -102,7 +104,7 @@ def start_training(place: Path, folder: Path) -> subprocess.Popen:
 
 
 def losses(folder: Path) -> tuple[list[tuple], list[str]]:
-    """Steps with their losses, training and validation, and the names of all that the run left."""
+    """Return the steps with their training and validation losses, and the names of the files that the run left."""
     records = map(json.loads, (folder / "train" / "train-log.jsonl").read_text().splitlines())
     names = sorted(path.name for path in (folder / "train").iterdir())
     return [(record["step"], record.get("loss"), record.get("validation_loss")) for record in records], names
@@ -169,7 +171,7 @@ def lines(path: Path) -> int:
 
 
 def marked() -> list[int]:
-    """Processes that were started here, and theirs."""
+    """Return the ids of the processes that this script started, and of their children."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -178,8 +180,8 @@ def marked() -> list[int]:
     return found
 
 
-def wait_for_silence() -> int:
-    """How many processes are still there after 10 seconds; they are ended."""
+def wait_for_processes_to_end() -> int:
+    """Wait up to 10 seconds for all runs' processes to end. Kill the others, and return their number."""
     deadline = time.monotonic() + 10
     while marked() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -191,7 +193,7 @@ def wait_for_silence() -> int:
 
 
 def end_or_kill(process: subprocess.Popen, seconds: float | None) -> bool:
-    """Wait for the run's end; after so many seconds, kill its process group. Whether it came to its end."""
+    """Wait for the run to end; after `seconds`, kill its process group. Return whether the run ended by itself."""
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -204,7 +206,7 @@ def end_or_kill(process: subprocess.Popen, seconds: float | None) -> bool:
 
 
 def kill_and_restart(job: Job, place: Path, model: Path, kills: int, seed: int) -> Tally:
-    """Kill runs of a job so many times, and compare every run that came to its end with the unbroken one."""
+    """Kill runs of a job `kills` times, and compare every run that finishes with the uninterrupted one."""
     moments = random.Random(seed)
     os.environ[MARK] = "1"
     place.mkdir()
@@ -214,7 +216,7 @@ def kill_and_restart(job: Job, place: Path, model: Path, kills: int, seed: int) 
         (place / name).mkdir()
         return place / name
 
-    whole = new_folder("unbroken")
+    whole = new_folder("uninterrupted")
     began = time.monotonic()
     end_or_kill(job.start(place, whole), None)
     tally = Tally(time.monotonic() - began)
@@ -223,14 +225,14 @@ def kill_and_restart(job: Job, place: Path, model: Path, kills: int, seed: int) 
     while tally.kills < kills or not finished:
         if finished:
             number += 1
-            folder = new_folder(f"broken_{number}")
-        anew, began = finished, time.monotonic()
+            folder = new_folder(f"killed_{number}")
+        from_the_start, began = finished, time.monotonic()
         moment = moments.uniform(0, tally.seconds) if tally.kills < kills else None
         finished = end_or_kill(job.start(place, folder), moment)
         tally.starts += 1
-        if anew and finished:  # the machine is less busy now
+        if from_the_start and finished:  # perhaps the machine is less busy now
             tally.seconds = min(tally.seconds, time.monotonic() - began)
-        tally.left_running += wait_for_silence()
+        tally.left_running += wait_for_processes_to_end()
         if finished:
             tally.compared += 1
             tally.equal += job.same(job.result(folder), reference)
@@ -245,9 +247,9 @@ def kill_and_restart(job: Job, place: Path, model: Path, kills: int, seed: int) 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="of each job (default: %(default)s)")
-    parser.add_argument("--only", choices=JOBS, nargs="+", default=list(JOBS), help="(default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills for each job (default: %(default)s)")
+    parser.add_argument("--only", choices=JOBS, nargs="+", default=list(JOBS), help="jobs to run (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: %(default)s)")
     return parser
 
 
@@ -258,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     good = True
     with tempfile.TemporaryDirectory() as temporary:
         model = conftest.build_model(Path(temporary) / "tiny")
-        print("| job | unbroken run | kills | at work | starts | ended and compared | equal | left running |")
+        print("| job | uninterrupted run | kills | at work | starts | compared | equal | left running |")
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for name in args.only:
             tally = kill_and_restart(JOBS[name], Path(temporary) / name, model, args.kills, args.seed)

@@ -1,7 +1,7 @@
-"""A process with the heavy libraries loaded that runs the project's commands in forks of itself.
+"""Run the project's commands in forks of a process that has already loaded the heavy libraries.
 
-A command starts in a tenth of a second instead of ten, and is otherwise as from a shell: its own memory, working
-folder, umask, exit status and output.
+A command starts in a tenth of a second instead of ten seconds. Otherwise it runs as from a shell, with its own memory,
+working directory, umask, exit status and output.
 
     with Launcher() as launcher:
         status, output, errors = launcher.run(["eval.py", "model"], cwd=folder)
@@ -54,17 +54,17 @@ class Launcher:
         self._folder.cleanup()
 
     def run(self, command: Sequence[str], cwd: Path, largest_file: int | None = None) -> Ended:
-        """A script of the project or `arctic_training`, with its arguments; `largest_file` in bytes."""
+        """Run a script of the project, or `arctic_training`, with arguments. Files can grow to `largest_file` bytes."""
         with Client(self._address) as connection:
             connection.send((list(command), str(cwd), largest_file))
             return Ended(*connection.recv())
 
 
 def serve(address: str) -> tuple[list[str], str, int | None]:
-    """Fork for each command that comes in, and return it in the fork."""
+    """Fork for each command that arrives. In the fork, return the command."""
     pr_set_pdeathsig = 1  # linux/prctl.h
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)  # it ends with the tests, even if they are killed
-    gc.freeze()  # a collection in a fork would copy all memory
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)  # end with the tests, even if they are killed
+    gc.freeze()  # a garbage collection in a fork would copy all memory
     listener = Listener(address, backlog=16)
     print("ready", flush=True)
     while True:
@@ -94,12 +94,13 @@ def run_in_fork(connection: Connection) -> tuple[list[str], str, int | None]:
 
 
 def give_up_privileges() -> None:
-    """Let root be bound by the permissions of its own files, as everybody is."""
+    """Drop root's capabilities, so that file permissions apply as for any other user."""
     version_3, this_process, no_capabilities = 0x20080522, 0, (ctypes.c_uint32 * 6)()  # linux/capability.h
     ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version_3, this_process), no_capabilities)
 
 
 def become(name: str, arguments: list[str]) -> None:
+    """Run the command in this process."""
     import arctic_training.entrypoint
 
     if name == TRAINING:
@@ -112,7 +113,7 @@ def become(name: str, arguments: list[str]) -> None:
 
 
 def exit_status(run: Callable[[], None]) -> int:
-    """What the interpreter makes of the end of `run`."""
+    """Call `run` and return the exit status that the interpreter would give."""
     try:
         run()
     except SystemExit as end:
@@ -135,7 +136,7 @@ def main() -> None:
     status = exit_status(lambda: become(name, arguments))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # taking the interpreter down would copy all memory, object by object
+    os._exit(status)  # a normal interpreter shutdown would copy all memory, object by object
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Adapters that are not what they seem are refused before an engine starts; merged copies are what was trained."""
+"""Test that faulty adapters are refused before an engine starts, and that merged copies equal the trained model."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from test_train import read_log, run, validation_losses, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prompts
-from common.adapters import NOTES, SUPPORTED, AdapterError, adapted_model, check_settings, unmatched
+from common.adapters import RECORDED_BY_PEFT, SUPPORTED, AdapterError, adapted_model, check_settings, unmatched
 from common.errors import UserError
 from evaluation.engines import vllm_worker as worker
 from evaluation.engines.base import Request
@@ -33,7 +33,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def make_adapter(base: Path, path: Path, std: float = 0.05, **settings: object) -> Path:
-    """An adapter as PEFT saves it, with random matrices."""
+    """Save an adapter with random matrices, as PEFT does, and return its folder."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base)
     adapted = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL} | settings))
@@ -46,7 +46,7 @@ def make_adapter(base: Path, path: Path, std: float = 0.05, **settings: object) 
 
 @pytest.fixture(scope="module")
 def base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model in float32, so that sums are exact enough to compare."""
+    """Return the tiny model in float32, which is precise enough to compare sums."""
     path = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("base") / "model"))
     AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).save_pretrained(path)
     return path
@@ -61,8 +61,8 @@ def change_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def spoilt(adapter: Path, path: Path, tensors: Tensors | None = None, **changes: object) -> str:
-    """A copy of `adapter` with other tensors or settings."""
+def damaged(adapter: Path, path: Path, tensors: Tensors | None = None, **changes: object) -> str:
+    """Copy `adapter` to `path` with other tensors or settings."""
     if path.exists():
         shutil.rmtree(path)
     shutil.copytree(adapter, path)
@@ -80,7 +80,7 @@ def refusal(name: str, base: Path, **options: object) -> str:
 
 
 def accepted(name: str, base: Path, **options: object) -> list[str]:
-    """The lines that are printed for an adapter that is taken."""
+    """Return the lines that are printed for an adapter that is accepted."""
     lines = []
     resolve_adapter(name, resolve_model(str(base)), lines.append, **options)
     return lines
@@ -94,9 +94,9 @@ def renamed(tensors: Tensors, old: str, new: str) -> Tensors:
 
 
 def faulty(tensors: Tensors) -> Iterator[tuple[str, Tensors, str]]:
-    """Ways in which the tensors of an adapter can be others than its settings and base ask for.
+    """Yield ways in which an adapter's tensors may not match its settings and base.
 
-    Yields a name, the tensors, and a word of the refusal.
+    Each is (a name, the tensors, words of the error message).
     """
     prefixes = ("", "model.", "base_model.", "base_model.model.base_model.model.", "module.base_model.model.")
     for prefix in prefixes:
@@ -125,20 +125,20 @@ def faulty(tensors: Tensors) -> Iterator[tuple[str, Tensors, str]]:
             yield f"{name}: {list(new.shape)}", {**tensors, name: new}, f"{list(tensor.shape)} is expected"
         yield f"{name}: flat", {**tensors, name: tensor.flatten()}, f"{list(tensor.shape)} is expected"
     for more in (f"{FIRST}.more", FIRST.replace("lora_A", "lora_magnitude_vector"), "lm_head.weight"):
-        yield f"{more} too", {**tensors, more: torch.ones(4)}, "does not ask for it"
+        yield f"{more} too", {**tensors, more: torch.ones(4)}, "does not select it"
 
 
 @pytest.mark.parametrize("at_run_time", [False, True])
-def test_tensors_that_are_not_those_of_settings_and_base_are_refused(
+def test_tensors_that_do_not_match_settings_and_base_are_refused(
     adapter: Path, base: Path, tmp_path: Path, at_run_time: bool
 ) -> None:
     whole, refused = load_file(adapter / "adapter_model.safetensors"), 0
     wrong_size = 0
     for fault, tensors, words in faulty(whole):
-        line = refusal(spoilt(adapter, tmp_path / "spoilt", tensors), base, at_run_time=at_run_time)
+        line = refusal(damaged(adapter, tmp_path / "damaged", tensors), base, at_run_time=at_run_time)
         assert "adapter_model.safetensors" in line, fault
         refused += 1
-        if "hidden_size" in line:  # of a matrix that reads the hidden state: a line of its own
+        if "hidden_size" in line:  # a matrix that reads the hidden state has its own message
             wrong_size += 1
         else:
             assert words in line, (fault, line)
@@ -149,22 +149,22 @@ def test_tensors_that_are_not_those_of_settings_and_base_are_refused(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target_modules": ["q_proj", "v_proj"]}, "does not ask for it"),
-        ({"target_modules": r".*layers\.0\..*_proj"}, "does not ask for it"),
-        ({"layers_to_transform": [1]}, "does not ask for it"),
-        ({"exclude_modules": ["up_proj"]}, "does not ask for it"),
+        ({"target_modules": ["q_proj", "v_proj"]}, "does not select it"),
+        ({"target_modules": r".*layers\.0\..*_proj"}, "does not select it"),
+        ({"layers_to_transform": [1]}, "does not select it"),
+        ({"exclude_modules": ["up_proj"]}, "does not select it"),
         ({"target_modules": [*ALL, "embed_tokens"]}, "lacks base_model.model.model.embed_tokens.lora_embedding_A"),
         ({"r": 8}, "[8, 128] is expected"),
         ({"target_modules": ["none"]}, "not found in the base model"),
-        ({"target_modules": "("}, "PEFT refuses it"),
-        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "PEFT refuses it"),
+        ({"target_modules": "("}, "PEFT rejects the adapter"),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "PEFT rejects the adapter"),
     ],
     ids=str,
 )
-def test_settings_that_ask_for_other_tensors_than_the_file_has_are_refused(
+def test_settings_that_do_not_match_the_tensors_are_refused(
     adapter: Path, base: Path, tmp_path: Path, settings: dict, words: str
 ) -> None:
-    assert words in refusal(spoilt(adapter, tmp_path / "spoilt", **settings), base)
+    assert words in refusal(damaged(adapter, tmp_path / "damaged", **settings), base)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -172,29 +172,29 @@ def test_settings_that_ask_for_other_tensors_than_the_file_has_are_refused(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_an_adapter_with_a_value_that_is_no_finite_number_is_refused(
+def test_an_adapter_with_an_infinite_or_nan_value_is_refused(
     adapter: Path, base: Path, tmp_path: Path, value: float, dtype: torch.dtype
 ) -> None:
     for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
         tensors = load_file(adapter / "adapter_model.safetensors")
         tensors[name] = tensor.to(dtype).clone()
         tensors[name][-1, -1] = value
-        assert f"{name} holds inf or nan" in refusal(spoilt(adapter, tmp_path / "spoilt", tensors), base)
+        assert f"{name} contains inf or nan" in refusal(damaged(adapter, tmp_path / "damaged", tensors), base)
 
 
-def test_an_adapter_of_whole_numbers_is_refused(adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_integers_is_refused(adapter: Path, base: Path, tmp_path: Path) -> None:
     tensors = {name: tensor.to(torch.int8) for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
-    assert "of type torch.int8" in refusal(spoilt(adapter, tmp_path / "spoilt", tensors), base)
+    assert "of type torch.int8" in refusal(damaged(adapter, tmp_path / "damaged", tensors), base)
 
 
-def test_an_adapter_that_is_not_trained_is_reported_in_one_line(adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_untrained_modules_are_reported_in_one_line(adapter: Path, base: Path, tmp_path: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     assert accepted(str(adapter), base) == []
     tensors[FIRST.replace("lora_A", "lora_B")].zero_()
-    (line,) = accepted(spoilt(adapter, tmp_path / "part", tensors), base)
+    (line,) = accepted(damaged(adapter, tmp_path / "part", tensors), base)
     assert "in 1 of 14 modules the adapter is zero" in line
     tensors = {name: tensor * ("lora_A" in name) for name, tensor in tensors.items()}
-    (line,) = accepted(spoilt(adapter, tmp_path / "whole", tensors), base)
+    (line,) = accepted(damaged(adapter, tmp_path / "whole", tensors), base)
     assert "in 14 of 14 modules the adapter is zero" in line
 
 
@@ -202,17 +202,19 @@ def test_an_adapter_that_is_not_trained_is_reported_in_one_line(adapter: Path, b
 
 
 def other_values(default: object) -> list[object]:
-    """Values of several types that turn on what is off by default."""
+    """Return values of several types that differ from the default."""
     return [value for value in (True, 7, "all", ["embed_tokens"], {"q_proj": 2}) if value != default]
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_every_setting_of_peft_that_is_not_listed_must_keep_its_default(saved: bool) -> None:
+def test_every_unlisted_setting_of_peft_must_keep_its_default(saved: bool) -> None:
     settings, checked = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ALL}, 0
     check_settings(settings, saved)
-    check_settings({**LoraConfig(**settings).to_dict(), "peft_type": "LORA", **dict.fromkeys(NOTES)}, saved=True)
+    check_settings(
+        {**LoraConfig(**settings).to_dict(), "peft_type": "LORA", **dict.fromkeys(RECORDED_BY_PEFT)}, saved=True
+    )
     for field in dataclasses.fields(LoraConfig):
-        if field.name in SUPPORTED or field.name == "peft_type" or (saved and field.name in NOTES):
+        if field.name in SUPPORTED or field.name == "peft_type" or (saved and field.name in RECORDED_BY_PEFT):
             continue
         for value in other_values(getattr(LoraConfig(), field.name)):
             with pytest.raises(AdapterError, match=field.name):
@@ -236,7 +238,7 @@ def test_every_setting_of_peft_that_is_not_listed_must_keep_its_default(saved: b
         "init_lora_weights": ["pissa", "pissa_niter_4", "olora", "eva", "corda", "loftq", "lora_ga", "True", None, 1.5],
     }.items(),
 )
-def test_a_value_that_does_not_come_out_right_is_refused(key: str, values: list, saved: bool) -> None:
+def test_an_unsupported_value_of_a_setting_is_refused(key: str, values: list, saved: bool) -> None:
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ALL}
     for value in values:
         with pytest.raises(AdapterError, match=key if key != "r" else "rank"):
@@ -244,7 +246,7 @@ def test_a_value_that_does_not_come_out_right_is_refused(key: str, values: list,
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_every_other_kind_of_peft_is_refused(saved: bool) -> None:
+def test_every_other_type_of_peft_is_refused(saved: bool) -> None:
     kinds = [kind.value for kind in peft.PeftType if kind != peft.PeftType.LORA]
     for kind in [*kinds, "PromptTuning", "Peft", None]:
         with pytest.raises(AdapterError, match="only LORA adapters"):
@@ -252,7 +254,7 @@ def test_every_other_kind_of_peft_is_refused(saved: bool) -> None:
     assert len(kinds) > 20
 
 
-def test_a_mistyped_setting_names_the_one_that_was_meant() -> None:
+def test_the_error_for_a_mistyped_setting_suggests_the_right_one() -> None:
     with pytest.raises(AdapterError, match="did you mean lora_alpha"):
         check_settings({"peft_type": "Lora", "lora_alfa": 8}, saved=False)
 
@@ -274,15 +276,15 @@ def test_a_mistyped_setting_names_the_one_that_was_meant() -> None:
     ],
     ids=str,
 )
-def test_a_name_in_a_yaml_that_selects_nothing_is_found(base: Path, settings: dict, part: str | None) -> None:
+def test_an_entry_in_a_yaml_that_matches_no_module_is_found(base: Path, settings: dict, part: str | None) -> None:
     settings = {"peft_type": "Lora", "target_modules": ALL} | settings
     assert unmatched(settings, adapted_model(settings, base)) == part
 
 
 # --- merges ----------------------------------------------------------------------------------------------------------
 
-# What training takes must be what evaluation judges.
-TAKEN = {
+# Training accepts these settings, so evaluation must, too.
+ACCEPTED_SETTINGS = {
     "names": {"target_modules": ["q_proj", "down_proj"]},
     "pattern": {"target_modules": r".*layers\.[01]\.mlp\..*_proj"},
     "all linear layers": {"target_modules": "all-linear"},
@@ -310,16 +312,18 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("name", TAKEN)
-def test_a_merged_copy_computes_what_the_adapted_model_does(base: Path, tmp_path: Path, name: str, tied: bool) -> None:
+@pytest.mark.parametrize("name", ACCEPTED_SETTINGS)
+def test_a_merged_copy_computes_the_same_as_the_adapted_model(
+    base: Path, tmp_path: Path, name: str, tied: bool
+) -> None:
     if not tied:
         base = Path(shutil.copytree(base, tmp_path / "base"))
         model = AutoModelForCausalLM.from_pretrained(base)
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 8)
         model.config.tie_word_embeddings = False
         model.save_pretrained(base)
-    adapter = make_adapter(base, tmp_path / "adapter", std=0.2, **TAKEN[name])
-    check_settings({"peft_type": "Lora", **TAKEN[name]}, saved=False)
+    adapter = make_adapter(base, tmp_path / "adapter", std=0.2, **ACCEPTED_SETTINGS[name])
+    check_settings({"peft_type": "Lora", **ACCEPTED_SETTINGS[name]}, saved=False)
     assert accepted(str(adapter), base) == []
     untrained = AutoModelForCausalLM.from_pretrained(base)
     expected = logits(PeftModel.from_pretrained(copy.deepcopy(untrained), adapter))
@@ -331,34 +335,34 @@ def test_a_merged_copy_computes_what_the_adapted_model_does(base: Path, tmp_path
     assert merged.config.tie_word_embeddings == (tied and not embeddings)
 
 
-def test_an_adapter_of_embeddings_is_not_applied_at_run_time(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_embeddings_is_refused_at_run_time(base: Path, tmp_path: Path) -> None:
     for module in ("embed_tokens", "lm_head"):
         adapter = make_adapter(base, tmp_path / module, target_modules=[module, "q_proj"])
         assert "leave out enable_lora" in refusal(str(adapter), base, at_run_time=True)
 
 
-def test_an_adapter_that_was_trained_on_another_embedding_is_refused(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_trained_with_another_embedding_is_refused(base: Path, tmp_path: Path) -> None:
     other = AutoModelForCausalLM.from_pretrained(base)
     other.get_input_embeddings().weight.data[5] += 1
     other.save_pretrained(tmp_path / "other")
     for module in ("embed_tokens", "lm_head"):
         adapter = make_adapter(tmp_path / "other", tmp_path / module, target_modules=[module])
-        with pytest.raises(UserError, match=f"trained on another .*{module}"):
+        with pytest.raises(UserError, match=f"trained with a different .*{module}"):
             worker.merge(str(base), str(adapter), str(tmp_path / f"merged-{module}"))
 
 
 @pytest.mark.parametrize("std", [1e-9, 1e-6])
-def test_a_change_that_the_type_of_the_weights_rounds_away_is_no_merge(
+def test_a_merge_is_refused_if_rounding_loses_the_change(
     base: Path, tiny_model: Path, tmp_path: Path, std: float
 ) -> None:
-    """Added to weights in bfloat16, 8 bits of them, a small adapter would leave the base model's notes."""
+    """With bfloat16's 8 bits of precision, a small adapter would have no effect."""
     adapter = make_adapter(base, tmp_path / "adapter", std=std, target_modules=["q_proj", "down_proj"])
     with pytest.raises(UserError, match=r"bfloat16 (leaves|keeps only) .*enable_lora"):
         worker.merge(str(tiny_model), str(adapter), str(tmp_path / "merged"))
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_merge_that_leaves_out_a_module_is_an_error(
+def test_a_merge_that_omits_a_module_is_an_error(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, merged = peft.tuners.lora.Linear.merge, []
@@ -369,11 +373,11 @@ def test_a_merge_that_leaves_out_a_module_is_an_error(
             own(layer, *arguments, **options)
 
     monkeypatch.setattr(peft.tuners.lora.Linear, "merge", merge)
-    with pytest.raises(UserError, match=r"leaves .*layers\.1\.self_attn\.k_proj as it was"):
+    with pytest.raises(UserError, match=r"leaves .*layers\.1\.self_attn\.k_proj unchanged"):
         worker.merge(str(base), str(adapter), str(tmp_path / "merged"))
 
 
-def test_a_sum_that_is_too_large_for_the_type_of_the_weights_is_no_merge(base: Path, tmp_path: Path) -> None:
+def test_a_merge_is_refused_if_the_weights_overflow(base: Path, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16).save_pretrained(tmp_path / "half")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "half")
     adapter = make_adapter(base, tmp_path / "adapter", std=1e6)
@@ -381,7 +385,7 @@ def test_a_sum_that_is_too_large_for_the_type_of_the_weights_is_no_merge(base: P
         worker.merge(str(tmp_path / "half"), str(adapter), str(tmp_path / "merged"))
 
 
-def test_a_base_that_lacks_a_tensor_is_no_base_for_a_merge(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_merge_is_refused_if_the_base_lacks_a_tensor(base: Path, adapter: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(base, tmp_path / "broken"))
     tensors = load_file(base / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -390,16 +394,14 @@ def test_a_base_that_lacks_a_tensor_is_no_base_for_a_merge(base: Path, adapter: 
         worker.merge(str(broken), str(adapter), str(tmp_path / "merged"))
 
 
-def test_a_quantised_base_takes_an_adapter_at_run_time_alone(adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_a_quantised_base_accepts_an_adapter_only_at_run_time(adapter: Path, base: Path, tmp_path: Path) -> None:
     quantised = Path(shutil.copytree(base, tmp_path / "quantised"))
     change_json(quantised / "config.json", quantization_config={"quant_method": "fp8"})
     assert "is quantised" in refusal(str(adapter), quantised)
     accepted(str(adapter), quantised, at_run_time=True)
 
 
-def test_an_adapter_of_a_model_that_transformers_does_not_have_is_refused(
-    adapter: Path, base: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_of_a_model_unknown_to_transformers_is_refused(adapter: Path, base: Path, tmp_path: Path) -> None:
     strange = Path(shutil.copytree(base, tmp_path / "strange"))
     change_json(strange / "config.json", model_type="strange", architectures=["Strange"])
     assert "transformers cannot build the base model" in refusal(str(adapter), strange)
@@ -407,7 +409,7 @@ def test_an_adapter_of_a_model_that_transformers_does_not_have_is_refused(
     assert "transformers cannot build the base model" in refusal(str(adapter), strange)
 
 
-def test_a_base_of_the_same_name_and_other_weights_is_reported(adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_a_base_with_the_same_name_but_other_weights_is_reported(adapter: Path, base: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(base, tmp_path / "elsewhere" / "model"))
     assert accepted(str(adapter), other) == []
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -415,14 +417,14 @@ def test_a_base_of_the_same_name_and_other_weights_is_reported(adapter: Path, ba
     model.save_pretrained(other)
     (line,) = accepted(str(adapter), other)
     assert f"was trained on {base}" in line
-    revised = spoilt(adapter, tmp_path / "adapter", base_model_name_or_path="org/model", revision="v2")
+    revised = damaged(adapter, tmp_path / "adapter", base_model_name_or_path="org/model", revision="v2")
     (line,) = accepted(revised, base)
     assert "was trained on org/model, revision v2" in line
 
 
 @pytest.mark.slow
-def test_vllm_writes_with_a_merged_copy_what_the_adapted_model_writes(base: Path, tmp_path: Path) -> None:
-    """An adapter of one of two tied embeddings; with weights that are still tied, the text would be another."""
+def test_vllm_with_a_merged_copy_writes_the_same_as_the_adapted_model(base: Path, tmp_path: Path) -> None:
+    """The adapter changes one of two tied embeddings. If the copy tied them again, the text would differ."""
     adapter = make_adapter(base, tmp_path / "adapter", std=0.2, target_modules=["embed_tokens", "q_proj"])
     tokenizer = AutoTokenizer.from_pretrained(base)
     chat = prompts.note_messages(rows(1)[0]["dialogue"])
@@ -448,13 +450,13 @@ def test_vllm_writes_with_a_merged_copy_what_the_adapted_model_writes(base: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["both embeddings", "rank-stabilised"])
-def test_the_validation_loss_of_a_run_is_that_of_the_merged_copy(base: Path, tmp_path: Path, name: str) -> None:
+def test_the_validation_loss_of_a_run_equals_that_of_the_merged_copy(base: Path, tmp_path: Path, name: str) -> None:
     from training.tokens import encode_example
 
     shutil.copytree(base, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(QWEN3_LIKE)
     save_dataset(tmp_path / "soap_dataset", {"train": rows(9), "validation": rows(12)[9:]})
-    adapter = {"peft_type": "Lora", "r": 4, "lora_alpha": 32, "target_modules": ALL} | TAKEN[name]
+    adapter = {"peft_type": "Lora", "r": 4, "lora_alpha": 32, "target_modules": ALL} | ACCEPTED_SETTINGS[name]
     model = {"name_or_path": "model", "dtype": "fp32", "attn_implementation": "varlen", "peft_config": adapter}
     status, output = run(write_config(tmp_path, Path("model"), "trained", model=model, **SHORT))
     assert status == 0, output[-3000:]
@@ -476,8 +478,8 @@ def test_the_validation_loss_of_a_run_is_that_of_the_merged_copy(base: Path, tmp
     assert shown[-1] < 0.9 * shown[0]
 
 
-def test_common_is_a_name_that_no_installed_package_has() -> None:
-    """arctic_training puts the folder of the YAML last on the path."""
+def test_no_installed_package_is_named_common() -> None:
+    """arctic_training puts the YAML's folder last on the import path, so a package named common would win."""
     import importlib.util
     import sys
 

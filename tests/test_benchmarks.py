@@ -1,4 +1,4 @@
-"""What benchmarks/ measures without a GPU runs."""
+"""Test the parts of benchmarks/ that run without a GPU."""
 
 import json
 import re
@@ -15,12 +15,12 @@ import train_throughput
 from conftest import ROOT, rows, save_dataset
 
 
-def test_learning_refuses_a_folder_that_holds_an_older_checkpoint(tmp_path: Path) -> None:
+def test_learning_refuses_a_work_folder_with_an_older_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "LoRA/global_step_255").mkdir(parents=True)
     command = [sys.executable, str(ROOT / "benchmarks/learning.py"), "--model", "m", "--data", "d"]
     done = subprocess.run([*command, "--work_dir", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path} is not empty: remove it, or give another --work_dir\n"
+    assert done.stderr == f"error: {tmp_path} is not empty; remove it, or give another --work_dir\n"
 
 
 def lines(text: str) -> list[dict]:
@@ -29,7 +29,7 @@ def lines(text: str) -> list[dict]:
 
 @pytest.fixture
 def learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """learning.main with commands that do nothing; `fails` are words of the command that ends with status 3."""
+    """Return learning.main with commands that do nothing. The command that contains `fails` ends with status 3."""
     dataset = save_dataset(tmp_path / "soap_dataset", {"test": rows(2)})
     record = {"finish_reason": "stop", "status": "ok"}
     notes = [record | {"index": index, **row} for index, row in enumerate(rows(2))]
@@ -52,22 +52,22 @@ def learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("fails", "told"),
+    ("fails", "message"),
     [
         ("new/full.yaml", "training failed; see {}/new/full.log"),
         ("new/results/full", "eval.py ended with status 3"),
     ],
 )
-def test_a_model_that_fails_is_told_in_a_line_and_takes_no_other_with_it(learn, tmp_path, capsys, fails, told) -> None:
+def test_a_failed_model_gets_one_line_and_the_others_finish(learn, tmp_path, capsys, fails, message) -> None:
     assert learn(fails) == 1
     shown = capsys.readouterr()
-    assert shown.err == f"error: full: {told.format(tmp_path)}\n"
+    assert shown.err == f"error: full: {message.format(tmp_path)}\n"
     kept = lines((tmp_path / "results.jsonl").read_text())
     assert [(result["model"], result["readable notes"]) for result in kept] == [("base", "2 of 2"), ("LoRA", "2 of 2")]
     assert lines(shown.out) == kept
 
 
-def test_what_was_learned_is_in_the_file_before_the_next_training_begins(learn, tmp_path, monkeypatch) -> None:
+def test_each_result_of_learning_is_saved_before_the_next_training_starts(learn, tmp_path, monkeypatch) -> None:
     def killed(*_) -> None:
         raise KeyboardInterrupt
 
@@ -77,7 +77,7 @@ def test_what_was_learned_is_in_the_file_before_the_next_training_begins(learn, 
     assert [result["model"] for result in lines((tmp_path / "results.jsonl").read_text())] == ["base"]
 
 
-def test_a_throughput_is_in_the_file_before_the_next_run_begins(tmp_path, monkeypatch) -> None:
+def test_each_throughput_is_saved_before_the_next_run_starts(tmp_path, monkeypatch) -> None:
     def run(name: str, _) -> list[str]:
         if name == "LoRA":
             raise KeyboardInterrupt
@@ -97,18 +97,18 @@ def test_a_throughput_is_in_the_file_before_the_next_run_begins(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_the_growth_of_an_evaluation_is_measured_through_pipes_and_through_http(tmp_path: Path) -> None:
+def test_eval_scaling_measures_runs_with_engines_and_with_a_server(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks/eval_scaling.py"), "--output", str(tmp_path / "table.md")]
     command += ["--sizes", "10", "20", "--server_sizes", "10", "20"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     table = (tmp_path / "table.md").read_text()
     assert table in done.stdout
-    for row in ("| 10 | engine |", "| 20 | engine |", "| 10 | server |", "| 20 | server |", "| 64 |"):
+    for row in ("| 10 | engines |", "| 20 | engines |", "| 10 | server |", "| 20 | server |", "| 64 |"):
         assert table.count(row) == 1, row
 
 
-def test_the_table_on_paper_is_made_from_measured_figures_that_stand_in_results() -> None:
+def test_the_extrapolated_table_follows_from_the_measured_figures() -> None:
     walltime = (ROOT / "benchmarks/results/eval_walltime.md").read_text()
     runs = re.findall(r"\| eval.py \| (generate|judge) \| ([\d.]+) \| ([\d.]+) \|", walltime)
     notes, verdicts = f"{eval_scaling.GENERATE_S * 250:.1f}", f"{eval_scaling.JUDGE_S * 1000:.1f}"
@@ -118,24 +118,24 @@ def test_the_table_on_paper_is_made_from_measured_figures_that_stand_in_results(
     assert starts == {"generate", "judge"}
 
     scaling = (ROOT / "benchmarks/results/eval_scaling.md").read_text()
-    measured = {"engine": [], "server": []}
+    measured = {"engines": [], "server": []}
     for size, kind, answering, scoring in re.findall(
-        r"^\| ([\d,]+) \| (engine|server) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) ", scaling, re.MULTILINE
+        r"^\| ([\d,]+) \| (engines|server) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) ", scaling, re.MULTILINE
     ):
         result = {"dialogues": int(size.replace(",", "")), "answering_s": float(answering), "scoring_s": float(scoring)}
         measured[kind].append(result)
-    lines = eval_scaling.on_paper(eval_scaling.build_parser().parse_args([]), *measured.values())
+    lines = eval_scaling.extrapolate(eval_scaling.build_parser().parse_args([]), *measured.values())
     assert [line for line in lines if f"| {' | '.join(line)} |" not in scaling] == []
 
 
-def test_a_benchmark_limits_deepspeed_to_its_gpus_among_the_visible_ones(monkeypatch) -> None:
+def test_deepspeed_gets_only_as_many_visible_gpus_as_the_benchmark_uses(monkeypatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert train_throughput.gpus(2) == {"CUDA_VISIBLE_DEVICES": "0,1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     assert train_throughput.gpus(1) == {"CUDA_VISIBLE_DEVICES": "3"}
 
 
-def test_a_step_of_several_processes_has_the_tokens_of_all_and_the_time_of_one() -> None:
+def test_a_joined_step_has_the_tokens_of_all_processes_and_the_time_of_one() -> None:
     first = [{"seconds": 1.0, "tokens": 10, "squares": 50}, {"seconds": 2.0, "tokens": 20, "squares": 70}]
     second = [{"seconds": 1.5, "tokens": 1, "squares": 2}, {"seconds": 2.5, "tokens": 3, "squares": 4}]
     assert train_throughput.joined([first, second]) == [
@@ -144,7 +144,7 @@ def test_a_step_of_several_processes_has_the_tokens_of_all_and_the_time_of_one()
     ]
 
 
-def test_peak_memory_is_that_of_the_gpu_in_use(tmp_path: Path, monkeypatch) -> None:
+def test_peak_memory_is_that_of_the_first_visible_gpu(tmp_path: Path, monkeypatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\n[ "$1 $2" = "-i 3" ] && echo 2048 || echo 9000\n')
     tool.chmod(0o755)

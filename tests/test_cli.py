@@ -1,4 +1,4 @@
-"""Each script answers --help at once, without the heavy libraries, and says what it cannot do in one line."""
+"""Test that each script answers --help quickly, without heavy libraries, and reports a mistake in one line."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def test_help_answers_within_a_second_and_without_heavy_libraries(script):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (["train.py", "--dataset_path", "nowhere"], "run `python preprocess_data.py` first"),
         (["eval.py", "no/such/model", "--dataset_path", "nowhere"], "preprocess_data.py"),
@@ -44,8 +44,8 @@ def test_help_answers_within_a_second_and_without_heavy_libraries(script):
         (["eval.py"], "no model given"),
     ],
 )
-def test_a_mistake_gets_one_line_and_status_2(arguments, told, tmp_path):
+def test_a_mistake_gets_one_line_and_status_2(arguments, words, tmp_path):
     result = run(str(ROOT / arguments[0]), *arguments[1:], cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert told in result.stderr
+    assert words in result.stderr

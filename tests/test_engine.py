@@ -26,7 +26,7 @@ GREEDY = {"temperature": 0, "max_tokens": 200}
 
 
 class Delayed(LanguageModel):
-    """Answers when told to, in the order that a test chooses."""
+    """Answer only when a test calls `answer`, in the order that it chooses."""
 
     def __init__(self, window: int = 100):
         super().__init__("delayed model", window)
@@ -46,7 +46,7 @@ class Delayed(LanguageModel):
         self.report({"id": number, "text": request.messages, "finish_reason": "stop", "prompt_tokens": 3})
 
 
-def test_each_chat_gets_its_own_answer_in_whatever_order_they_come() -> None:
+def test_each_chat_gets_its_own_answer_in_any_order() -> None:
     model = Delayed()
     finished: list[str] = []
 
@@ -66,7 +66,7 @@ def test_each_chat_gets_its_own_answer_in_whatever_order_they_come() -> None:
     assert usage.seconds > 0.05
 
 
-def test_no_more_requests_are_in_flight_than_the_window_holds() -> None:
+def test_at_most_a_window_of_requests_is_in_flight() -> None:
     model = Delayed(window=4)
 
     async def ask_all() -> list[Completion]:
@@ -81,7 +81,7 @@ def test_no_more_requests_are_in_flight_than_the_window_holds() -> None:
     assert model.most == 4
 
 
-def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
+def test_the_answer_to_a_cancelled_chat_is_dropped() -> None:
     model = Delayed(window=1)
 
     async def give_up_and_ask_again() -> Completion:
@@ -93,13 +93,13 @@ def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
         await asyncio.sleep(0.01)
         return await second
 
-    model.window = 2  # Delayed answers at once when its window is full
+    model.window = 2  # with a full window, Delayed would answer at once
     threading.Timer(0.1, lambda: [model.answer(0), model.answer(0)]).start()
     assert asyncio.run(give_up_and_ask_again()).text == "second"
     assert model.in_flight == 0
 
 
-def test_an_engine_that_breaks_is_one_line() -> None:
+def test_an_engine_that_stops_gives_one_line() -> None:
     model = Delayed()
     model.report({"failed": "out of luck"})
     with pytest.raises(UserError, match=r"^the delayed model stopped: out of luck$"):
@@ -117,13 +117,13 @@ def test_an_engine_that_breaks_is_one_line() -> None:
         (RuntimeError(), "no message"),
     ],
 )
-def test_what_stops_an_engine_is_explained_in_one_line(error: Exception, words: str) -> None:
+def test_the_cause_of_a_failure_is_explained_in_one_line(error: Exception, words: str) -> None:
     line = worker.explain(error)
     assert words in line
     assert "\n" not in line
 
 
-def test_memory_that_a_process_of_a_split_model_lacks_is_found_in_the_log() -> None:
+def test_a_child_process_without_memory_is_explained_from_the_log() -> None:
     failed = "Exception: WorkerProc initialization failed due to an exception in a background process. "
     failed += "See stack trace for root cause."
     log = "(Worker_TP1 pid=7) ERROR\n(Worker_TP1) torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2\n"
@@ -155,7 +155,7 @@ def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_ada
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
 
 
-def test_an_engine_may_fork_while_requests_are_read() -> None:
+def test_an_engine_can_fork_while_requests_are_read() -> None:
     code = """
         import multiprocessing, time
         from evaluation.engines import vllm_worker as worker
@@ -189,7 +189,7 @@ def test_an_engine_may_fork_while_requests_are_read() -> None:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Two replicas of the tiny model on vLLM."""
+    """Yield two replicas of the tiny model on vLLM."""
     spec = EngineSpec(tiny_model, CPU_ARGS, GREEDY)
     with contextlib.closing(
         Engine("generator", spec, tmp_path_factory.mktemp("engine") / "log", devices=("", ""))
@@ -198,7 +198,7 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.slow
-def test_vllm_answers_chats_and_says_what_it_took(engine: Engine) -> None:
+def test_vllm_answers_chats_and_counts_time_and_tokens(engine: Engine) -> None:
     usage = Usage(engine)
 
     async def ask_all() -> list[Completion]:
@@ -215,7 +215,7 @@ def test_vllm_answers_chats_and_says_what_it_took(engine: Engine) -> None:
 
 
 @pytest.mark.slow
-def test_a_prompt_over_the_limit_is_marked_and_the_rest_go_on(engine: Engine) -> None:
+def test_a_prompt_over_the_limit_is_marked_and_the_others_are_answered(engine: Engine) -> None:
     texts = ["A cough.", "word " * 5000, "A cough.", "word " * 5000]
     answers = chats(engine, [Request(prompts.note_messages(text)) for text in texts])
     assert {number: answer.finish_reason for number, answer in enumerate(answers)} == {
@@ -227,13 +227,13 @@ def test_a_prompt_over_the_limit_is_marked_and_the_rest_go_on(engine: Engine) ->
 
 
 @pytest.mark.slow
-def test_a_note_cut_off_at_the_limit_says_so(engine: Engine) -> None:
+def test_an_answer_cut_off_at_the_limit_is_marked(engine: Engine) -> None:
     (answer,) = chats(engine, [Request(prompts.note_messages("A cough."), sampling={"max_tokens": 3})])
     assert (answer.finish_reason, answer.output_tokens) == ("length", 3)
 
 
 @pytest.mark.slow
-def test_a_failed_start_is_one_line_and_leaves_no_process(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_failed_start_gives_one_line_and_leaves_no_process(tiny_model: Path, tmp_path: Path) -> None:
     spec = EngineSpec(tiny_model, CPU_ARGS | {"max_model_len": 1 << 20}, GREEDY)
     with contextlib.closing(Engine("judge", spec, tmp_path / "log")) as model:
         (process,) = model._processes
@@ -247,14 +247,14 @@ def test_a_failed_start_is_one_line_and_leaves_no_process(tiny_model: Path, tmp_
 
 @pytest.fixture
 def spread(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
-    """The tiny model over two processes, tensor parallel, as over two GPUs: they talk through shared memory."""
+    """Split the tiny model over two processes, as over two GPUs. They communicate through shared memory."""
     cores = sorted(os.sched_getaffinity(0))
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
     return EngineSpec(tiny_model, CPU_ARGS | {"tensor_parallel_size": 2}, GREEDY)
 
 
 @pytest.mark.slow
-def test_a_split_model_answers_alike_and_leaves_no_process_and_no_memory(spread: EngineSpec, tmp_path: Path) -> None:
+def test_a_split_model_answers_the_same_and_leaves_no_process_or_memory(spread: EngineSpec, tmp_path: Path) -> None:
     with contextlib.closing(Engine("judge", spec=spread, log=tmp_path / "log")) as model:
         (answer,) = chats(model, [Request(prompts.note_messages(rows(1)[0]["dialogue"]))])
         group = model._processes[0].pid
@@ -266,7 +266,7 @@ def test_a_split_model_answers_alike_and_leaves_no_process_and_no_memory(spread:
 
 
 @pytest.mark.slow
-def test_when_the_parent_is_killed_the_engine_and_all_it_started_are_gone(spread: EngineSpec, tmp_path: Path) -> None:
+def test_an_engine_and_its_children_end_when_the_parent_is_killed(spread: EngineSpec, tmp_path: Path) -> None:
     code = f"""
         import asyncio, time
         from pathlib import Path
@@ -292,8 +292,8 @@ def test_when_the_parent_is_killed_the_engine_and_all_it_started_are_gone(spread
     assert not [path for path in shared if path.exists()]
 
 
-def test_killing_a_group_removes_its_shared_memory_but_no_file_that_it_only_reads() -> None:
-    """A process tree as vLLM's: memory and a semaphore of Python's, memory of C++ code, and weights kept in memory."""
+def test_killing_a_group_removes_its_shared_memory_but_not_the_files_it_reads() -> None:
+    """Use processes like vLLM's: shared memory and a semaphore of Python, memory of C++ code, weights in /dev/shm."""
     code = """
         import mmap, multiprocessing, os, subprocess, sys
         from multiprocessing import shared_memory
@@ -326,7 +326,9 @@ def test_killing_a_group_removes_its_shared_memory_but_no_file_that_it_only_read
 
 
 @pytest.mark.parametrize("error", [PermissionError(), psutil.AccessDenied()])
-def test_what_cannot_be_killed_is_left_after_a_while(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_be_killed_is_left_after_the_timeout(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(process: psutil.Process) -> None:
         raise error
 
@@ -355,7 +357,7 @@ def test_a_worker_ends_with_its_parent_even_if_its_group_cannot_be_killed() -> N
     assert ended.returncode == 1
 
 
-def test_replicas_end_together_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_an_engine_twice_kills_all_replicas_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sleeper").write_text("#!/bin/sh\nsleep 60\n")
     (tmp_path / "sleeper").chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "sleeper"))
@@ -370,7 +372,7 @@ def test_replicas_end_together_and_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def members(group: int) -> list[psutil.Process]:
-    """Processes of the group that run; zombies, which hold no memory, do not count."""
+    """Return the running processes of the group, without zombies, which hold no memory."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -380,6 +382,6 @@ def members(group: int) -> list[psutil.Process]:
 
 
 def shared_memory(group: int) -> set[Path]:
-    """The files in memory that the group's processes share."""
+    """Return the files in /dev/shm that the group's processes map."""
     maps = [area.path for process in members(group) for area in process.memory_maps()]
     return {Path(path) for path in maps if path.startswith("/dev/shm/")}

@@ -24,7 +24,7 @@ from evaluation.options import Options
 from evaluation.run import records
 from evaluation.run.runs import Run
 
-INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # dialogues whose notes and verdicts are special
+INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # indices of dialogues with special notes or verdicts
 
 PREDICTION_KEYS = ["index", "dialogue_hash", "raw", "finish_reason", "status", "reason", *"SOAP"]
 PREDICTION_KEYS += ["prompt_tokens", "output_tokens"]
@@ -34,7 +34,7 @@ RESULT_KEYS |= {"judge_controls", "timings_s"}
 
 
 def number_of(text: str) -> int:
-    """Which of conftest.rows a prompt is about."""
+    """Return the index in conftest.rows of the dialogue in a prompt."""
     return int(re.search(r"come back in (\d+) days", text)[1]) - 5
 
 
@@ -55,11 +55,11 @@ def judge(messages: prompts.Messages, attempt: int) -> str:
     return json.dumps({"reason": f"{k} {case['section']}", "verdict": verdict})
 
 
-start_generator = pipeline.start_generator  # which the harness replaces
+start_generator = pipeline.start_generator  # the real one, which Harness replaces
 
 
 class Harness:
-    """eval.main with fake models in place of engines; `argv` is a run over the six dialogues of `tiny_dataset`."""
+    """Run eval.main with fake models instead of engines. `argv` evaluates the six dialogues of `tiny_dataset`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Path, dataset: Path, folder: Path):
         self.generators: list[FakeModel] = []
@@ -82,7 +82,7 @@ class Harness:
         return sorted((json.loads(line) for line in lines), key=json.dumps)
 
     def results(self, folder: Path | None = None) -> dict[str, Any]:
-        """results.json without what no two runs share."""
+        """Return results.json without times and date, which differ between equal runs."""
         results = json.loads(((folder or self.folder) / "results.json").read_text())
         return {key: value for key, value in results.items() if key not in ("timings_s", "date")}
 
@@ -94,12 +94,12 @@ def harness(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tiny_dataset: Pat
 
 @pytest.fixture
 def both_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU that holds both models."""
+    """Plan as for a GPU that has room for both models."""
     place = Placement(("0",), {})
     monkeypatch.setattr(eval, "make_plan", lambda *_: Plan(place, place, True, "both at once"))
 
 
-def test_a_run_leaves_the_records_and_results_that_others_read(harness: Harness, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_writes_records_and_results_in_the_fixed_form(harness: Harness, capsys: pytest.CaptureFixture) -> None:
     assert harness.run() == 0
     predictions, judgements = harness.records("predictions"), harness.records("judgements")
     assert all(list(record) == PREDICTION_KEYS for record in predictions)
@@ -110,7 +110,7 @@ def test_a_run_leaves_the_records_and_results_that_others_read(harness: Harness,
     results = harness.results()
     assert set(results) | {"timings_s"} >= RESULT_KEYS
     assert (results["n"], results["valid_notes"], results["split"]) == (6, 5, "test")
-    # Of six: number 0 fails, the note of number 1 is invalid; number 4 has no verdict on P, number 2 an empty O.
+    # Of six dialogues, 0 fails, 1 has an invalid note, 2 has an empty O, and 4 has no verdict on P.
     passed = {"S": 4, "O": 3, "A": 4, "P": 3}
     assert {section: figures["pass"] for section, figures in results["sections"].items()} == passed
     assert results["sections"]["P"]["unscored"] == 1
@@ -123,7 +123,7 @@ def test_a_run_leaves_the_records_and_results_that_others_read(harness: Harness,
     assert (harness.folder / "report.html").stat().st_size > 1000
 
 
-def test_an_invalid_note_costs_no_call_of_the_judge(harness: Harness) -> None:
+def test_an_invalid_note_is_not_sent_to_the_judge(harness: Harness) -> None:
     assert harness.run("--judge_controls", "0") == 0
     (model,) = harness.judges
     asked = Counter(number_of(chat) for chat in model.asked)
@@ -134,7 +134,7 @@ def test_an_invalid_note_costs_no_call_of_the_judge(harness: Harness) -> None:
     assert all(record["reason"] for record in by_code)
 
 
-def test_unreadable_verdicts_are_tried_twice_again_and_then_unscored(harness: Harness) -> None:
+def test_an_unreadable_verdict_is_retried_twice_and_then_unscored(harness: Harness) -> None:
     assert harness.run("--judge_controls", "0") == 0
     by_case = {(record["index"], record["section"]): record for record in harness.records("judgements")}
     assert {by_case[SLOW_VERDICT, section]["attempts"] for section in prompts.SECTIONS} == {3}
@@ -157,7 +157,7 @@ def test_controls_and_attacks_are_judged_in_the_same_run(harness: Harness) -> No
     assert results["attacks"]["n"] == attacks
 
 
-def test_a_finished_run_takes_more_controls_and_attacks_and_judges_only_those(harness: Harness) -> None:
+def test_controls_and_attacks_added_to_a_finished_run_are_judged_alone(harness: Harness) -> None:
     assert harness.run() == 0
     before = harness.records("judgements")
     assert harness.run("--judge_controls", "3", "--attacks", "1") == 0
@@ -168,7 +168,7 @@ def test_a_finished_run_takes_more_controls_and_attacks_and_judges_only_those(ha
     assert len(harness.judges[1].asked) == sum(record["attempts"] for record in after if record not in before)
 
 
-def test_results_name_what_decides_the_verdicts(harness: Harness, tmp_path: Path) -> None:
+def test_the_judge_hash_depends_only_on_settings_that_affect_verdicts(harness: Harness, tmp_path: Path) -> None:
     hashes = []
     for number, more in enumerate(
         ([], ["--max_model_len", "4000"], ["--judge_sampling_args", '{"temperature": 1}'], ["--judge_controls", "1"])
@@ -179,7 +179,7 @@ def test_results_name_what_decides_the_verdicts(harness: Harness, tmp_path: Path
     assert hashes[0] == hashes[1] == hashes[3] != hashes[2]
 
 
-def test_further_tries_have_more_room_than_the_judge_was_given(harness: Harness) -> None:
+def test_retries_allow_more_tokens_than_the_first_try(harness: Harness) -> None:
     assert harness.run("--judge_sampling_args", '{"max_tokens": 2000, "temperature": 0.7, "seed": 3}') == 0
     tries = [sampling for chat, sampling in harness.judges[0].sampled if number_of(chat) == SLOW_VERDICT]
     assert {json.dumps(one) for one in tries} == {
@@ -189,13 +189,13 @@ def test_further_tries_have_more_room_than_the_judge_was_given(harness: Harness)
     }
 
 
-def test_a_machine_without_git_evaluates(harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_evaluation_works_without_git(harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert harness.run() == 0
     assert manifest_of(harness.folder)["git_commit"] is None
 
 
-def test_judging_notes_as_they_come_gives_the_same_result_as_in_turn(
+def test_both_models_at_once_give_the_same_result_as_in_turn(
     harness: Harness, both_at_once: None, tmp_path: Path
 ) -> None:
     assert harness.run() == 0
@@ -207,11 +207,11 @@ def test_judging_notes_as_they_come_gives_the_same_result_as_in_turn(
 
 
 class Killed(BaseException):
-    """What no handler in the code may catch: the nearest to SIGKILL in one process."""
+    """Not an Exception, so that no handler catches it: the closest to SIGKILL within one process."""
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_a_run_killed_anywhere_resumes_to_the_same_result(
+def test_a_run_killed_at_any_record_resumes_to_the_same_result(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest, at_once: bool
 ) -> None:
     if at_once:
@@ -250,7 +250,7 @@ def test_a_run_killed_anywhere_resumes_to_the_same_result(
 
 
 class Held(FakeModel):
-    """Gives its first answers, each after `delay` seconds, and holds the others until it is let go."""
+    """Give the first answers after `delay` seconds each, and hold back the others until `release`."""
 
     def __init__(self, answer: Callable, first: int, delay: float = 0):
         super().__init__(answer, window=4)
@@ -266,24 +266,24 @@ class Held(FakeModel):
             else:
                 super().report(event)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self.first = -1
         while self.held:
             super().report(self.held.pop())
 
 
 @pytest.mark.parametrize("waiting_for", ["note", "verdict"])
-def test_with_both_models_at_once_what_one_has_finished_does_not_wait_for_the_other(
+def test_each_answer_is_saved_while_the_other_model_is_still_working(
     harness: Harness, both_at_once: None, monkeypatch: pytest.MonkeyPatch, waiting_for: str
 ) -> None:
     generator, judging = Held(write, 4 if waiting_for == "note" else -1), Held(judge, 2, delay=0.1)
     if waiting_for == "note":
-        judging.let_go()
+        judging.release()
     monkeypatch.setattr(pipeline, "start_generator", lambda *_: generator)
     monkeypatch.setattr(pipeline, "start_judge", lambda *_: judging)
     lines = dict.fromkeys(("predictions", "judgements"), 0)
-    # Four notes with all their verdicts, second and third tries among them; or all notes, and, with the window of four
-    # full, beside the two verdicts the five that code decides on the way.
+    # Waiting for a note: 4 notes with all their verdicts, including retries. Waiting for a verdict: all 6 notes, 2
+    # verdicts of the judge, whose window of 4 is then full, and 5 verdicts decided by code.
     expected = {"note": (4, 16), "verdict": (6, 7)}[waiting_for]
 
     run = threading.Thread(target=harness.run, args=("--judge_controls", "0"))
@@ -294,11 +294,11 @@ def test_with_both_models_at_once_what_one_has_finished_does_not_wait_for_the_ot
         for name in lines:
             path = harness.folder / f"{name}.jsonl"
             lines[name] = path.read_bytes().count(b"\n") if path.exists() else 0
-    generator.let_go()
-    judging.let_go()
+    generator.release()
+    judging.release()
     while run.is_alive():
-        generator.let_go()
-        judging.let_go()
+        generator.release()
+        judging.release()
         run.join(0.05)
     assert tuple(lines.values()) == expected
     assert len(harness.records("judgements")) == 24
@@ -308,7 +308,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_times_and_tokens_are_each_runs_own(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
+def test_each_run_records_its_own_times_and_tokens(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
     harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
     assert harness.run() == 0
     manifests = [manifest_of(harness.folder / name) for name in ("one", "two")]
@@ -318,7 +318,7 @@ def test_times_and_tokens_are_each_runs_own(harness: Harness, tiny_model: Path, 
     assert manifests[1]["tokens"]["judge"]["output"] == 5 * sum(record["attempts"] for record in verdicts)
 
 
-def test_a_resumed_run_keeps_the_times_and_tokens_of_earlier_calls(
+def test_a_resumed_run_adds_to_the_times_and_tokens_of_earlier_calls(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(FakeModel):
@@ -354,7 +354,7 @@ def test_a_resumed_run_keeps_the_times_and_tokens_of_earlier_calls(
     assert manifest_of(harness.folder)["tokens"]["judge"]["output"] == 5 * attempts
 
 
-def test_the_same_command_again_starts_no_engine_and_changes_no_file(
+def test_a_repeated_command_starts_no_engine_and_changes_no_file(
     harness: Harness, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert harness.run() == 0
@@ -377,7 +377,7 @@ def test_the_same_command_again_starts_no_engine_and_changes_no_file(
         (["--sampling_args", '{"top_k": 1}'], "sampling_args"),
     ],
 )
-def test_a_folder_of_another_run_is_refused_and_left_whole(
+def test_the_folder_of_another_run_is_refused_and_left_unchanged(
     harness: Harness, capsys: pytest.CaptureFixture, other: list[str], named: str
 ) -> None:
     assert harness.run() == 0
@@ -390,7 +390,7 @@ def test_a_folder_of_another_run_is_refused_and_left_whole(
     assert {path.name: path.read_bytes() for path in harness.folder.iterdir()} == before
 
 
-def test_a_folder_of_other_prompts_is_refused(
+def test_a_run_with_other_prompts_is_refused(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert harness.run() == 0
@@ -406,7 +406,7 @@ def test_overwrite_replaces_the_run(harness: Harness) -> None:
     assert len(harness.records("judgements")) == 24
 
 
-def test_overwrite_deletes_nothing_where_another_run_of_the_call_is_refused(
+def test_overwrite_deletes_nothing_if_another_run_of_the_call_is_refused(
     harness: Harness, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
@@ -424,7 +424,7 @@ def test_overwrite_deletes_nothing_where_another_run_of_the_call_is_refused(
     assert {path: path.read_bytes() for path in harness.folder.glob("*/*")} == before
 
 
-def test_what_is_here_is_checked_before_anything_is_downloaded(
+def test_local_files_are_checked_before_a_download(
     harness: Harness, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     asked = []
@@ -446,7 +446,7 @@ def test_what_is_here_is_checked_before_anything_is_downloaded(
     assert asked == ["a/model"]
 
 
-def test_judging_without_all_notes_is_refused_before_an_engine_starts(
+def test_judging_incomplete_notes_is_refused_before_an_engine_starts(
     harness: Harness, capsys: pytest.CaptureFixture
 ) -> None:
     assert harness.run("--stage", "judge") == 2
@@ -454,7 +454,7 @@ def test_judging_without_all_notes_is_refused_before_an_engine_starts(
     assert harness.judges == []
 
 
-def test_the_advice_to_take_a_smaller_length_can_be_followed(
+def test_the_judge_can_be_retried_with_a_smaller_length(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -472,7 +472,7 @@ def test_the_advice_to_take_a_smaller_length_can_be_followed(
     assert [manifest["identity"][part]["max_model_len"] for part in ("generate", "judge")] == [4096, 2048]
 
 
-def test_each_model_of_a_call_keeps_its_own_length(
+def test_each_model_of_a_call_has_its_own_length(
     harness: Harness, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
@@ -486,7 +486,7 @@ def test_each_model_of_a_call_keeps_its_own_length(
     assert all(spec.vllm_args["seed"] == 0 and spec.vllm_args["enable_prefix_caching"] for spec in specs)
 
 
-def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_path: Path) -> None:
+def test_single_stages_give_the_same_results_as_one_call(harness: Harness, tmp_path: Path) -> None:
     assert harness.run() == 0
     folder = ["--output_dir", str(tmp_path / "staged")]
     assert harness.run(*folder, "--stage", "report") == 2
@@ -501,7 +501,7 @@ def test_the_stages_one_by_one_give_what_one_call_gives(harness: Harness, tmp_pa
     assert (len(harness.generators), len(harness.judges)) == (2, 2)
 
 
-def test_a_report_that_cannot_be_made_leaves_the_old_one(harness: Harness) -> None:
+def test_a_failed_report_leaves_the_old_one(harness: Harness) -> None:
     assert harness.run() == 0
     results, verdicts = harness.results(), harness.folder / "judgements.jsonl"
     others = [line for line in verdicts.read_text().splitlines(keepends=True) if json.loads(line)["index"]]
@@ -510,7 +510,7 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(harness: Harness) -> No
     assert harness.results() == results and (harness.folder / "report.html").exists()
 
 
-def test_notes_that_leave_nothing_to_the_judge_are_reported_stage_by_stage(
+def test_a_run_with_nothing_to_judge_can_be_reported_stage_by_stage(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "start_generator", lambda *_: FakeModel(lambda *_: "Here is your note."))
@@ -520,7 +520,7 @@ def test_notes_that_leave_nothing_to_the_judge_are_reported_stage_by_stage(
     assert harness.results()["judge_model"] == harness.argv[2]
 
 
-def test_judging_again_needs_no_generator(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
+def test_judging_again_does_not_need_the_generator(harness: Harness, tiny_model: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     harness.argv[0] = str(model)
     assert harness.run() == 0
@@ -531,7 +531,7 @@ def test_judging_again_needs_no_generator(harness: Harness, tiny_model: Path, tm
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_several_models_are_judged_with_one_start_of_the_judge(
+def test_the_judge_starts_only_once_for_several_models(
     harness: Harness,
     tiny_model: Path,
     tmp_path: Path,
@@ -551,7 +551,7 @@ def test_several_models_are_judged_with_one_start_of_the_judge(
     assert "two minus one" in capsys.readouterr().out
 
 
-def test_the_next_generator_starts_while_the_judge_reads_the_earlier_notes(
+def test_the_next_generator_starts_while_the_judge_is_working(
     harness: Harness, tiny_model: Path, tmp_path: Path, both_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SlowJudge(FakeModel):
@@ -587,7 +587,7 @@ def test_controls_and_attacks_are_judged_once_for_several_models(
     assert len(model.asked) == sum(r["attempts"] for r in one + two) - sum(r["attempts"] for r in known)
 
 
-def test_adapters_of_one_model_are_runs_of_their_own(
+def test_each_adapter_of_a_model_gets_its_own_run(
     harness: Harness, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2):
@@ -607,7 +607,7 @@ def test_adapters_of_one_model_are_runs_of_their_own(
     assert len(harness.judges) == 1
 
 
-def test_several_models_and_adapters_of_the_first_one_are_compared_in_one_call(
+def test_models_and_adapters_of_the_first_model_are_compared_in_one_call(
     harness: Harness, tiny_model: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     harness.argv[:1] = [str(shutil.copytree(tiny_model, tmp_path / "models" / name)) for name in ("one", "two")]
@@ -617,7 +617,7 @@ def test_several_models_and_adapters_of_the_first_one_are_compared_in_one_call(
     assert len(harness.judges) == 1
 
 
-def test_finished_runs_are_compared_without_a_model(
+def test_finished_runs_can_be_compared_without_a_model(
     harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     other = tmp_path / "other"
@@ -636,7 +636,7 @@ def test_runs_on_other_data_are_not_compared(harness: Harness, tmp_path: Path, c
     assert "different data" in capsys.readouterr().err
 
 
-def test_peoples_verdicts_are_reported_beside_the_controls(harness: Harness, tmp_path: Path) -> None:
+def test_human_verdicts_are_reported_with_the_controls(harness: Harness, tmp_path: Path) -> None:
     labels = tmp_path / "labels.jsonl"
     labels.write_text(
         "\n".join(json.dumps({"index": k, "section": "S", "verdict": "pass"}) for k in (0, 3)), encoding="utf-8"
@@ -645,7 +645,7 @@ def test_peoples_verdicts_are_reported_beside_the_controls(harness: Harness, tmp
     assert harness.results()["human_labels"]["S"]["agreement"] == 0.5
 
 
-def test_a_run_folder_is_for_its_user_alone(harness: Harness) -> None:
+def test_only_its_user_can_read_a_run_folder(harness: Harness) -> None:
     assert harness.run() == 0
     assert stat.S_IMODE(harness.folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in harness.folder.iterdir()}
@@ -661,7 +661,7 @@ def test_help_explains_every_option_and_stage() -> None:
     assert all(f"{name}: " in stage.help for name in stage.choices)
 
 
-def test_help_needs_no_library_and_under_a_second() -> None:
+def test_help_imports_no_heavy_library_and_takes_under_a_second() -> None:
     heavy = {"torch", "vllm", "transformers", "datasets", "scipy", "openai", "jinja2", "numpy"}
     code = f"import eval, sys; eval.build_parser().format_help(); print(sorted({heavy!r} & set(sys.modules)))"
     began = time.monotonic()
@@ -671,7 +671,7 @@ def test_help_needs_no_library_and_under_a_second() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_path_runs_on_vllm_with_and_without_an_adapter(
+def test_an_evaluation_on_vllm_works_with_and_without_an_adapter(
     tiny_model: Path, tiny_adapter: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(ROOT / "eval.py"), str(tiny_model), "--judge_model", str(tiny_model)]

@@ -381,7 +381,7 @@ FAULTS = {
     "no number of dialogues": Fault(f"{EVAL} --limit 0", nothing, "argument --limit: 0 is not within 1"),
     "a list for an object": Fault(f"{EVAL} --engine_args []", nothing, "argument --engine_args: no JSON object"),
     "half an object": Fault(f"{EVAL} --sampling_args {{", nothing, "argument --sampling_args: "),
-    "a length that the model has not": Fault(f"{EVAL} --max_model_len 5000", nothing, "takes at most 4096"),
+    "a length that the model has not": Fault(f"{EVAL} --max_model_len 5000", nothing, "supports at most 4096"),
     "an address that is none": Fault(f"{EVAL} --api_base localhost", nothing, "no address"),
     "a served model with an adapter": Fault(f"{ADAPTER} --api_base http://localhost/v1", nothing, "served"),
     "labels for two runs": Fault(f"{ADAPTER} --lora_path other --human_labels labels", nothing, "on one run's notes"),
@@ -437,7 +437,7 @@ FAULTS = {
     "a checkpoint half written": Fault(
         "eval.py ckpt --judge_model model",
         lambda: (shutil.copytree("model", "ckpt/global_step_9"), cut("ckpt/global_step_9/model.safetensors", 9)),
-        "global_step_9/model.safetensors is no safetensors file, or cut off",
+        "global_step_9/model.safetensors is not a safetensors file, or is cut off",
     ),
     "a checkpoint under its draft's name": Fault(
         "eval.py ckpt --judge_model model", lambda: shutil.copytree("model", "ckpt/global_step_9.incomplete"), "neither"
@@ -500,7 +500,7 @@ FAULTS = {
     # eval.py: --overwrite, which deletes nothing before the call is known to be sound
     "verdicts anew on other data": Fault(f"{RUN} --stage judge --overwrite --limit 1", nothing, "n = 2, not 1"),
     "a run anew at a length that the model has not": Fault(
-        f"{RUN} --overwrite --max_model_len 5000", nothing, "takes at most 4096"
+        f"{RUN} --overwrite --max_model_len 5000", nothing, "supports at most 4096"
     ),
     "a run anew beside a model that is nowhere": Fault(
         f"{SEVERAL} ./nothing --overwrite", lambda: shutil.copytree("run", "runs/model"), "./nothing: no such folder"

@@ -1,4 +1,4 @@
-"""demo/get_model.py writes a folder of its own and deletes nothing else. No download: a stand-in is the model."""
+"""Test that demo/get_model.py writes only its own folder. A stand-in replaces the download and the model."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture
 def get(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Run the script in `tmp_path`; what it would download and convert is counted."""
+    """Return a function that runs the script in `tmp_path`. Its attribute `converted` lists the conversions."""
     converted = []
 
     def run(output_dir: str, tokenizer: Tokenizer = TOKENIZER) -> int:
@@ -44,7 +44,7 @@ def get(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return run
 
 
-def test_a_folder_with_a_name_of_its_own_is_written_and_nothing_beside_it(get, tmp_path):
+def test_the_script_writes_only_the_given_folder(get, tmp_path):
     other = tmp_path / "new/SmolLM2-v1.incomplete/mine.txt"
     other.parent.mkdir(parents=True)
     other.touch()
@@ -59,29 +59,29 @@ def test_a_folder_with_a_name_of_its_own_is_written_and_nothing_beside_it(get, t
     ]
 
 
-def test_where_the_name_of_the_unfinished_folder_is_taken_nothing_is_done(get, tmp_path, capsys):
+def test_a_foreign_staging_folder_is_refused_and_left_unchanged(get, tmp_path, capsys):
     (tmp_path / "SmolLM2.incomplete").mkdir()
     (tmp_path / "SmolLM2.incomplete/mine.txt").touch()
     assert get("SmolLM2") == 2
     assert (files(tmp_path), get.converted) == (["SmolLM2.incomplete", "SmolLM2.incomplete/mine.txt"], [])
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {tmp_path / 'SmolLM2.incomplete'}, which this needs, is not its own: ")
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'SmolLM2.incomplete'} exists but was not written by this script; ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["full", "full/../full", "file", ".", "full/.."])
-def test_what_is_there_and_no_model_is_left_alone_and_told_before_a_download(get, tmp_path, capsys, name):
+def test_files_that_are_not_a_model_are_refused_before_the_download(get, tmp_path, capsys, name):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").touch()
     (tmp_path / "file").touch()
     before = files(tmp_path)
     assert get(name) == 2
     assert (files(tmp_path), get.converted) == (before, [])
-    told = capsys.readouterr().err
-    assert told == f"error: {(tmp_path / name).resolve()} is there and holds no model: give --output_dir a new folder\n"
+    path, error = (tmp_path / name).resolve(), capsys.readouterr().err
+    assert error == f"error: {path} exists but is not a model; give a new folder as --output_dir\n"
 
 
-def test_an_empty_folder_is_filled_but_the_working_folder_is_not_replaced(get, tmp_path, capsys):
+def test_an_empty_folder_is_filled_unless_it_is_the_working_directory(get, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert get("empty") == 0
     assert files(tmp_path) == ["empty", "empty/config.json", "empty/tokenizer.json"]
@@ -89,10 +89,10 @@ def test_an_empty_folder_is_filled_but_the_working_folder_is_not_replaced(get, t
     with pytest.MonkeyPatch.context() as inside:
         inside.chdir(tmp_path / "here")
         assert get(".") == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'here'} is the working folder: ")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'here'} is the working directory; ")
 
 
-def test_a_run_killed_half_way_starts_again(get, tmp_path):
+def test_a_killed_run_can_be_repeated(get, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         get("SmolLM2-v1.5", Killed())
     assert not (tmp_path / "SmolLM2-v1.5").exists()

@@ -6,7 +6,7 @@ from kill_and_restart import JOBS, kill_and_restart
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "kills"), [("preprocessing", 5), ("training", 2), ("evaluation", 1)])
-def test_a_job_that_is_killed_at_random_moments_ends_as_an_unbroken_one(
+def test_a_job_killed_at_random_moments_gives_the_uninterrupted_result(
     job: str, kills: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("KILL_AND_RESTART", "1")

@@ -11,13 +11,13 @@ from evaluation.engines.models import context_length, resolve_adapter, resolve_m
 
 @pytest.fixture
 def model_folder(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that a test may damage."""
+    """Return a copy of the tiny model that a test may damage."""
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 @pytest.fixture
 def adapter_folder(tiny_adapter: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny adapter that a test may damage."""
+    """Return a copy of the tiny adapter that a test may damage."""
     return Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
 
 
@@ -31,39 +31,39 @@ def checkpoints(parent: Path, source: Path, *steps: int) -> Path:
     return parent
 
 
-def test_a_model_folder_is_taken_as_it_is(model_folder: Path) -> None:
+def test_a_model_folder_is_used_as_it_is(model_folder: Path) -> None:
     model = resolve_model(str(model_folder))
     assert model.path == model_folder
     assert model.weight_bytes == (model_folder / "model.safetensors").stat().st_size
     assert model.config["num_hidden_layers"] == 2
 
 
-def test_of_several_checkpoints_the_newest_by_number_is_taken_and_told(model_folder: Path, tmp_path: Path) -> None:
-    parent, told = checkpoints(tmp_path / "ckpt", model_folder, 9, 100, 20), []
-    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_100"
-    assert "global_step_100 is the newest complete checkpoint" in told[0]
+def test_the_checkpoint_with_the_highest_number_is_used_and_reported(model_folder: Path, tmp_path: Path) -> None:
+    parent, printed = checkpoints(tmp_path / "ckpt", model_folder, 9, 100, 20), []
+    assert resolve_model(str(parent), print_line=printed.append).path.name == "global_step_100"
+    assert "global_step_100 is the newest complete checkpoint" in printed[0]
 
 
-def test_after_a_shorter_training_the_checkpoint_written_last_is_taken(model_folder: Path, tmp_path: Path) -> None:
-    parent, told = checkpoints(tmp_path / "ckpt", model_folder, 50, 100, 300), []
+def test_the_checkpoint_written_last_is_used_after_a_shorter_training(model_folder: Path, tmp_path: Path) -> None:
+    parent, printed = checkpoints(tmp_path / "ckpt", model_folder, 50, 100, 300), []
     for age, step in enumerate((100, 50, 300)):
         os.utime(parent / f"global_step_{step}" / "config.json", (1e9, 1e9 - 60 * age))
-    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_100"
+    assert resolve_model(str(parent), print_line=printed.append).path.name == "global_step_100"
     newest = f"{parent}: global_step_100 is the newest complete checkpoint"
-    assert told == [f"{newest}; passed over, as written before it: global_step_300"]
+    assert printed == [f"{newest}; skipped because older: global_step_300"]
 
 
-def test_a_half_written_checkpoint_is_passed_over_and_told(model_folder: Path, tmp_path: Path) -> None:
-    parent, told = checkpoints(tmp_path / "ckpt", model_folder, 1, 2, 3, 4), []
+def test_incomplete_checkpoints_are_skipped_and_reported(model_folder: Path, tmp_path: Path) -> None:
+    parent, printed = checkpoints(tmp_path / "ckpt", model_folder, 1, 2, 3, 4), []
     (parent / "global_step_4" / "config.json").unlink()
     weights = parent / "global_step_3" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (parent / "global_step_2" / "model.safetensors").unlink()
-    assert resolve_model(str(parent), tell=told.append).path.name == "global_step_1"
-    assert len(told) == 4
+    assert resolve_model(str(parent), print_line=printed.append).path.name == "global_step_1"
+    assert len(printed) == 4
 
 
-def test_the_fingerprint_follows_the_weights_not_the_place(model_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_weights_but_not_on_the_path(model_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model_folder, tmp_path / "copy"))
     before = resolve_model(str(model_folder)).fingerprint
     assert resolve_model(str(copy)).fingerprint == before
@@ -74,7 +74,7 @@ def test_the_fingerprint_follows_the_weights_not_the_place(model_folder: Path, t
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "tokenizer.json"])
-def test_the_fingerprint_follows_the_files_that_make_the_prompts(model_folder: Path, name: str) -> None:
+def test_the_fingerprint_depends_on_tokenizer_and_chat_template(model_folder: Path, name: str) -> None:
     before = resolve_model(str(model_folder)).fingerprint
     (model_folder / name).write_text((model_folder / name).read_text() + " ")
     assert resolve_model(str(model_folder)).fingerprint != before
@@ -93,7 +93,7 @@ def test_weights_that_are_cut_off_are_refused(model_folder: Path, keep: int) -> 
         resolve_model(str(model_folder))
 
 
-def test_a_shard_that_the_index_names_must_be_there(model_folder: Path) -> None:
+def test_a_missing_shard_is_refused(model_folder: Path) -> None:
     (model_folder / "model.safetensors").rename(model_folder / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -124,7 +124,7 @@ def test_a_model_without_tokenizer_or_chat_template_is_refused(model_folder: Pat
         resolve_model(str(model_folder))
 
 
-def test_a_length_is_the_models_own_unless_asked_for(model_folder: Path) -> None:
+def test_the_length_is_the_models_own_unless_a_length_is_given(model_folder: Path) -> None:
     model = resolve_model(str(model_folder))
     assert context_length(None, model) == 4096
     assert context_length(100, model) == 100
@@ -132,13 +132,15 @@ def test_a_length_is_the_models_own_unless_asked_for(model_folder: Path) -> None
         context_length(5000, model)
 
 
-def test_names_that_lead_nowhere_get_one_line_each(tmp_path: Path, adapter_folder: Path, model_folder: Path) -> None:
+def test_a_name_that_means_no_model_or_adapter_gets_one_line(
+    tmp_path: Path, adapter_folder: Path, model_folder: Path
+) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     model = resolve_model(str(model_folder))
     cases = {
         lambda: resolve_model(str(tmp_path / "file")): "is a file",
-        lambda: resolve_model(str(tmp_path / "empty")): "holds neither config.json nor a global_step_N folder",
+        lambda: resolve_model(str(tmp_path / "empty")): "contains neither config.json nor a global_step_N folder",
         lambda: resolve_model(str(adapter_folder)): "--lora_path",
         lambda: resolve_model("no such/model name"): "neither a folder here nor a model on the hub",
         lambda: resolve_adapter(str(tmp_path / "none"), model): "no such folder",
@@ -151,13 +153,13 @@ def test_names_that_lead_nowhere_get_one_line_each(tmp_path: Path, adapter_folde
         assert "\n" not in str(error.value)
 
 
-def test_an_adapter_is_taken_with_its_rank(adapter_folder: Path, model_folder: Path) -> None:
-    model, told = resolve_model(str(model_folder)), []
-    adapter = resolve_adapter(str(adapter_folder), model, told.append)
+def test_an_adapter_is_found_with_its_rank(adapter_folder: Path, model_folder: Path) -> None:
+    model, printed = resolve_model(str(model_folder)), []
+    adapter = resolve_adapter(str(adapter_folder), model, printed.append)
     assert (adapter.path, adapter.rank) == (adapter_folder, 4)
 
 
-def test_the_newest_complete_adapter_below_a_folder_is_taken(
+def test_the_newest_complete_adapter_in_a_folder_is_used(
     adapter_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     parent = checkpoints(tmp_path / "ckpt", adapter_folder, 1, 2)
@@ -179,7 +181,7 @@ def test_the_newest_complete_adapter_below_a_folder_is_taken(
         ({"peft_type": "IA3"}, "only LORA"),
     ],
 )
-def test_adapters_that_vllm_cannot_apply_are_refused_before_a_start(
+def test_unsupported_adapters_are_refused_before_an_engine_starts(
     adapter_folder: Path, model_folder: Path, change: dict, words: str
 ) -> None:
     change_json(adapter_folder / "adapter_config.json", **change)
@@ -198,11 +200,11 @@ def test_an_adapter_for_a_model_of_another_shape_is_refused(
         resolve_adapter(str(adapter_folder), resolve_model(str(model_folder)))
 
 
-def test_an_adapter_of_another_name_but_the_same_shape_is_told(adapter_folder: Path, model_folder: Path) -> None:
+def test_a_base_of_another_name_but_the_same_shapes_is_reported(adapter_folder: Path, model_folder: Path) -> None:
     change_json(adapter_folder / "adapter_config.json", base_model_name_or_path="Qwen/Qwen3-1.7B")
-    told = []
-    resolve_adapter(str(adapter_folder), resolve_model(str(model_folder)), told.append)
-    assert "was trained on Qwen/Qwen3-1.7B" in told[0]
+    printed = []
+    resolve_adapter(str(adapter_folder), resolve_model(str(model_folder)), printed.append)
+    assert "was trained on Qwen/Qwen3-1.7B" in printed[0]
 
 
 def test_the_rank_limit_is_the_smallest_that_vllm_accepts() -> None:

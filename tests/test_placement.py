@@ -31,18 +31,18 @@ def gpus(n: int, gib: float, free: float | None = None) -> list[Gpu]:
     return [Gpu(str(k), "GPU", int(gib * GIB), int((free or gib - 0.5) * GIB)) for k in range(n)]
 
 
-def test_sizes_counted_from_the_shapes_are_the_published_ones() -> None:
+def test_sizes_computed_from_the_shapes_match_the_published_ones() -> None:
     assert SMALL.weights == pytest.approx(3.44e9, rel=0.01)
     assert LARGE.weights == pytest.approx(16.4e9, rel=0.01)
     assert LARGE.cache_per_token == 147_456
 
 
-def test_weights_in_32_bits_take_half_of_their_files() -> None:
+def test_weights_saved_in_32_bits_need_half_the_size_of_their_files() -> None:
     assert memory_needs("m", QWEN_1_7B | {"torch_dtype": "float32"}, 1000, 8192).weights == 500
     assert memory_needs("m", QWEN_1_7B | {"torch_dtype": "bfloat16"}, 1000, 8192).weights == 1000
 
 
-def test_a_model_of_an_unknown_kind_is_refused() -> None:
+def test_a_model_of_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(UserError, match="no 'hidden_size'"):
         memory_needs("gpt2", {"n_embd": 768}, 1000, 8192)
 
@@ -67,13 +67,13 @@ def test_on_a_24_gb_card_the_models_run_in_turn() -> None:
     assert all(p.vllm_args["gpu_memory_utilization"] <= 0.9 for p in (plan.generator, plan.judge))
 
 
-def test_memory_that_others_hold_is_left_to_them() -> None:
+def test_memory_used_by_others_is_left_to_them() -> None:
     plan = plan_engines(gpus(1, 79, free=30), SMALL, LARGE, 0.9)
     assert not plan.together
     assert plan.judge.vllm_args["gpu_memory_utilization"] * 79 < 30
 
 
-def test_a_model_that_fits_one_gpu_runs_once_on_each() -> None:
+def test_a_model_that_fits_on_one_gpu_gets_a_replica_on_each() -> None:
     plan = plan_engines(gpus(4, 79), SMALL, LARGE, 0.9)
     assert plan.generator.devices == plan.judge.devices == ("0", "1", "2", "3")
     assert plan.together
@@ -89,14 +89,14 @@ def test_a_model_too_large_for_one_gpu_is_split_over_the_fewest() -> None:
     assert "2 replicas of 4 GPUs" in plan.summary
 
 
-def test_a_model_that_fits_nowhere_is_refused_with_a_way_out() -> None:
+def test_a_model_that_fits_nowhere_is_refused_with_advice() -> None:
     with pytest.raises(UserError, match=r"70B .* does not fit: .*smaller"):
         plan_engines(gpus(1, 79), SMALL, HUGE, 0.9)
     with pytest.raises(UserError, match="8B needs"):
         plan_engines([], None, LARGE, 0.9, free_ram=16 * GIB)
 
 
-def test_one_stage_alone_gets_the_whole_card() -> None:
+def test_a_single_stage_gets_the_whole_card() -> None:
     plan = plan_engines(gpus(1, 79), None, LARGE, 0.9)
     assert plan.generator is None
     assert plan.judge.vllm_args["gpu_memory_utilization"] == pytest.approx(0.9, abs=0.001)
@@ -123,19 +123,19 @@ def test_cuda_visible_devices_chooses_the_gpus(visible: str | None, ids: list[st
 
 
 @pytest.mark.parametrize("visible", ["MIG-0a1b", "0,MIG-0a1b", "7", "GPU-c"])
-def test_a_visible_device_that_nvidia_smi_does_not_list_is_an_error(visible: str) -> None:
+def test_a_visible_device_unknown_to_nvidia_smi_is_an_error(visible: str) -> None:
     with pytest.raises(UserError, match=rf"CUDA_VISIBLE_DEVICES={visible}: .*{visible[-5:]}"):
         read_gpus("0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 81000\n", visible)
 
 
-def test_a_gpu_of_unknown_memory_is_named_unless_it_is_left_out() -> None:
+def test_a_gpu_of_unknown_memory_is_an_error_unless_it_is_excluded() -> None:
     output = "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 81000\n1, GPU-b, NVIDIA GB10, [N/A], [N/A]\n"
     with pytest.raises(UserError, match=r"\[N/A\].* GPU 1, NVIDIA GB10"):
         read_gpus(output, None)
     assert [gpu.id for gpu in read_gpus(output, "0")] == ["0"]
 
 
-def test_a_driver_that_hangs_is_told_and_one_that_is_not_there_is_not(
+def test_a_driver_that_hangs_is_an_error_but_a_missing_driver_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Patients' text stays where it belongs: no connection leaves the machine, no log holds it, no other user reads it."""
+"""Test that patients' text stays private: no connection leaves the machine, no log or other user gets the text."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SECRET = "My diary lies under the heliotrope."
 
 
 def watched(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command, in `folder`, its children and theirs under tests/network_watch."""
+    """Run a command in `folder`, and watch its network use and that of all its child processes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "VLLM_"))}
     environment |= {"PYTHONPATH": str(WATCH), "NETWORK_WATCH": str(folder), "HF_HOME": str(folder / "hub")}
     environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
@@ -32,7 +32,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_the_watch_sees_what_leaves_this_machine_and_only_that(tmp_path: Path):
+def test_the_watch_records_exactly_the_addresses_beyond_this_machine(tmp_path: Path):
     code = (
         "import contextlib, socket\n"
         "for host in ('192.0.2.1', '127.0.0.1', 'localhost', 'nobody.invalid'):\n"
@@ -58,7 +58,7 @@ class WholeRun(NamedTuple):
 
 @pytest.fixture(scope="module")
 def whole_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
-    """The demo's dialogues, each with SECRET in dialogue and note: preprocessed, trained on and evaluated."""
+    """Preprocess, train on and evaluate the demo's dialogues, with SECRET in each dialogue and note."""
     folder = tmp_path_factory.mktemp("whole_run")
     demo = [json.loads(line) for line in (ROOT / "demo" / "dialogues.jsonl").read_text().splitlines()]
     assert len(demo) >= 120
@@ -93,7 +93,7 @@ def test_a_whole_run_makes_no_connection_beyond_this_machine(whole_run: WholeRun
 
 
 @pytest.mark.slow
-def test_what_a_whole_run_writes_is_for_its_user_alone(whole_run: WholeRun):
+def test_only_the_user_can_read_the_files_of_a_whole_run(whole_run: WholeRun):
     written = [whole_run.folder / name for name in ("soap_dataset", "tokens", "train", "run")]
     modes = {path: stat.S_IMODE(path.stat().st_mode) for top in written for path in (top, *top.rglob("*"))}
     assert len(modes) >= 30
@@ -102,7 +102,7 @@ def test_what_a_whole_run_writes_is_for_its_user_alone(whole_run: WholeRun):
 
 
 @pytest.mark.slow
-def test_dialogues_stand_in_the_data_and_the_report_alone(whole_run: WholeRun):
+def test_only_the_data_and_the_report_contain_dialogues(whole_run: WholeRun):
     files = [path for path in whole_run.folder.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"generate.log", "judge.log", "train-log.jsonl", "manifest.json"}
     holding = {path.relative_to(whole_run.folder) for path in files if SECRET.encode() in path.read_bytes()}

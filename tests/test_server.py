@@ -28,7 +28,7 @@ KEY = "a-secret-key"
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Answers as `vllm serve` does; `replies` are (status, body) to give first, status 0 drops the connection."""
+    """Answer like `vllm serve`. `replies` are (status, body) to send first; status 0 drops the connection."""
 
     daemon_threads = True
 
@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        with contextlib.suppress(BrokenPipeError):  # whoever asked has given up, as a test wants it
+        with contextlib.suppress(BrokenPipeError):  # the client has given up, on purpose
             self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
@@ -111,7 +111,7 @@ def connect(fake: FakeServer, **options: Any) -> Server:
     return Server("generator", fake.api_base, "soap", {"temperature": 0, "max_tokens": 9}, **options)
 
 
-def test_the_same_chat_sampling_and_schema_are_sent(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_contains_chat_sampling_and_schema(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "secret")
     (answer,) = ask(connect(fake, schema=SCHEMA, key_variable="A_KEY"), "a")
     assert (answer.text, answer.finish_reason) == ("A", "stop")
@@ -129,39 +129,39 @@ def test_the_same_chat_sampling_and_schema_are_sent(fake: FakeServer, monkeypatc
     ]
 
 
-def test_no_more_requests_than_allowed_are_open_at_once(fake: FakeServer) -> None:
-    def let_go_when_three_are_open() -> None:
+def test_at_most_the_allowed_number_of_requests_is_open(fake: FakeServer) -> None:
+    def answer_when_three_are_open() -> None:
         while fake.now < 3:
             time.sleep(0.01)
-        time.sleep(0.3)  # for a fourth
+        time.sleep(0.3)  # a fourth would arrive now
         fake.hold.set()
 
     fake.hold.clear()
-    threading.Thread(target=let_go_when_three_are_open, daemon=True).start()
+    threading.Thread(target=answer_when_three_are_open, daemon=True).start()
     answers = ask(connect(fake, concurrency=3), *"abcdefghij")
     assert [answer.text for answer in answers] == list("ABCDEFGHIJ")
     assert fake.most == 3
 
 
 @pytest.mark.parametrize("status", [0, 429, 500, 503])
-def test_a_request_that_failed_for_the_moment_is_tried_again(fake: FakeServer, status: int) -> None:
+def test_a_request_that_fails_temporarily_is_repeated(fake: FakeServer, status: int) -> None:
     fake.replies = [(status, {"message": "busy"})] * 2
     answers = ask(connect(fake), "a", "b")
     assert [answer.text for answer in answers] == ["A", "B"]
     assert len(fake.bodies) == 4
 
 
-def test_a_server_that_stays_away_ends_the_run_with_one_line(fake: FakeServer) -> None:
+def test_a_server_that_stays_unreachable_ends_the_run_with_one_line(fake: FakeServer) -> None:
     fake.replies = [(503, {"message": "busy"})] * 1000
     with pytest.raises(UserError, match=r"has not answered for \d+ s .* the same command"):
         ask(connect(fake, patience=1.0), "a", "b")
 
 
-def test_time_without_requests_does_not_count_as_the_servers_absence(fake: FakeServer) -> None:
+def test_time_without_requests_does_not_count_as_time_without_answers(fake: FakeServer) -> None:
     async def ask_twice() -> None:
         server = connect(fake, patience=1.0)
         for replies in ([], [(503, {"message": "busy"})]):
-            await asyncio.sleep(1.2)  # the other model writes
+            await asyncio.sleep(1.2)  # as long as the other model works
             fake.replies = replies
             answer = await server.chat([{"role": "user", "content": "a"}])
             assert answer.text == "A"
@@ -170,14 +170,14 @@ def test_time_without_requests_does_not_count_as_the_servers_absence(fake: FakeS
     asyncio.run(ask_twice())
 
 
-def test_a_server_that_refuses_ends_the_run_at_once_without_the_prompt(fake: FakeServer) -> None:
+def test_a_refusal_ends_the_run_at_once_and_does_not_quote_the_prompt(fake: FakeServer) -> None:
     fake.replies = [(404, {"message": "The model `soap` does not exist."})]
     with pytest.raises(UserError, match=r"refuses soap: status 404, The model `soap` does not exist"):
         ask(connect(fake), "patient text")
     assert len(fake.bodies) == 1
 
 
-def test_a_prompt_that_leaves_less_room_than_max_tokens_gets_what_is_left(fake: FakeServer) -> None:
+def test_a_prompt_that_leaves_less_than_max_tokens_gets_the_rest(fake: FakeServer) -> None:
     too_long = {"message": "This model's maximum context length is 16 tokens. However, you requested 9 output tokens"}
     fake.replies = [(400, too_long)]
     (answer,) = ask(connect(fake), "a")
@@ -185,7 +185,7 @@ def test_a_prompt_that_leaves_less_room_than_max_tokens_gets_what_is_left(fake: 
     assert ["max_tokens" in body for body in fake.bodies] == [True, False]
 
 
-def test_a_prompt_over_the_limit_is_marked_and_the_rest_go_on(fake: FakeServer) -> None:
+def test_a_prompt_over_the_limit_is_marked_and_the_others_are_answered(fake: FakeServer) -> None:
     too_long = {"message": "This model's maximum context length is 16 tokens. However, your prompt has 99"}
     fake.replies = [(400, too_long)] * 2
     answers = ask(connect(fake, concurrency=1), "a", "b")
@@ -203,22 +203,20 @@ def test_an_invalid_address_is_refused(address: str) -> None:
         without_credentials(address)
 
 
-def test_a_request_without_an_answer_in_time_is_sent_again(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def let_go_at_the_second() -> None:
+def test_a_request_that_times_out_is_repeated(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer_at_the_second() -> None:
         while len(fake.bodies) < 2:
             time.sleep(0.01)
         fake.hold.set()
 
     monkeypatch.setattr("evaluation.engines.server._TIMEOUT", 0.2)
     fake.hold.clear()
-    threading.Thread(target=let_go_at_the_second, daemon=True).start()
+    threading.Thread(target=answer_at_the_second, daemon=True).start()
     (answer,) = ask(connect(fake), "a")
     assert answer.text == "A"
 
 
-def test_a_server_that_quotes_the_key_does_not_bring_it_into_the_message(
-    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_is_hidden_if_the_server_quotes_it(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "secret")
     fake.replies = [(401, {"message": "secret is no key of ours"})]
     with pytest.raises(UserError, match=r"status 401, \*\*\* is no key of ours"):
@@ -226,14 +224,14 @@ def test_a_server_that_quotes_the_key_does_not_bring_it_into_the_message(
 
 
 class RealServer:
-    """vLLM's server with the tiny model under the name "soap"; `start` may be called again after `kill`."""
+    """vLLM's server with the tiny model, named "soap". `start` may be called again after `kill`."""
 
     def __init__(self, model: Path, key: str, log: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.api_base = f"http://127.0.0.1:{port}/v1"
         self.log, self.process = log, None
-        # `vllm serve` itself, whose command line does not start in the build for CPUs.
+        # The module behind `vllm serve`, because that command does not start in the build for CPUs.
         self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         self.command += ["--model", str(model), "--served-model-name", "soap"]
         self.command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", key, "--enforce-eager"]
@@ -252,13 +250,13 @@ class RealServer:
 
 
 def read_records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of a run's file, in an order that does not depend on which answer came first."""
+    """Return the records of a run's file, sorted, because answers arrive in any order."""
     lines = (folder / f"{name}.jsonl").read_text().splitlines()
     return sorted((json.loads(line) for line in lines), key=lambda record: json.dumps(record, sort_keys=True))
 
 
 @pytest.mark.slow
-def test_a_vllm_server_that_starts_late_and_is_killed_gives_what_our_engine_gives(
+def test_a_vllm_server_that_starts_late_and_is_killed_gives_the_engines_results(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

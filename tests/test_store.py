@@ -28,11 +28,11 @@ def test_records_are_read_back_in_order(tmp_path: Path) -> None:
     assert list(lines) == RECORDS
 
 
-def test_a_file_that_is_not_there_has_no_records(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
     assert list(JsonLines(tmp_path / "records.jsonl")) == []
 
 
-def test_wherever_a_kill_cuts_the_file_whole_records_stay_and_more_follow(tmp_path: Path) -> None:
+def test_a_file_cut_at_any_byte_keeps_its_complete_records(tmp_path: Path) -> None:
     whole = b"".join(json.dumps({"index": k, "raw": "ü"}, ensure_ascii=False).encode() + b"\n" for k in range(3))
     for cut in range(len(whole) + 1):
         path = tmp_path / f"{cut}.jsonl"
@@ -44,7 +44,7 @@ def test_wherever_a_kill_cuts_the_file_whole_records_stay_and_more_follow(tmp_pa
         assert [record["index"] for record in lines] == [*range(kept), 9]
 
 
-def test_reading_changes_nothing_even_where_a_run_is_still_writing(tmp_path: Path) -> None:
+def test_reading_does_not_change_a_file_that_is_being_written(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"index": 0}\n{"index": 1')
     assert list(JsonLines(path)) == [{"index": 0}]
@@ -54,14 +54,14 @@ def test_reading_changes_nothing_even_where_a_run_is_still_writing(tmp_path: Pat
 @pytest.mark.parametrize(
     "line", [b"not json\n", b"[1]\n", b"\x00\x00\n", b'{"a": \xff}\n', b"\n", b"[" * 99999 + b"\n"]
 )
-def test_a_damaged_line_is_named_by_file_and_row(tmp_path: Path, line: bytes) -> None:
+def test_the_error_for_a_damaged_line_names_file_and_row(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"index": 0}\n' + line + b'{"index": 1}\n')
     with pytest.raises(UserError, match=r"records\.jsonl:2 .*--overwrite"):
         list(JsonLines(path))
 
 
-def test_a_record_without_a_key_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_key_names_file_row_and_key(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"index": 0, "S": ""}\n{"index": 1}\n')
     with pytest.raises(UserError, match=r"records\.jsonl:2 has no S"):
@@ -69,7 +69,7 @@ def test_a_record_without_a_key_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(UserError, match="No space left on device; make room"):
@@ -86,7 +86,7 @@ def test_a_run_resumes_if_nothing_differs(tmp_path: Path) -> None:
     assert len(list(folder.predictions)) == 2
 
 
-def test_a_difference_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_changed_setting_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"generate": {"max_new_tokens": 10}}, overwrite=None)
         add_record(folder.predictions)
@@ -116,7 +116,7 @@ def test_settings_may_change_until_records_depend_on_them(tmp_path: Path) -> Non
             folder.begin(judge_only | {"judge": {"max_model_len": 1024}}, overwrite=None)
 
 
-def test_a_stage_that_was_not_run_before_is_added(tmp_path: Path) -> None:
+def test_a_new_stage_is_added(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"generate": {"model": "m"}}, overwrite=None)
         manifest = folder.begin(DATA | {"judge": {"judge_model": "j"}}, overwrite=None)
@@ -124,7 +124,7 @@ def test_a_stage_that_was_not_run_before_is_added(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "left"), [("judge", True), ("generate", False)])
-def test_overwrite_replaces_a_stage_and_all_that_follows_it(tmp_path: Path, stage: str, left: bool) -> None:
+def test_overwrite_replaces_a_stage_and_the_later_ones(tmp_path: Path, stage: str, left: bool) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"generate": {"model": "m"}, "judge": {"judge_model": "j"}}, overwrite=None)
         add_record(folder.predictions)
@@ -135,7 +135,7 @@ def test_overwrite_replaces_a_stage_and_all_that_follows_it(tmp_path: Path, stag
         assert not folder.judgements.path.exists()
 
 
-def test_overwrite_deletes_nothing_where_the_call_is_refused(tmp_path: Path) -> None:
+def test_overwrite_deletes_nothing_if_the_call_is_refused(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         folder.begin(DATA | {"judge": {"judge_model": "j"}}, overwrite=None)
         add_record(folder.predictions)
@@ -147,7 +147,7 @@ def test_overwrite_deletes_nothing_where_the_call_is_refused(tmp_path: Path) -> 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_two_runs_at_once_into_one_folder_are_refused(tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from evaluation.run.folder import RunFolder; RunFolder(Path({str(tmp_path)!r}))"
     with RunFolder(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -174,7 +174,7 @@ def test_predictions_without_a_manifest_are_refused(tmp_path: Path) -> None:
         folder.begin(DATA, overwrite=None)
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="another --output_dir"):
         RunFolder(tmp_path / "run")

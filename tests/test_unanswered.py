@@ -63,7 +63,7 @@ def test_a_run_without_any_verdict_fails_with_the_cause(harness, monkeypatch, ca
 def test_failed_prompts_among_others_are_counted_and_unscored(harness, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "start_generator", lambda *_: Failing(write, lambda text: number_of(text) == 3))
     assert harness.run() == 0
-    assert f"1 of 6 prompts for notes failed, so they are unscored; the first: the engine gave up: {CAUSE}" in (
+    assert f"1 of 6 prompts for notes failed and are unscored; the first: the engine gave up: {CAUSE}" in (
         capsys.readouterr().err
     )
     sections = harness.results()["sections"]

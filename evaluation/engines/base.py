@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a Request. finish_reason: stop, length, prompt_too_long or error; `error` is its cause."""
+    """The answer to a Request. `finish_reason` is stop, length, prompt_too_long or error; `error` is the cause."""
 
     text: str
     finish_reason: str
@@ -39,10 +39,10 @@ class Completion:
 
 
 class LanguageModel(ABC):
-    """A model that is started by its constructor and answers chats, also before it is ready.
+    """A model that answers chats. The constructor starts it; `chat` may be called before it is ready.
 
-    At most `window` requests are in flight; further ones wait in the order in which they came. All calls of `chat` come
-    from one event loop. Answers arrive through `report`, from any thread.
+    At most `window` requests are in flight; the others wait in order of arrival. All calls of `chat` must come from one
+    event loop. Answers arrive through `report`, from any thread.
     """
 
     def __init__(self, name: str, window: int, settings: dict[str, Any] | None = None):
@@ -60,16 +60,16 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop the model; nothing keeps running. Subclasses call this method last, which ends all waiting chats."""
+        """Stop the model and all its processes. Subclasses call this method last: it ends all waiting chats."""
         self.report({"failed": "it was closed"})
 
     async def stop(self) -> None:
-        """Like `close`; the event loop runs on meanwhile."""
+        """Like `close`, but without blocking the event loop."""
         await asyncio.to_thread(self.close)
 
     @abstractmethod
     def _send(self, number: int, request: Request) -> None:
-        """Start to answer a request; its answer is reported with `number` as id."""
+        """Send a request to the model. The answer must be reported with `number` as its id."""
 
     async def chat(self, messages: prompts.Messages, group: int = 0, **sampling: Any) -> Completion:
         """Return the model's answer. Raises UserError if the model stops before it has answered."""
@@ -90,9 +90,10 @@ class LanguageModel(ABC):
                 del self._waiting[number]
 
     def report(self, event: dict[str, Any]) -> None:
-        """Take {"ready": True}, {"failed": reason} or {"id": number, "text": ..., ...} from any thread.
+        """Receive an event from any thread.
 
-        {"refused": line} is a failure whose line needs no more words; {"line": line} is printed, once.
+        {"ready": True}: the model has started. {"id": number, "text": ..., ...}: an answer. {"failed": reason}: the
+        model has stopped. {"refused": line}: the same, but `line` is the whole message. {"line": line}: print it once.
         """
         if "line" in event:
             _print_once(event["line"])
@@ -103,8 +104,8 @@ class LanguageModel(ABC):
         if self._loop is None:
             self._before_first_chat.append(event)
             return
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-            self._loop.call_soon_threadsafe(self._settle, event)  # in this order: answers before a failure count
+        with contextlib.suppress(RuntimeError):  # the loop has ended, so nothing waits for the event
+            self._loop.call_soon_threadsafe(self._settle, event)  # keeps the order: answers before a failure count
 
     def _settle(self, event: dict[str, Any]) -> None:
         if "failed" in event or "refused" in event:
@@ -124,7 +125,7 @@ def _print_once(line: str) -> None:
 
 
 class Usage:
-    """One run's share of a model: forwards its chats, and counts their seconds and tokens."""
+    """Forward one run's chats to a model, and count their time and tokens."""
 
     def __init__(self, model: LanguageModel):
         self.model = model
@@ -142,5 +143,5 @@ class Usage:
 
     @property
     def seconds(self) -> float:
-        """From the first request, or from the moment when the model was ready if later, to the last answer."""
+        """Seconds until the last answer, from the first request or, if later, from when the model was ready."""
         return max(0.0, self._last_answer - max(self.model.ready, self._first_request))

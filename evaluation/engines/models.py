@@ -1,6 +1,6 @@
-"""Models and adapters as the user names them -> folders that are complete, checked before an engine starts.
+"""Find the models and adapters that the user names, and check that they are complete before an engine starts.
 
-Reads JSON files, safetensors headers, and of weights an adapter's alone. No code from a model is run.
+The checks read JSON files, safetensors headers and the weights of adapters. They never run a model's own code.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from pathlib import Path
 from common import adapters
 from common.errors import UserError
 
-DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a longer one takes cache that more dialogues could use
+DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a larger value leaves cache for fewer dialogues at once
 
 _CHAT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _HUB_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-_SAMPLES, _SAMPLE_BYTES = 64, 4096  # read from each weight file for its fingerprint
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # blocks that the fingerprint reads from each file, and their size
 
 
 @dataclass(frozen=True)
 class Model:
-    """A folder with config.json, tokenizer and safetensors. `weight_bytes` is 0 when no weights were asked for."""
+    """A folder with config.json, tokenizer and safetensors. `weight_bytes` is 0 if the weights were not needed."""
 
     name: str
     path: Path
@@ -42,12 +42,12 @@ class Adapter:
     fingerprint: str
 
 
-def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], None] = print) -> Model:
-    """The model behind `name`: a folder, a parent of global_step_N folders (last complete one), or a hub name.
+def resolve_model(name: str, need_weights: bool = True, print_line: Callable[[str], None] = print) -> Model:
+    """Return the model that `name` means: a folder, the newest complete global_step_N folder in it, or a hub model.
 
-    `need_weights` is False for engines that make their weights up; `tell` takes lines for the user. Raises UserError.
+    `need_weights` is False if the engine uses dummy weights. Raises UserError.
     """
-    path = find_model(name, need_weights, tell) or _from_hub(name, need_weights)
+    path = find_model(name, need_weights, print_line) or _from_hub(name, need_weights)
     config = _read_json(path / "config.json")
     _check_chat(path)
     weights = _weight_files(path, "model") if need_weights else []
@@ -56,39 +56,41 @@ def resolve_model(name: str, need_weights: bool = True, tell: Callable[[str], No
     return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", [*chat_files, *weights]))
 
 
-def find_model(name: str, need_weights: bool, tell: Callable[[str], None]) -> Path | None:
-    """The complete checkpoint here behind `name`, or None for a name that only the hub can have. Raises UserError."""
+def find_model(name: str, need_weights: bool, print_line: Callable[[str], None]) -> Path | None:
+    """Return the complete local checkpoint that `name` means, or None if it may be a hub model. Raises UserError."""
     path = Path(name).expanduser()
     if path.is_dir():
-        path = _newest_step(path, "config.json", "model", need_weights, tell)
+        path = _newest_step(path, "config.json", "model", need_weights, print_line)
         if need_weights:
             _weight_files(path, "model")
         return path
     if path.exists():
-        raise UserError(f"{name} is a file: give the folder of a model")
+        raise UserError(f"{name} is a file; give the model's folder")
     if name.startswith((".", "/", "~")):
         raise UserError(f"{name}: no such folder; train first, or correct the path")
     return None
 
 
-def find_adapter(name: str, tell: Callable[[str], None]) -> Path:
-    """The complete adapter behind `name`. Raises UserError."""
+def find_adapter(name: str, print_line: Callable[[str], None]) -> Path:
+    """Return the complete adapter that `name` means: a folder, or the newest global_step_N in it. Raises UserError."""
     path = Path(name).expanduser()
     if not path.is_dir():
         raise UserError(
-            f"--lora_path {name}: no such folder; train first, or give the folder that holds adapter_config.json"
+            f"--lora_path {name}: no such folder; train first, or give the folder that contains adapter_config.json"
         )
-    path = _newest_step(path, "adapter_config.json", "adapter_model", True, tell)
+    path = _newest_step(path, "adapter_config.json", "adapter_model", True, print_line)
     _weight_files(path, "adapter_model")
     return path
 
 
-def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print, at_run_time: bool = False) -> Adapter:
-    """The LoRA adapter in folder `name` (or its newest complete global_step_N), checked against `model`.
+def resolve_adapter(
+    name: str, model: Model, print_line: Callable[[str], None] = print, at_run_time: bool = False
+) -> Adapter:
+    """Return the LoRA adapter in folder `name`, or in its newest complete global_step_N, checked against `model`.
 
-    `at_run_time`: vLLM is to apply it, in place of a merge. `tell` takes lines for the user. Raises UserError.
+    `at_run_time`: vLLM will apply the adapter, instead of a merge into the weights. Raises UserError.
     """
-    path = find_adapter(name, tell)
+    path = find_adapter(name, print_line)
     config = _read_json(path / "adapter_config.json")
     try:
         adapters.check_settings(config, saved=True)
@@ -96,34 +98,38 @@ def resolve_adapter(name: str, model: Model, tell: Callable[[str], None] = print
         raise UserError(f"{path / 'adapter_config.json'}: {error}") from None
     file = path / "adapter_model.safetensors"
     _check_shapes(file, config, model)
-    _check_weights(name, file, config, model, tell, at_run_time)
+    _check_weights(name, file, config, model, print_line, at_run_time)
     if not at_run_time and model.config.get("quantization_config"):
         raise UserError(
-            f"{model.name} is quantised, so an adapter cannot be added to its weights; "
-            "--engine_args '{\"enable_lora\": true}' lets vLLM apply it at run time"
+            f"{model.name} is quantised, so an adapter cannot be merged into it; "
+            "pass --engine_args '{\"enable_lora\": true}' to let vLLM apply the adapter at run time"
         )
     if base := _other_base(config, model):
-        tell(f"{name} was trained on {base}; the shapes fit {model.name}, so it is applied")
+        print_line(f"{name} was trained on {base}; its shapes fit {model.name}, so it is used")
     return Adapter(name, path, config["r"], _fingerprint(path, "adapter_config.json", [file]))
 
 
 def context_length(asked: int | None, model: Model) -> int:
-    """Tokens of prompt and answer: what was asked for, else as much of DEFAULT_LENGTH as `model` can. Or UserError."""
-    own = model.config.get("max_position_embeddings", DEFAULT_LENGTH)
-    if asked and asked > own and not model.config.get("rope_scaling"):
-        raise UserError(f"--max_model_len {asked}: {model.name} takes at most {own}")
-    return asked or min(own, DEFAULT_LENGTH)
+    """Return the tokens of prompt and answer: `asked`, or else DEFAULT_LENGTH or the model's limit if that is lower.
+
+    Raises UserError if `asked` is above the model's limit.
+    """
+    limit = model.config.get("max_position_embeddings", DEFAULT_LENGTH)
+    if asked and asked > limit and not model.config.get("rope_scaling"):
+        raise UserError(f"--max_model_len {asked}: {model.name} supports at most {limit}; give a smaller value")
+    return asked or min(limit, DEFAULT_LENGTH)
 
 
 def vllm_rank(rank: int) -> int:
-    """The smallest max_lora_rank that vLLM accepts for an adapter of `rank`."""
+    """Return the smallest max_lora_rank that vLLM accepts for an adapter of `rank`."""
     return next(limit for limit in adapters.LORA_RANKS if limit >= rank)
 
 
-def _newest_step(path: Path, config: str, stem: str, need_weights: bool, tell: Callable[[str], None]) -> Path:
-    """`path` itself if it holds `config`, else its complete global_step_N folder that was written last.
+def _newest_step(path: Path, config: str, stem: str, need_weights: bool, print_line: Callable[[str], None]) -> Path:
+    """Return `path` if it contains `config`, otherwise its complete global_step_N folder with the latest `config`.
 
-    After a shorter training into the same folder that is not the one with the highest N; N decides within one second.
+    That is not always the highest N: a shorter training may have reused the folder. The higher N wins if both were
+    written in the same second.
     """
     if (path / config).is_file():
         return path
@@ -140,33 +146,33 @@ def _newest_step(path: Path, config: str, stem: str, need_weights: bool, tell: C
             reasons.append(str(error))
             continue
         for reason in reasons:
-            tell(f"passed over: {reason}")
+            print_line(f"skipped an incomplete checkpoint: {reason}")
         older = ", ".join(child.name for n, child in newest_first[place:] if n > number)
-        passed = f"; passed over, as written before it: {older}" if older else ""
-        tell(f"{path}: {step.name} is the newest complete checkpoint{passed}")
+        skipped = f"; skipped because older: {older}" if older else ""
+        print_line(f"{path}: {step.name} is the newest complete checkpoint{skipped}")
         return step
     if reasons:
         raise UserError(reasons[0])
     other = "adapter_config.json" if config == "config.json" else "config.json"
     if (path / other).is_file() or any((step / other).is_file() for _, step in steps):
         hint = (
-            "an adapter: give its base model, and this folder as --lora_path"
+            "an adapter; give its base model, and this folder as --lora_path"
             if stem == "model"
-            else "a whole model: give it without --lora_path"
+            else "a whole model; give it without --lora_path"
         )
-        raise UserError(f"{path} holds {hint}")
+        raise UserError(f"{path} contains {hint}")
     raise UserError(
-        f"{path} holds neither {config} nor a global_step_N folder with one; give the folder of a checkpoint"
+        f"{path} contains neither {config} nor a global_step_N folder with one; give the folder of a checkpoint"
     )
 
 
 def _written(file: Path) -> int:
-    """When, in seconds; for a file that is not there, when something in its folder last changed."""
+    """Return the file's modification time in seconds, or its folder's if the file does not exist."""
     return int((file if file.is_file() else file.parent).stat().st_mtime)
 
 
 def _from_hub(name: str, need_weights: bool) -> Path:
-    """The local snapshot of a hub model: safetensors and text files only. Raises UserError."""
+    """Download the safetensors and text files of a hub model, and return their folder. Raises UserError."""
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -181,9 +187,7 @@ def _from_hub(name: str, need_weights: bool) -> Path:
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{name} is neither a folder here nor a model on the hub; check the spelling") from None
     except GatedRepoError:
-        raise UserError(
-            f"{name} asks for a licence on the hub: accept it there and run `huggingface-cli login`"
-        ) from None
+        raise UserError(f"{name} requires a licence; accept it on the hub, then run `huggingface-cli login`") from None
     except (LocalEntryNotFoundError, OSError) as error:
         cause = type(error.__cause__ or error).__name__
         raise UserError(
@@ -192,17 +196,17 @@ def _from_hub(name: str, need_weights: bool) -> Path:
 
 
 def _check_chat(path: Path) -> None:
-    """Raise UserError when a model's folder has no tokenizer or no chat template."""
+    """Raise UserError if a model's folder has no tokenizer or no chat template."""
     config = path / "tokenizer_config.json"
     if not config.is_file():
         raise UserError(f"{path} has no tokenizer (tokenizer_config.json); copy it from the model it was trained from")
     templates = (path / "chat_template.jinja", path / "chat_template.json")
     if not _read_json(config).get("chat_template") and not any(file.is_file() for file in templates):
-        raise UserError(f"{path} has no chat template; give a model that was made for chats")
+        raise UserError(f"{path} has no chat template; give a chat model")
 
 
 def _weight_files(path: Path, stem: str) -> list[Path]:
-    """The safetensors files of `path`, each checked to be whole. Raises UserError."""
+    """Return the safetensors files in `path`. Raises UserError if one is missing or cut off."""
     index = path / f"{stem}.safetensors.index.json"
     single = path / f"{stem}.safetensors"
     if index.is_file():
@@ -214,7 +218,7 @@ def _weight_files(path: Path, stem: str) -> list[Path]:
     if not files:
         others = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in path.glob(pattern)]
         found = (
-            f" (only {others[0]}, which can run code when loaded: save it with safe_serialization=True)"
+            f" (only {others[0]}, which can run code when loaded; save the model with safe_serialization=True)"
             if others
             else ""
         )
@@ -225,9 +229,9 @@ def _weight_files(path: Path, stem: str) -> list[Path]:
 
 
 def _read_header(file: Path) -> dict:
-    """The header of a safetensors file: tensor name -> dtype, shape, data_offsets. Raises UserError if cut off.
+    """Return a safetensors file's header: tensor name -> dtype, shape, data_offsets. Raises UserError if it is cut off.
 
-    Format: 8 bytes little-endian length, that many bytes of JSON, the data.
+    Format: the header's length in 8 little-endian bytes, the header in JSON, the data.
     https://github.com/huggingface/safetensors#format
     """
     if not file.is_file():
@@ -241,7 +245,7 @@ def _read_header(file: Path) -> dict:
         except ValueError:
             header = None
     if not isinstance(header, dict):
-        raise UserError(f"{file} is no safetensors file, or cut off; copy or save the checkpoint again")
+        raise UserError(f"{file} is not a safetensors file, or is cut off; copy or save the checkpoint again")
     header.pop("__metadata__", None)
     end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if 8 + length + end != size:
@@ -250,7 +254,7 @@ def _read_header(file: Path) -> dict:
 
 
 def _check_shapes(file: Path, config: dict, model: Model) -> None:
-    """Raise UserError when an adapter was made for a model of another size."""
+    """Raise UserError if an adapter was made for a model of another size."""
     hidden = model.config.get("hidden_size")
     for name, tensor in _read_header(file).items():
         reads_hidden = re.search(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.lora_A", name)
@@ -262,27 +266,30 @@ def _check_shapes(file: Path, config: dict, model: Model) -> None:
             )
         layer = re.search(r"\.layers\.(\d+)\.", name)
         if layer and int(layer[1]) >= model.config.get("num_hidden_layers", 1 << 30):
-            raise UserError(f"{file}: has weights for layer {layer[1]}, which {model.name} has not; give its own base")
+            raise UserError(
+                f"{file}: has weights for layer {layer[1]}, which {model.name} does not have; "
+                "give the adapter's own base model"
+            )
 
 
 def _check_weights(
-    name: str, file: Path, config: dict, model: Model, tell: Callable[[str], None], at_run_time: bool
+    name: str, file: Path, config: dict, model: Model, print_line: Callable[[str], None], at_run_time: bool
 ) -> None:
-    """Raise UserError when a tensor of an adapter is not what its settings and `model` ask for, or not finite."""
+    """Raise UserError if an adapter's tensors do not match its settings and `model`, or contain inf or nan."""
     try:
         adapted = adapters.adapted_model(config, model.path)
         adapters.check_tensors({name: tensor["shape"] for name, tensor in _read_header(file).items()}, adapted)
-        untrained, modules = adapters.untrained(file)
+        untrained, modules = adapters.count_untrained(file)
     except adapters.AdapterError as error:
         raise UserError(f"{file}: {error}") from None
     if at_run_time and adapters.adapts_embeddings(adapted):
-        raise UserError(f"{file}: vLLM cannot apply an adapter of embed_tokens or lm_head; leave out enable_lora")
+        raise UserError(f"{file}: vLLM cannot apply adapters of embed_tokens or lm_head; leave out enable_lora")
     if untrained:
-        tell(f"{name}: in {untrained} of {modules} modules the adapter is zero, so it is not trained there")
+        print_line(f"{name}: in {untrained} of {modules} modules the adapter is zero, i.e. untrained")
 
 
 def _other_base(config: dict, model: Model) -> str | None:
-    """The base that an adapter's configuration names, unless that is `model` as far as the names and files say."""
+    """Return the base that an adapter's configuration names, or None if its names and files match `model`."""
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
         return None
@@ -290,7 +297,7 @@ def _other_base(config: dict, model: Model) -> str | None:
     if (folder / "config.json").is_file():
         try:
             weights = _weight_files(folder, "model")
-        except UserError:  # not whole any more
+        except UserError:  # its files are no longer complete
             return base
         return None if _fingerprint(folder, "config.json", weights) == model.fingerprint else base
     if revision:
@@ -301,9 +308,10 @@ def _other_base(config: dict, model: Model) -> str | None:
 
 
 def _fingerprint(path: Path, config: str, files: list[Path]) -> str:
-    """12 hex digits that change with the config or, as good as surely, with any file: blocks spread over each one.
+    """Return 12 hex digits that change with the config and, almost certainly, with the content of any file.
 
-    Reading all of an 8B model would take longer than evaluating it; training changes every block.
+    Only blocks spread over each file are read: reading an 8B model would take longer than evaluating it, and training
+    changes every block.
     """
     digest = hashlib.sha256((path / config).read_bytes())
     for file in files:
@@ -324,5 +332,5 @@ def _read_json(path: Path) -> dict:
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); copy or save the checkpoint again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; copy or save the checkpoint again")
+        raise UserError(f"{path} is not a JSON object; copy or save the checkpoint again")
     return value

@@ -1,4 +1,4 @@
-"""Decide which engine runs on which GPU with how much memory. Pure, except for `find_gpus` and `free_ram`.
+"""Decide which engine runs on which GPU, and with how much memory.
 
 Two engines share a GPU if both fit: the judge starts while the generator writes. Otherwise they run in turn.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import UserError
 
 GIB = 1 << 30
-# A CUDA context, CUDA graphs and allocator slack of one engine, beside what is computed below.
+# One engine's CUDA context, CUDA graphs and allocator slack, in addition to the sizes computed below.
 _FIXED_BYTES = int(1.6 * GIB)
 _SMALLEST_SHARED_CACHE = 4 * GIB  # with less, the two engines run in turn
 _GENERATOR_SHARE = 0.6  # of the cache memory: notes are long, verdicts short
@@ -24,7 +24,7 @@ _SEQUENCES = {"cuda": 256, "cpu": 64}
 
 @dataclass(frozen=True)
 class Gpu:
-    """`id` is what CUDA_VISIBLE_DEVICES takes; sizes in bytes."""
+    """`id` is a value for CUDA_VISIBLE_DEVICES; sizes are in bytes."""
 
     id: str
     name: str
@@ -34,7 +34,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """The memory that a model takes on a GPU: bytes for its weights, for each token's cache and activations."""
+    """The memory that a model needs on a GPU, in bytes: for its weights, and for each token's cache and activations."""
 
     name: str
     weights: int
@@ -47,7 +47,7 @@ class MemoryNeeds:
 
 @dataclass(frozen=True)
 class Placement:
-    """Replicas of an engine, by the GPUs that each may see (CUDA_VISIBLE_DEVICES), and vLLM's arguments for them."""
+    """The replicas of an engine: the GPUs that each may see (CUDA_VISIBLE_DEVICES), and vLLM's arguments for them."""
 
     devices: tuple[str, ...]
     vllm_args: dict[str, Any]
@@ -55,7 +55,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where generator and judge run (None: not at all), whether both at once, and a line for the user."""
+    """Where generator and judge run (None: not at all), whether they run at once, and a line for the user."""
 
     generator: Placement | None
     judge: Placement | None
@@ -64,15 +64,15 @@ class Plan:
 
 
 def memory_needs(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: int) -> MemoryNeeds:
-    """Return a model's needs by its config.json. If `weight_bytes` is 0, its weights are counted from the shapes.
+    """Return a model's memory needs from its config.json. If `weight_bytes` is 0, compute it from the shapes.
 
-    Engines compute in 16 bits, whatever the files hold. Raises UserError for an architecture without these shapes.
+    Engines compute in 16 bits, even if the files hold 32. Raises UserError if the config lacks one of these shapes.
     """
     try:
         hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
         inner, vocab = config["intermediate_size"], config["vocab_size"]
     except KeyError as key:
-        raise UserError(f"{name}: config.json has no {key}; models are supported that are built like Qwen3") from None
+        raise UserError(f"{name}: config.json has no {key}; only models built like Qwen3 are supported") from None
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
     if not weight_bytes:
@@ -101,9 +101,9 @@ def plan_engines(
 ) -> Plan:
     """Decide where to run generator and judge; None for one that is not to run.
 
-    `utilization` is the share of a GPU that is planned for all its engines together. It is no strict bound: the memory
-    of CUDA and of CUDA graphs is estimated, and at 0.9 one engine alone took 0.915 of an H100 at its peak (two took
-    0.874). Raises UserError if a model fits nowhere.
+    `utilization` is the share of a GPU's memory that all its engines together should use. It is not a strict bound: the
+    memory of CUDA and of CUDA graphs is estimated, and at 0.9 one engine alone took 0.915 of an H100 at its peak (two
+    took 0.874). Raises UserError if a model fits nowhere.
     """
     if not gpus:
         placements = [model and _on_cpu(model, free_ram) for model in (generator, judge)]
@@ -120,9 +120,9 @@ def plan_engines(
 
 
 def find_gpus() -> list[Gpu]:
-    """Return the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none without a driver.
+    """Return the NVIDIA GPUs that CUDA_VISIBLE_DEVICES allows; none without a driver.
 
-    Raises UserError if the driver does not answer or the variable names something else.
+    Raises UserError if the driver does not answer, or if the variable names an unknown GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in _NO_GPU:
@@ -142,7 +142,7 @@ def find_gpus() -> list[Gpu]:
 def read_gpus(output: str, visible: str | None) -> list[Gpu]:
     """Parse nvidia-smi's lines (index, uuid, name, MiB total, MiB free), in the order of CUDA_VISIBLE_DEVICES.
 
-    Raises UserError for a GPU of unknown memory, and if the variable's first entry is not in nvidia-smi's list.
+    Raises UserError if a GPU's memory is unknown, or if nvidia-smi does not list the variable's first entry.
     """
     lines = [[part.strip() for part in line.split(",")] for line in output.splitlines()]
     found = {name: line for line in lines for name in line[:2]}
@@ -150,15 +150,15 @@ def read_gpus(output: str, visible: str | None) -> list[Gpu]:
     for part in map(str.strip, [line[0] for line in lines] if visible is None else visible.split(",")):
         if part.startswith("MIG-") or (part not in found and not chosen and part not in _NO_GPU):
             raise UserError(
-                f"CUDA_VISIBLE_DEVICES={visible}: {part} is no GPU that nvidia-smi lists (parts of one, MIG, cannot be "
-                "used); give a number or UUID of `nvidia-smi -L`, or -1 for the CPU"
+                f"CUDA_VISIBLE_DEVICES={visible}: nvidia-smi lists no GPU {part} (MIG slices cannot be used); give a "
+                "number or UUID from `nvidia-smi -L`, or -1 for the CPU"
             )
         if part not in found:
-            break  # like CUDA, ignore all that follows an unknown entry
+            break  # like CUDA, ignore everything after an unknown entry
         index, _, name, total, free = found[part]
         if not (total.isdecimal() and free.isdecimal()):
             raise UserError(
-                f"nvidia-smi gives {total}, {free} for the memory of GPU {index}, {name}; "
+                f"nvidia-smi reports {total}, {free} as the total and free memory of GPU {index}, {name}; "
                 "leave it out of CUDA_VISIBLE_DEVICES"
             )
         chosen.append(Gpu(index, name, int(total) << 20, int(free) << 20))
@@ -172,7 +172,7 @@ def free_ram() -> int:
 
 
 def _computes_in_bfloat16() -> bool:
-    """Return whether the CPU has bfloat16 instructions; without them it is many times slower than in float32."""
+    """Return whether the CPU has bfloat16 instructions. Without them, bfloat16 is many times slower than float32."""
     flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
@@ -184,8 +184,8 @@ def _on_cpu(model: MemoryNeeds, free_ram: int) -> Placement:
     cache = min(full, _CPU_CACHE, (free_ram - weights) // 2)
     if cache < cache_per_token * model.max_model_len:
         raise UserError(
-            f"{model.name} needs {_gb(weights + 2 * cache_per_token * model.max_model_len)} of memory, "
-            f"{_gb(free_ram)} are free; try a smaller --max_model_len or a smaller model"
+            f"{model.name} needs {_gb(weights + 2 * cache_per_token * model.max_model_len)} of memory, but only "
+            f"{_gb(free_ram)} is free; try a smaller --max_model_len or a smaller model"
         )
     return Placement(
         ("",),
@@ -231,8 +231,8 @@ def _shared(
     return tuple(
         Placement(
             tuple(gpu.id for gpu in gpus),
-            # vLLM measures free memory at its start, which the other engine's start would falsify. So the cache's size
-            # is given, and the share only says how much must be free.
+            # vLLM measures free memory when it starts, and the other engine's start would distort that. So pass the
+            # cache's size; the share then only sets how much memory must be free.
             _gpu_args(model, batch, (size + bytes_) / total)
             | {"tensor_parallel_size": 1, "kv_cache_memory_bytes": bytes_},
         )

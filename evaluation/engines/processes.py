@@ -1,4 +1,4 @@
-"""End a worker: kill all its processes, and remove the shared memory that they leave."""
+"""End a worker: kill all its processes, and remove the shared memory that they leave behind."""
 
 import contextlib
 import os
@@ -15,11 +15,11 @@ _SHARED = re.compile(r"^\S+ rw.s \S+ \S+ (\d+) +/dev/shm/[^/\n]+$", re.MULTILINE
 
 
 def kill_groups(*groups: int, patience: float = 30.0) -> None:
-    """Kill every process of the groups except the caller, wait for their end, and remove the memory that they shared.
+    """Kill every process of the groups except the caller, wait for them to end, and remove their shared memory.
 
-    A model that vLLM splits over GPUs shares hundreds of MB, prompts among them. That memory outlives the processes:
+    A model that vLLM splits over GPUs shares hundreds of MB, including prompts. That memory outlives the processes:
     Python's resource tracker is killed with them, and does not know the memory of vLLM's C++ code. A process that does
-    not end within `patience` seconds, e.g. because it waits for a driver, is left behind.
+    not end within `patience` seconds, e.g. because it waits for a driver, is left running.
     """
     deadline = time.monotonic() + patience
     shared = _shared_memory(os.getpid()) if os.getpgrp() in groups else set()

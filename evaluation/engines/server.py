@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server, such as `vllm serve`, in place of an engine of our own."""
+"""Use a model on an OpenAI-compatible server, e.g. `vllm serve`, instead of starting an engine."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from evaluation.engines.base import LanguageModel, Request
 from evaluation.options import without_credentials
 
 _TIMEOUT = 600  # seconds for one answer
-_PATIENCE = 900  # seconds that a server may be away, e.g. to restart
+_PATIENCE = 900  # seconds that a server may be unreachable, e.g. to restart
 
 
 class Server(LanguageModel):
@@ -53,7 +53,7 @@ class Server(LanguageModel):
         self._tasks: set[asyncio.Task] = set()
 
     def close(self) -> None:
-        """Give up the requests in flight."""
+        """Cancel the requests in flight."""
         super().close()
         for task in self._tasks:
             task.cancel()
@@ -72,7 +72,7 @@ class Server(LanguageModel):
             self.report({"id": number, **await self._ask(request)})
         except UserError as error:
             self.report({"failed": str(error)})
-        except Exception as error:  # in a task it would vanish, and the run would wait for ever
+        except Exception as error:  # left in the task, it would be lost, and the run would wait forever
             self.report({"failed": f"{type(error).__name__} while waiting for {self._address}"})
 
     async def _ask(self, request: Request) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Server(LanguageModel):
             raise UserError(f"{self._address} refuses {self._model}: {self._message(error)}") from None
 
     async def _fit(self, request: Request) -> dict[str, Any]:
-        """Ask with max_tokens; if prompt and answer exceed the server's limit together, with the room that is left."""
+        """Ask with max_tokens. If prompt and answer exceed the server's limit together, ask without it."""
         import openai
 
         sampling = {**self._sampling, **request.sampling}
@@ -105,7 +105,7 @@ class Server(LanguageModel):
 
     async def _post(self, messages: prompts.Messages, sampling: dict[str, Any]) -> dict[str, Any]:
         body = {"model": self._model, "messages": messages, **sampling, **self._extra}
-        # Not `chat.completions.create`, which takes as long again to convert the request and the reply.
+        # `chat.completions.create` would take twice as long, to convert the request and the reply.
         reply = await self._client.post("/chat/completions", cast_to=object, body=body)
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         return {
@@ -117,7 +117,7 @@ class Server(LanguageModel):
         }
 
     def _message(self, error: Any) -> str:
-        """Return the start of the server's message, without the key. A longer one may quote the prompt."""
+        """Return the start of the server's message, without the key. The rest may quote the prompt."""
         body = error.body if isinstance(error.body, dict) else {}
         words = str(body.get("message", "")).replace(self._client.api_key, "***")
         return f"status {error.status_code}, {words[:120] or 'no message'}"

@@ -1,4 +1,4 @@
-"""vLLM in processes of its own, one for each replica: they end with this process and leave nothing behind."""
+"""Run vLLM in separate processes, one per replica. They end with this process and leave nothing behind."""
 
 import contextlib
 import json
@@ -25,15 +25,15 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",  # vLLM would look up this machine's address through 8.8.8.8, and listen there
 }
 
-VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own today; given, so that the manifest names them
+VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own, passed so that the manifest records them
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine is to run. Every answer follows `schema`, a JSON schema, if one is given.
+    """Settings of an engine. Every answer follows `schema`, a JSON schema, if one is given.
 
-    With `merge_into`, the adapter in `lora_path` is added to a copy of the weights in that folder; without, vLLM
-    applies it at run time.
+    With `merge_into`, the adapter in `lora_path` is merged into a copy of the weights in that folder. Otherwise vLLM
+    applies the adapter at run time.
     """
 
     model: Path
@@ -42,14 +42,14 @@ class EngineSpec:
     schema: dict[str, Any] | None = None
     lora_path: Path | None = None
     merge_into: Path | None = None
-    check_first: tuple[Path, ...] = ()  # other models of this call, whose chat templates are checked before the start
+    check_first: tuple[Path, ...] = ()  # other models of this call; the worker checks their chat templates first
 
 
 class Engine(LanguageModel):
     """Replicas of one vLLM engine, each in its own process.
 
-    `devices` has one entry for each replica: the GPUs that it may see, e.g. ["0", "1"], or [""] without a GPU.
-    Libraries write to the file `log`.
+    `devices` has one entry per replica: the GPUs that it may see, e.g. ["0", "1"], or [""] without a GPU. The output of
+    libraries goes to the file `log`.
     """
 
     def __init__(self, name: str, spec: EngineSpec, log: Path, devices: Iterable[str] = ("",), window: int = 4096):
@@ -62,8 +62,8 @@ class Engine(LanguageModel):
             threading.Thread(target=_read_events, args=(process, log, log_start, self.report), daemon=True).start()
 
     def close(self) -> None:
-        """Kill the processes and all that they started; their memory is free afterwards. Calling it twice is safe."""
-        processes, self._processes = self._processes, []  # after the end, other processes may get their numbers
+        """Kill the processes and their children, which frees their memory. Calling it twice is safe."""
+        processes, self._processes = self._processes, []  # once they end, their process ids may be reused
         kill_groups(*(process.pid for process in processes))
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -73,7 +73,7 @@ class Engine(LanguageModel):
     def _send(self, number: int, request: Request) -> None:
         line = {"id": number, "messages": request.messages, "sampling": request.sampling}
         process = self._processes[request.group % len(self._processes)]
-        with contextlib.suppress(BrokenPipeError):  # it died: the thread that reads from it reports the cause
+        with contextlib.suppress(BrokenPipeError):  # the process died: the thread that reads from it reports the cause
             process.stdin.write(json.dumps(line) + "\n")
             process.stdin.flush()
 
@@ -110,7 +110,7 @@ def _read_events(
             event["failed"] = f"{explain_by_log(event['failed'], written)} (log: {log})"
         report(event)
     with contextlib.suppress(ChildProcessError):  # already closed
-        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # keep the number reserved until `close`
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # keep the process id reserved until `close`
         status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         report({"failed": f"{_how_it_ended(status)} (log: {log})"})
 

@@ -1,9 +1,9 @@
 """The process that owns one vLLM engine: `python -m evaluation.engines.vllm_worker`, started by vllm_engine.py.
 
-Lines of JSON come in on stdin: first the specification of the engine, then requests. Lines of JSON go out on stdout:
-`line` for the user, then `ready`, `refused` or `failed`, then one line a finished request, as it finishes. Everything
-that libraries print goes to stderr, a log file. When stdin ends - the parent is done, or dead - the whole process group
-ends, and with it the GPU memory, the shared memory and vLLM's own children.
+It reads lines of JSON from stdin: the specification of the engine, then requests. It writes lines of JSON to stdout:
+any `line` for the user, then `ready`, `refused` or `failed`, then each answer as it finishes. Everything that libraries
+print goes to stderr, which is a log file. When stdin ends, because the parent is done or dead, the worker kills its
+process group, which frees the GPU memory, the shared memory and vLLM's child processes.
 """
 
 import json
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Where the schema leaves white space free, a model can write it until its tokens run out.
+# If the schema allowed any white space, a model could write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 _NO_MEMORY = re.compile(
     r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node"
 )
-_ADVICE = "free the GPU, or try a smaller --max_model_len, or change --gpu_memory_utilization"
+_ADVICE = "free the GPU, reduce --max_model_len, or change --gpu_memory_utilization"
 
-LEAST_KEPT = 0.5  # share of an adapter's change that must be left after the sum is rounded to the model's type
-AT_RUN_TIME = "--engine_args '{\"enable_lora\": true}' lets vLLM apply it at run time"
+MIN_SHARE_KEPT = 0.5  # of an adapter's change to the weights, after rounding to the model's type
+APPLY_AT_RUN_TIME = "pass --engine_args '{\"enable_lora\": true}' to let vLLM apply the adapter at run time"
 
 
 def main() -> int:
-    """Serve until stdin ends; 1 when the engine cannot start or breaks."""
+    """Serve until stdin ends. Return 1 if the engine cannot start, or fails."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
-    # A child made by fork closes sys.stdin, and would wait for ever for the lock that a thread reading from it holds.
+    # A forked child closes sys.stdin. That would wait forever for the lock of the thread that reads from it.
     sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     spec = json.loads(requests.readline())
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -64,9 +64,9 @@ def main() -> int:
 
 
 def load_tokenizers(models: list[str]) -> "tuple[PreTrainedTokenizerBase, list[str]]":
-    """Load the tokenizer of the first model; check the chat templates of all; return lines for the user, too.
+    """Check the chat templates of all models. Return the first model's tokenizer, and lines for the user.
 
-    Raises TemplateError with one line.
+    Raises TemplateError with a message of one line.
     """
     from transformers import AutoTokenizer
 
@@ -76,16 +76,16 @@ def load_tokenizers(models: list[str]) -> "tuple[PreTrainedTokenizerBase, list[s
             tokenizers[model] = AutoTokenizer.from_pretrained(model)
             notice = check_template(tokenizers[model])
         except TemplateError as error:
-            raise TemplateError(f"{model}: {error}; give another model, or correct the template there") from None
-        except Exception as error:  # damaged files make the libraries raise anything
-            raise TemplateError(f"{model}: its tokenizer cannot be loaded ({explain(error)}); copy it again") from None
+            raise TemplateError(f"{model}: {error}; give another model, or correct its template") from None
+        except Exception as error:  # damaged files make the libraries raise many kinds
+            raise TemplateError(f"{model}: cannot load its tokenizer ({explain(error)}); copy it again") from None
         if notice:
             lines.append(f"{model}: {notice}")
     return tokenizers[models[0]], lines
 
 
 def explain(error: BaseException) -> str:
-    """One line for what stops an engine: the cause and what to try."""
+    """Return the cause of an engine's failure in one line and, if memory ran out, what to try."""
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
         return f"not enough memory ({text[:160]}); {_ADVICE}"
@@ -95,15 +95,18 @@ def explain(error: BaseException) -> str:
 
 
 def explain_by_log(failed: str, log: str) -> str:
-    """The same where the cause is a child's of vLLM's, which it leaves to the log: lines that this start wrote."""
+    """Like `explain`, for failures in vLLM's child processes, whose cause appears only in the log.
+
+    `failed` is the message of the parent process; `log` is the part of the log that this start wrote.
+    """
     cause = [line for line in log.splitlines() if _NO_MEMORY.search(line)] if "root cause" in failed else []
     return f"not enough memory ({' '.join(cause[-1].split())[-160:]}); {_ADVICE}" if cause else failed
 
 
 def merge(model: str, adapter: str, folder: str) -> str:
-    """Write `model` plus `adapter` to `folder`, added in float32, saved in the model's own type. Returns `folder`.
+    """Merge `adapter` into `model` in float32, save the result to `folder` in the model's own type, return `folder`.
 
-    Replicas that start together do it once. Raises UserError when the sum is not the model that was trained.
+    Replicas that start together merge only once. Raises UserError if the result is not the model that was trained.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -111,14 +114,14 @@ def merge(model: str, adapter: str, folder: str) -> str:
     with lock(Path(f"{folder}.lock"), wait=True):
         if not Path(folder).exists():
             base, found = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
-            if found["missing_keys"]:  # transformers would make them up
+            if found["missing_keys"]:  # transformers would initialise them at random
                 raise UserError(f"{model} has no {min(found['missing_keys'])}; copy or save the checkpoint again")
             dtype = base.dtype
             _check_embeddings(base.float(), adapter)
             adapted = PeftModel.from_pretrained(base, adapter)
             if adapters.adapts_embeddings(adapted):
                 _untie_embeddings(base)
-            _add(adapted, dtype)
+            _merge_modules(adapted, dtype)
             partial = f"{folder}.incomplete"
             adapted.unload().to(dtype).save_pretrained(partial)
             AutoTokenizer.from_pretrained(model).save_pretrained(partial)
@@ -127,7 +130,7 @@ def merge(model: str, adapter: str, folder: str) -> str:
 
 
 def _check_embeddings(base: "PreTrainedModel", adapter: str) -> None:
-    """Raise UserError when the copy of an embedding that PEFT saves with its adapter is not `base`'s."""
+    """Raise UserError if an embedding that PEFT saved with the adapter differs from that of `base`."""
     from safetensors import safe_open
 
     with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as tensors:
@@ -136,11 +139,11 @@ def _check_embeddings(base: "PreTrainedModel", adapter: str) -> None:
                 module = name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
                 own, copy = base.get_submodule(module).weight, tensors.get_tensor(name)
                 if not own.to(copy.dtype).equal(copy):
-                    raise UserError(f"{adapter} was trained on another {module} than this model's; give its own base")
+                    raise UserError(f"{adapter} was trained with a different {module}; give its own base model")
 
 
 def _untie_embeddings(base: "PreTrainedModel") -> None:
-    """Give the output layer of `base` its own weight: an adapter of one embedding leaves the other as it is."""
+    """Give the output layer of `base` its own weight, so that an adapter of one embedding does not change the other."""
     from torch.nn import Parameter
 
     table, head = (
@@ -151,8 +154,8 @@ def _untie_embeddings(base: "PreTrainedModel") -> None:
     base.config.tie_word_embeddings = False
 
 
-def _add(adapted: "PeftModel", dtype: "torch.dtype") -> None:
-    """Add the adapter to the weights, module by module. Raises UserError where type `dtype` does not hold the sum."""
+def _merge_modules(adapted: "PeftModel", dtype: "torch.dtype") -> None:
+    """Merge the adapter into the weights, module by module. Raises UserError if `dtype` cannot hold the result."""
     from peft.tuners.lora import LoraLayer
 
     kept = wanted = 0.0
@@ -163,16 +166,16 @@ def _add(adapted: "PeftModel", dtype: "torch.dtype") -> None:
         before = weight.detach().clone()
         change = layer.get_delta_weight("default").detach().flatten()
         layer.merge()
-        added = before.sub_(weight.detach().to(dtype)).neg_().flatten()  # in place: new memory takes most of the time
+        added = before.sub_(weight.detach().to(dtype)).neg_().flatten()  # in place: allocation would dominate the time
         size_added, size_of_change = added.dot(added).item(), change.dot(change).item()
         if not math.isfinite(size_added):
-            raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {AT_RUN_TIME}")
+            raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {APPLY_AT_RUN_TIME}")
         if size_of_change and not size_added:
-            raise UserError(f"the merge in {dtype} leaves {name} as it was; {AT_RUN_TIME}")
+            raise UserError(f"merging in {dtype} leaves {name} unchanged; {APPLY_AT_RUN_TIME}")
         kept += added.dot(change).item()
         wanted += size_of_change
-    if kept < LEAST_KEPT * wanted:
-        raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of what the adapter adds; {AT_RUN_TIME}")
+    if kept < MIN_SHARE_KEPT * wanted:
+        raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of the adapter's change; {APPLY_AT_RUN_TIME}")
 
 
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
@@ -189,7 +192,7 @@ def _send(replies: TextIO, message: dict[str, Any]) -> None:
 
 
 def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> None:
-    # What is wrong with tokenizers and templates shows before the engine's long start.
+    # Report faulty tokenizers and templates before the engine's long start.
     tokenizer, lines_for_user = load_tokenizers([spec["model"], *spec["check_first"]])
     for line in lines_for_user:
         _send(replies, {"line": line})
@@ -204,8 +207,8 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
         parameters = {**spec["sampling"], **request["sampling"]}
         return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=schema)
 
-    sampling({"sampling": {}})  # raises what is wrong with it
-    # Prompts become tokens while the engine starts and while it computes.
+    sampling({"sampling": {}})  # raises if the parameters are invalid
+    # Tokenize prompts while the engine starts and while it computes.
     prepared: queue.SimpleQueue[tuple[dict, list[int], str]] = queue.SimpleQueue()
     encode = partial(encode_prompt, tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
@@ -223,14 +226,14 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     _send(replies, {"ready": True})
 
     def add(request: dict[str, Any], ids: list[int], error: str) -> dict[str, Any] | None:
-        """Hand a request to vLLM, or return the answer that it gets instead."""
+        """Pass a request to vLLM, or return its answer if vLLM cannot take it."""
         if not error and len(ids) >= limit:
             return no_answer(request["id"], "prompt_too_long", len(ids))
         if not error:
             try:
                 engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, sampling(request), lora_request=lora)
                 return None
-            except ValueError as cause:  # such as a token that the model does not have
+            except ValueError as cause:  # e.g. a token that the model does not have
                 error = explain(cause)
         print(f"request {request['id']}: {error}", file=sys.stderr)
         return no_answer(request["id"], "error", len(ids), error)
@@ -245,18 +248,18 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
 
 
 def _prepare(lines: queue.SimpleQueue, encode: Callable[[list], list[int]], prepared: queue.SimpleQueue) -> None:
-    """Turn requests into tuples: the request, its prompt's tokens, and why a prompt has none."""
+    """Tokenize prompts: put (request, tokens, error) into `prepared`. `error` is empty, or says why it failed."""
     while True:
         request = json.loads(lines.get())
         try:
             ids, error = encode(request["messages"]), ""
-        except Exception as cause:  # of a library, for one text among many: only this request gets no answer
+        except Exception as cause:  # a library fails on this one text: only this request gets no answer
             ids, error = [], explain(cause)
         prepared.put((request, ids, error))
 
 
 def no_answer(number: int, reason: str, prompt_tokens: int, error: str = "") -> dict[str, Any]:
-    """The reply to a request that vLLM does not get."""
+    """Return the reply to a request that vLLM cannot take."""
     return {"id": number, "text": "", "finish_reason": reason, "prompt_tokens": prompt_tokens, "error": error}
 
 

@@ -1,1 +1,1 @@
-"""Ask the judge: its cases and verdicts, the known answers that check it, and the attacks on it."""
+"""The judge: its cases and verdicts, the controls that check it, and the attacks on it."""

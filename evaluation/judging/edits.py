@@ -1,7 +1,7 @@
-"""Edit a section with a known effect: one edit keeps every fact, four break exactly one thing.
+"""Edit sections with a known effect: one edit keeps every fact, four change exactly one.
 
-Each edit takes a section's text and returns the edited text, or None if the text has nothing to edit. The same text
-always gives the same edit. The patterns are for English notes. Standard library only.
+Each edit takes a section's text and returns the edited text, or None if the edit does not apply. The same text always
+gives the same edit. The patterns are for English notes. Standard library only.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 _WORD = re.compile(r"[A-Za-z]{4,}|\d+(?:[.,]\d+)*")
 
-# A sentence ends before a capital letter; "5." may number a list and "B." may be an initial, so neither ends one.
+# The next sentence starts with a capital letter. "5." may number a list and "B." may be an initial: neither ends one.
 _SENTENCE_GAP = re.compile(
     r"((?<=[.!?])(?<!\s\d\.)(?<!^\d\.)(?<!\b[A-Z]\.)(?<!\bDr\.)(?<!\bvs\.)[ \t]+(?=[A-Z])|\n\s*)"
 )
@@ -36,14 +36,14 @@ class Rarity:
             self._count.update(words(text))
 
     def weight(self, words: set[str]) -> float:
-        """Return the sum of the words' weights. A word in no text weighs as much as a word in one."""
+        """Return the sum of the words' weights. A word that is in no text weighs as much as a word that is in one."""
         return sum(math.log((self._texts + 1) / max(1, self._count[word])) for word in words)
 
 
 # --- kept facts ------------------------------------------------------------------------------------------------------
 
-# Each pair means the same in a clinical note, with the same numbers, sides and negations. All are replaced in one pass,
-# so that no replacement is replaced again.
+# The phrases of each pair mean the same in a clinical note and have the same numbers, sides and negations. All phrases
+# are replaced in one pass, so a replacement is never replaced again.
 _SYNONYMS = {
     "reports that": "states that",
     "reported that": "stated that",
@@ -162,7 +162,7 @@ def _any_of(phrases: Iterable[str], flags: int = 0) -> re.Pattern:
 _SYNONYM = _any_of(_SYNONYMS, re.IGNORECASE)
 _ABBREVIATION = _any_of(_ABBREVIATIONS)
 
-# A sentence that refers to the one before it moves only together with it.
+# A sentence that refers to the previous one moves only together with it.
 _REFERS_BACK = re.compile(
     r"^(?:this|these|that|those|it|its|they|their|such|however|additionally|furthermore|moreover|therefore|thus|due to|"
     r"given|despite|instead|the (?:latter|former|procedure|surgery|operation))\b"
@@ -221,10 +221,10 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-# --- broken facts ----------------------------------------------------------------------------------------------------
+# --- changed facts ----------------------------------------------------------------------------------------------------
 
 
-# A colleague could do without such a sentence, so a note without it need not fail.
+# A colleague does not need such a sentence, so a note without it may still pass.
 _MINOR = re.compile(
     r"^(?:the |a |patient )?(?:differential|prognosis|education|educate|encourage|emphasi[sz]e|advise|ensure|regular|"
     r"follow-up|schedule|support|no (?:other|additional|further))"
@@ -253,7 +253,7 @@ def drop_finding(text: str, rarity: Rarity) -> str | None:
     return rest if rest[-1:] in (".", "!", "?") else f"{rest}." if rest else None
 
 
-# Removing a negation comes first: it reverses a finding without a trace. Each replacement is a function of the match.
+# Removing a negation is tried first: it reverses a finding without a trace. Replacements are functions of the match.
 _DENIALS = {"denies": "reports", "denied": "reported", "denying": "reporting", "deny": "report"}
 _UNNEGATE = [
     (r"\b(denies|denied|denying|deny)\b(?: any\b)?", lambda match: _DENIALS[match[1].lower()]),
@@ -295,7 +295,7 @@ _NEGATION = re.compile(
 
 
 def turn_negation(text: str, rarity: Rarity) -> str | None:
-    """Remove one negation, or insert one if there is none to remove: the one before the most specific words."""
+    """Remove one negation, or insert one if none can be removed. Of several places, choose the most specific words."""
     for rules in (_UNNEGATE, _NEGATE, _NEGATE_LAST):
         candidates = [(match, new) for pattern, new in rules for match in re.finditer(pattern, text, re.IGNORECASE)]
         if rules is not _UNNEGATE:
@@ -332,7 +332,7 @@ Change = Callable[[float], float]
 
 
 def _value(unit: str, change: Change, before: str = r"(?<![\w.,/^-])") -> tuple[re.Pattern, Change]:
-    # Change the last number of a range or product ("2-3 cm", "20 × 15 cm"), but the systolic one of a blood pressure.
+    # Change the last number of a range or product ("2-3 cm", "20 × 15 cm"), but the first one of a blood pressure.
     return re.compile(rf"{before}(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER}){unit}"), change
 
 
@@ -383,7 +383,7 @@ def change_number(text: str) -> str | None:
 
 
 def _format_like(value: float, example: str) -> str:
-    """Format `value` with the thousands separator of `example` and at most as many decimals, but one at least."""
+    """Format `value` like `example`: with its thousands separator and at most as many decimals, but at least one."""
     decimals = max(len(example.partition(".")[2]), 1)
     return f"{value:{',' if ',' in example else ''}.{decimals}f}".rstrip("0").rstrip(".")
 

@@ -1,4 +1,4 @@
-"""What the judge is asked and what it may answer: the verdict's schema, its cases, and the sections decided by rule."""
+"""Build the judge's cases, read its verdicts, and decide by rule the sections that need no judge."""
 
 import json
 import re
@@ -11,10 +11,9 @@ from evaluation.run.records import Control, Judgement, Prediction, record_key
 
 VERDICTS = ("pass", "fail")
 MAX_REASON = 200  # characters
-NO_REPLY = "no reply: error"  # begins the reason of a verdict that an error prevented
+NO_REPLY = "no reply: error"  # start of the reason if an error prevented the verdict
 
-# The reason comes first: the model writes in this order, so the verdict can follow from it. Its bound keeps a reply
-# from being cut off.
+# The model writes the reason first, so the verdict can follow from it. The limit on its length keeps replies complete.
 VERDICT_SCHEMA = {
     "type": "object",
     "properties": {
@@ -46,7 +45,7 @@ class Case:
         return prompts.judge_messages(self.dialogue, self.section, self.reference, self.prediction)
 
     def key(self) -> tuple[int, str, str | None, str | None]:
-        """Return what identifies the case within a run; equals `record_key` of its record."""
+        """Return the identity of the case within a run. It equals `record_key` of the case's record."""
         return record_key(vars(self))
 
     def record(
@@ -67,9 +66,10 @@ class Case:
 
 
 def read_verdict(raw: str, finish_reason: str, error: str = "") -> tuple[str, str]:
-    """Return (verdict, reason) from a judge's reply, or ("unscored", why it has none). `error`: why there is no reply.
+    """Return (verdict, reason) from a judge's reply, or ("unscored", cause) if the reply contains no verdict.
 
-    Only a complete JSON object of VERDICT_SCHEMA counts: a verdict is never guessed.
+    Only a complete JSON object of VERDICT_SCHEMA counts: a verdict is never guessed. `error` is the cause if
+    `finish_reason` is "error".
     """
     if finish_reason == "error":
         return "unscored", f"{NO_REPLY} ({error or 'no cause given'})"
@@ -86,7 +86,7 @@ def read_verdict(raw: str, finish_reason: str, error: str = "") -> tuple[str, st
         return "unscored", f"the reason is not a text of at most {MAX_REASON} characters"
     if verdict not in VERDICTS:
         return "unscored", "the verdict is neither pass nor fail"
-    # JSON may hold "\ud800", half a surrogate pair, which cannot be written to a file.
+    # JSON may contain "\ud800", half a surrogate pair, which cannot be written to a file.
     return verdict, reason.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -98,9 +98,9 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def plain_cases(predictions: Iterable[Prediction], rows: Rows) -> tuple[list[Case], list[Judgement]]:
-    """Return (the cases to judge, four for each valid note; the records decided by rule, with source "code").
+    """Return (the cases to judge, at most four for each note; the records decided by rule, with source "code").
 
-    rows: the dataset; `rows[prediction["index"]]` is the note's row.
+    `rows` is the dataset: `rows[prediction["index"]]` is the note's row.
     """
     cases, decided = [], []
     for prediction in predictions:
@@ -117,8 +117,8 @@ def plain_cases(predictions: Iterable[Prediction], rows: Rows) -> tuple[list[Cas
 
 
 def _decide_by_rule(prediction: Prediction, text: str, reference: str) -> tuple[str, str] | tuple[None, None]:
-    """Return (verdict, reason) of a section that needs no judge."""
-    if prediction["finish_reason"] == "error":  # the engine's fault, not the model's
+    """Return (verdict, reason) if the section needs no judge, otherwise (None, None)."""
+    if prediction["finish_reason"] == "error":  # the engine failed, not the model
         return "unscored", f"no note: {prediction['reason']}"
     if prediction["status"] != "ok":
         return "fail", f"the note is invalid: {prediction['reason']}"

@@ -1,4 +1,4 @@
-"""Known answers that check the judge: sections of the dataset with edits that decide the right verdict."""
+"""Make controls, which check the judge: sections of the dataset, edited so that the right verdict is known."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -11,10 +11,11 @@ from prompts import SECTIONS
 
 
 def control_cases(rows: Rows, n: int, seed: int) -> list[Case]:
-    """Make n controls to pass and n to fail for each section; the same for the same (rows, n, seed).
+    """Return n controls that should pass and n that should fail for each section. Equal arguments give equal controls.
 
-    To pass: kind "reworded". To fail: kinds "other_patient", "dropped_finding", "turned_negation", "changed_number"
-    and "changed_side" in turn. A row that a kind cannot be made from is skipped, so few rows may give fewer than n.
+    Controls that should pass have the kind "reworded". Those that should fail have the kinds "other_patient",
+    "dropped_finding", "turned_negation", "changed_number" and "changed_side" in turn. Rows that do not allow a kind are
+    skipped, so few rows may give fewer than n controls.
     """
     return [case for section in SECTIONS for case in _section_controls(by_index(rows), section, n, seed)]
 
@@ -31,7 +32,7 @@ def _section_controls(rows: dict[int, Row], section: str, n: int, seed: int) -> 
     }
 
     def controls(kind: str, expected: str, make: Callable[[int], str | None], used: set[int]) -> Iterator[Case]:
-        """Yield a control for each row that the kind can be made from: first from rows not in `used`, then others."""
+        """Yield a control for each row that allows the kind: first the rows that are not in `used`, then the others."""
         used_here: set[int] = set()
         for skipped in (used, used_here):
             for index in order:
@@ -49,9 +50,9 @@ def _section_controls(rows: dict[int, Row], section: str, n: int, seed: int) -> 
 
 
 def other_patient(rows: dict[int, Row], section: str, order: list[int], index: int) -> str | None:
-    """Return the section of another row: the one of the next eight in `order` that shares the fewest words with it.
+    """Return another row's section: of the next eight in `order`, the one that shares the fewest words with this row's.
 
-    None if all of them share 60% of their words or more.
+    Return None if all of them share 60% of their words or more.
     """
     start = order.index(index)
     words = edits.words(rows[index][section])
@@ -62,15 +63,17 @@ def other_patient(rows: dict[int, Row], section: str, order: list[int], index: i
 
 
 def _overlap(first: set[str], second: set[str]) -> float:
-    """Return the share of the smaller set's words that the larger set has too, 0 to 1."""
+    """Return the share of the smaller set's words that are also in the larger set, 0 to 1."""
     return len(first & second) / max(1, min(len(first), len(second)))
 
 
 def by_index(rows: Rows) -> dict[int, Row]:
+    """Return the rows as a dict from index to row."""
     return rows if isinstance(rows, dict) else dict(enumerate(rows))
 
 
 def shuffled_indices(rows: dict[int, Row], section: str, seed: int) -> list[int]:
+    """Return the indices of `rows` in an order that depends only on the indices, the section and the seed."""
     order = sorted(rows)
     random.Random(f"{seed} {section}").shuffle(order)
     return order

@@ -1,4 +1,4 @@
-"""Prompts that got no answer because of an error: counted, and no run passes for one if all its prompts failed."""
+"""Report prompts that an error left without an answer. A run fails if all its prompts did."""
 
 from collections.abc import Iterable
 
@@ -9,12 +9,12 @@ from evaluation.run.runs import Run, print_line
 
 
 def check_notes(run: Run) -> None:
-    """Print how many prompts for notes failed, and why the first one did. Raises UserError if all failed."""
+    """Print how many prompts for notes failed, with the cause of the first failure. Raises UserError if all failed."""
     _check(run, "notes", "--overwrite", map(_cause_of_note, run.folder.predictions))
 
 
 def check_verdicts(run: Run) -> None:
-    """Like check_notes, for verdicts of the judge on notes, controls and attacks."""
+    """Like `check_notes`, for the judge's verdicts on notes, controls and attacks."""
     judged = (record for record in run.folder.judgements if record["source"] == "judge")
     _check(run, "verdicts", "--stage judge --overwrite", map(_cause_of_verdict, judged))
 
@@ -28,7 +28,11 @@ def _cause_of_verdict(record: Judgement) -> str | None:
     return reason if record["verdict"] == "unscored" and reason.startswith(NO_REPLY) else None
 
 
-def _check(run: Run, what: str, remedy: str, causes: Iterable[str | None]) -> None:
+def _check(run: Run, answers: str, options: str, causes: Iterable[str | None]) -> None:
+    """Count the failed prompts for `answers`, i.e. "notes" or "verdicts".
+
+    `causes` has one entry per prompt, None for success. `options` are the command-line options that repeat the prompts.
+    """
     total, failed, first = 0, 0, None
     for cause in causes:
         total += 1
@@ -38,9 +42,9 @@ def _check(run: Run, what: str, remedy: str, causes: Iterable[str | None]) -> No
         return
     if failed == total:
         raise UserError(
-            f"{run.folder.path}: all {failed} prompts for {what} failed ({first}); "
-            f"correct that, then run the same command with {remedy}"
+            f"{run.folder.path}: all {failed} prompts for {answers} failed ({first}); "
+            f"correct the cause, then repeat the command with {options}"
         )
     print_line(
-        f"{run.folder.path}: {failed} of {total} prompts for {what} failed, so they are unscored; the first: {first}"
+        f"{run.folder.path}: {failed} of {total} prompts for {answers} failed and are unscored; the first: {first}"
     )

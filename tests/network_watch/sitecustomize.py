@@ -1,7 +1,7 @@
-"""With this folder on PYTHONPATH, every Python process notes each address beyond this machine that it turns to.
+"""Make every Python process record each address beyond this machine that it contacts.
 
-It writes to the folder $NETWORK_WATCH: `processes`, one line for each process, and `addresses`. What a library does
-in C or Rust without Python's socket module is not seen.
+This takes effect if this folder is on PYTHONPATH. Each process adds lines to two files in the folder $NETWORK_WATCH:
+`processes` and `addresses`. Connections from C or Rust code that bypasses Python's socket module are not recorded.
 """
 
 import ipaddress
