@@ -1,4 +1,9 @@
-"""Sort judgements into verdicts on notes, controls and attacks."""
+"""Sort judgements into verdicts on notes, controls and attacks.
+
+"unscored" is never a pass or a fail. A run's pass rate is pass / all notes, with `worst` and `best` beside it. All else
+(the judge's rates, differences, tests, attacks) counts only what is scored: for a pair, in both of its members; for a
+mean over the sections, in all of them.
+"""
 
 import sys
 from collections.abc import Iterable
