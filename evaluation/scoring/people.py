@@ -13,16 +13,8 @@ from itertools import combinations
 import numpy as np
 
 from evaluation.scoring.intervals import DRAWS, Interval, independent_difference, stratified_mean
-from evaluation.scoring.judgements import NoteVerdicts, Verdict
+from evaluation.scoring.judgements import FAILED, NO_TEXT, PASSED, STRATA, NoteVerdicts, SectionKey, stratum_of
 from prompts import SECTIONS
-
-# Sections without text are not sampled: those of an unreadable note and empty ones fail by definition; one that the
-# engine failed to write is unknown.
-STRATA = ("passed by the judge", "failed by the judge", "failed by rule", "unscored", "no text", "not written")
-PASSED, FAILED, FAILED_BY_RULE, UNSCORED, NO_TEXT, NOT_WRITTEN = STRATA
-TO_LABEL = (PASSED, FAILED, FAILED_BY_RULE, UNSCORED)
-
-SectionKey = tuple[int, str]  # (index of the dialogue, section)
 
 
 class LabelError(ValueError):
@@ -30,18 +22,6 @@ class LabelError(ValueError):
 
 
 Labels = dict[str, dict[SectionKey, bool]]  # rater ("" if unknown) -> section -> whether the rater passes it
-
-
-def stratum_of(verdict: Verdict, has_text: bool) -> str:
-    """Return the one of STRATA to which a section with this verdict belongs."""
-    verdict, source = verdict
-    if not has_text:
-        return NOT_WRITTEN if verdict == "unscored" else NO_TEXT
-    if verdict == "unscored":
-        return UNSCORED
-    if source == "code":
-        return FAILED_BY_RULE
-    return PASSED if verdict == "pass" else FAILED
 
 
 def read_labels(labels: Iterable[dict], notes: NoteVerdicts, hashes: dict[SectionKey, str]) -> Labels:

@@ -12,7 +12,7 @@ from common.dataset import Rows
 from evaluation.run.records import Judgement, Prediction, note_hash
 from evaluation.scoring import people, trust
 from evaluation.scoring.intervals import bootstrap_mean, wilson
-from evaluation.scoring.judgements import sort_judgements
+from evaluation.scoring.judgements import SectionKey, sort_judgements
 from prompts import SECTIONS
 
 
@@ -82,11 +82,11 @@ class NoteTexts(NamedTuple):
     valid: int
     finish_reasons: Counter[str]
     rouge: dict[str, list[float]]
-    without_text: set[people.SectionKey]
-    hashes: dict[people.SectionKey, str]
+    without_text: set[SectionKey]
+    hashes: dict[SectionKey, str]
 
 
-def read_notes(predictions: Iterable[Prediction], rows: Rows, to_hash: Iterable[people.SectionKey] = ()) -> NoteTexts:
+def read_notes(predictions: Iterable[Prediction], rows: Rows, to_hash: Iterable[SectionKey] = ()) -> NoteTexts:
     """Read the notes once, with the `note_hash` of the sections in `to_hash`.
 
     Raises ValueError if there is no prediction.
