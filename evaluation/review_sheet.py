@@ -24,7 +24,7 @@ COLUMNS = ("index", "section", "note_hash", "dialogue", "reference", "note secti
 _SEED = 0  # of the sample and of its order
 _MOST_CHARACTERS = 30_000  # in a cell; Excel takes 32,767 and moves the rest into other cells
 _HASH_PREFIX = "sha256:"  # else a spreadsheet would read 123456789012 or 12345678e901 as a number
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def draw_sample(predictions: Iterable[Prediction], judgements: Iterable[Judgement], size: int) -> list[SectionKey]:
