@@ -112,6 +112,9 @@ class Options:
             raise UserError("--review_sheet takes judged notes; leave out --stage generate")
         if path.exists():
             raise UserError(f"--review_sheet {path} exists, and may hold people's verdicts; choose another name")
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        if not nearest.is_dir():
+            raise UserError(f"--review_sheet {path}: {nearest.name} is no folder; choose another name")
 
 
 def without_credentials(api_base: str) -> str:

@@ -431,7 +431,7 @@ FAULTS = {
         f"{EVAL} --stage generate --review_sheet x.csv", nothing, "takes judged notes"
     ),
     "a sheet of two runs": Fault(f"{ADAPTER} --lora_path other --review_sheet x.csv", nothing, "one run's notes"),
-    "a sheet below a file": Fault(f"{REPORT} --review_sheet notes.jsonl/x.csv", nothing, "notes.jsonl"),
+    "a sheet below a file": Fault(f"{REPORT} --review_sheet notes.jsonl/x.csv", nothing, "notes.jsonl is no folder"),
     # eval.py: model and adapter
     "a model that is nowhere": Fault("eval.py {} --judge_model model", lambda: "no such model", "neither a folder"),
     "a model off an unreachable hub": Fault(

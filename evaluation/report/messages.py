@@ -50,7 +50,8 @@ def judge_message(results: dict) -> tuple[str, str]:
             "Controls may be easier to judge than the notes, so no pass rate is corrected by them; people's verdicts "
             "on a sample (--review_sheet) would do that."
         )
-    level = "alarm" if unproven or (refuted and not people) or _people_differ(results) else "checked"
+    has_estimate = people and results["human_labels_all"]["accuracy"] is not None
+    level = "alarm" if unproven or (refuted and not has_estimate) or _people_differ(results) else "checked"
     return "unchecked" if unchecked and level == "checked" else level, " ".join(messages)
 
 
@@ -82,9 +83,8 @@ def _unproven_messages(results: dict, checks: dict[str, dict]) -> list[str]:
             f"failed in {_join(by_people)}. More labels make this check more sensitive."
         )
     if by_controls := [key for key in keys if key not in by_people]:
-        counts = [
-            f"{key} ({checks[key]['n_good']} good and {checks[key]['n_bad']} bad controls)" for key in by_controls
-        ]
+        numbers = ((key, checks[key]["n_good"], checks[key]["n_bad"]) for key in by_controls)
+        counts = [f"{key} ({good} good and {bad} bad controls)" for key, good, bad in numbers]
         messages.append(
             f"It could not be shown that the judge passes good sections more often than bad ones in {_join(counts)}. "
             "That does not prove that it cannot: more controls (--judge_controls) make this check more sensitive."
