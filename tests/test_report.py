@@ -242,7 +242,7 @@ def test_notes_that_refute_the_controls_are_a_warning(results, contradiction, wo
     results["judge_controls"]["S"] |= {"judged_passed": 25, "contradiction": contradiction}
     text = console_table(results)
     assert f"WARNING: {words}" in text
-    assert "does not err on the notes as on the controls" in text
+    assert "its errors on the notes are not those on the controls" in text
     results["judge_controls"]["S"]["contradiction"] = None
     results["judge_controls_all"] |= {"judged_passed": 25, "contradiction": contradiction}
     assert words.replace("In S", "Over all sections")[:50] in console_table(results)
@@ -263,10 +263,19 @@ def test_the_console_says_if_the_judge_was_not_checked(results):
 def test_human_labels_can_check_the_judge_instead_of_controls(results):
     labels = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
     labels["O"] = by_people(0.5, 0.5, 0.6, informative=False)
-    for controls in (None, results["judge_controls"]):  # people's verdicts outrank controls
-        text = console_table(results | {"judge_controls": controls, "human_labels": labels})
-        assert "By people's verdicts it could not be shown" in text and "failed in O." in text
-        assert cells(text, "O")[1] == "56.8% (judge unproven)"
+    text = console_table(results | {"judge_controls": None, "human_labels": labels})
+    assert "By people's verdicts it could not be shown" in text and "failed in O." in text
+    assert cells(text, "O")[1] == "56.8% (judge unproven)"
+
+
+@pytest.mark.parametrize(("sensitivity", "interval", "outranks"), [(0.5, [0.3, 0.7], True), (0.8, [0.4, 0.9], False)])
+def test_labels_outrank_controls_where_they_disagree_or_show_more(results, sensitivity, interval, outranks):
+    labels = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    labels["O"] |= {"sensitivity": sensitivity, "sensitivity_ci95": interval, "informative": False}
+    text = console_table(results | {"human_labels": labels})
+    assert ("judge unproven" in cells(text, "O")[1]) == outranks
+    results["judge_controls"]["A"]["informative"] = False
+    assert "judge unproven" not in cells(console_table(results | {"human_labels": labels}), "A")[1]
 
 
 def test_the_pass_rate_by_people_comes_first_and_a_different_one_by_the_judge_is_a_warning(results):

@@ -8,13 +8,28 @@ UNPROVEN = "judge unproven"  # not shown to pass good sections more often than b
 def judge_checks(results: dict) -> dict[str, dict]:
     """Return the check of the judge in each section, {} without any.
 
-    It is against people where they labelled enough, else against controls.
+    It is against people where their verdicts show that the judge discriminates, or disagree with the controls, else
+    against controls: a few labels that show neither are no reason to doubt it.
     """
     controls, people = results["judge_controls"] or {}, results["human_labels"] or {}
-    return {
-        key: people[key] if key in people and (is_checked(people[key]) or key not in controls) else controls[key]
-        for key in people or controls
-    }
+    return {key: _check(controls.get(key), people.get(key)) for key in people or controls}
+
+
+def _check(controls: dict | None, people: dict | None) -> dict:
+    if not (people and controls):
+        return people or controls
+    counts = is_checked(people) and (people["informative"] or bool(_differing_rates(controls, people)))
+    return people if counts or not is_checked(controls) else controls
+
+
+def _differing_rates(controls: dict, people: dict) -> list[str]:
+    """Return which of the judge's rates have intervals by controls and by people that do not overlap."""
+    differing = []
+    for name in ("sensitivity", "specificity"):
+        first, second = controls[f"{name}_ci95"], people[f"{name}_ci95"]
+        if first and second and (first[1] < second[0] or second[1] < first[0]):
+            differing.append(name)
+    return differing
 
 
 def is_checked(check: dict) -> bool:
@@ -106,25 +121,22 @@ def _contradiction_messages(results: dict) -> list[str]:
             else:
                 found.append(f"{passed}, but only {percent(check['sensitivity'])} of the controls that it should pass.")
     if found:
-        found.append("So it does not err on the notes as on the controls, which cannot show how far its rates are off.")
+        found.append(
+            "So its errors on the notes are not those on the controls, which cannot show how far its rates are off."
+        )
     return found
 
 
 def _disagreements(results: dict) -> list[str]:
     """Say where the judge's rates by controls and by people are further apart than their intervals allow."""
-    messages, controls, people = [], results["judge_controls"] or {}, results["human_labels"] or {}
-    for key in controls.keys() & people.keys():
-        for name in ("sensitivity", "specificity"):
-            by_controls, by_people = controls[key], people[key]
-            if by_controls[name] is None or by_people[name] is None:
-                continue
-            first, second = by_controls[f"{name}_ci95"], by_people[f"{name}_ci95"]
-            if first[1] < second[0] or second[1] < first[0]:
-                messages.append(
-                    f"Controls and people disagree on the judge's {name} in {key}: {percent(by_controls[name])} by "
-                    f"controls, {percent(by_people[name])} by people, whose verdicts count."
-                )
-    return sorted(messages)
+    controls, people = results["judge_controls"] or {}, results["human_labels"] or {}
+    return [
+        f"Controls and people disagree on the judge's {name} in {key}: {percent(controls[key][name])} by controls, "
+        f"{percent(people[key][name])} by people, whose verdicts count."
+        for key in people
+        if key in controls
+        for name in _differing_rates(controls[key], people[key])
+    ]
 
 
 def kappa_message(results: dict) -> str:
