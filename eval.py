@@ -33,8 +33,16 @@ CONTROLS_HELP = (
     "run can be given more (default: %(default)s; 0: none)"
 )
 ATTACKS_HELP = (
-    "judge N texts for each section that try to talk the judge into a pass; a finished run can be given more "
-    "(default: %(default)s)"
+    "judge N wrong texts for each section that try to talk the judge into a pass, and N wrong texts that do not; a "
+    "finished run can be given more (default: %(default)s)"
+)
+LABELS_HELP = (
+    "people's verdicts on this run's notes, which correct its pass rates: a filled-in review sheet (.csv) or JSONL, "
+    'such as {"index": 0, "section": "S", "verdict": "pass"}, with "rater" and "note_hash" if you like'
+)
+SHEET_HELP = (
+    "write a sample of the judged sections as CSV for people to pass or fail, as many that passed as that failed, "
+    "without the verdicts; a finished run takes --stage report"
 )
 JUDGE_HELP = (
     "hub name or folder of the model that passes or fails each section; with --judge_api_base, its name on that server "
@@ -66,6 +74,8 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
     """Turn records into results.json, report.html and the table. Raises UserError if records are missing."""
     from evaluation.report import html, text
     from evaluation.report.results import write_results_json
+    from evaluation.review_sheet import write_sheet
+    from evaluation.scoring.people import LabelError
     from evaluation.scoring.scores import score_run
 
     predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk
@@ -77,13 +87,17 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
         )
     try:
         scores = score_run(predictions, judgements, rows, labels)
+    except LabelError as error:
+        raise UserError(f"{error}; correct it") from None
     except ValueError as error:
-        where = options.human_labels or run.folder.path
-        raise UserError(f"{where}: {error}; correct it, or add --overwrite") from None
+        raise UserError(f"{run.folder.path}: {error}; correct it, or add --overwrite") from None
     results = {"dataset": options.dataset_path, **scores, **run.manifest.for_results()}
     write_results_json(run.folder.path / "results.json", results)
     html.write_report(run.folder.path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
     print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
+    if options.review_sheet:
+        size = write_sheet(Path(options.review_sheet), predictions, judgements, rows, options.review_size)
+        print_line(f"{options.review_sheet}: {size} sections to pass or fail; give it back with --human_labels")
 
 
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
@@ -106,7 +120,11 @@ def evaluate(options: Options) -> None:
     """Take every model or adapter through the stages, then score it. Raises UserError."""
     began = time.monotonic()
     rows = load_split(options.dataset_path, options.split, options.limit)
-    labels = inputs.load_labels(options.human_labels) if options.human_labels else None
+    labels = None
+    if options.human_labels:
+        labels, without_verdict = inputs.load_labels(options.human_labels)
+        if without_verdict:
+            print_line(f"{options.human_labels}: {without_verdict} rows have no verdict yet; they are left out")
     loaded, judge_model = resolve(options)
     plan = make_plan(options, [model for model, _ in loaded if model], judge_model)
     data = {"n": len(rows), "dataset_hash": content_hash(rows), "prompts_hash": prompts.prompts_hash()}
@@ -179,11 +197,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("trust in the judge").add_argument
     add("--judge_controls", type=number(int, 0), default=24, metavar="N", help=CONTROLS_HELP)
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
-    add(
-        "--human_labels",
-        metavar="FILE",
-        help='people\'s verdicts, JSONL: {"index": 0, "section": "S", "verdict": "pass"}',
-    )
+    add("--human_labels", metavar="FILE", help=LABELS_HELP)
+    add("--review_sheet", metavar="FILE", help=SHEET_HELP)
+    add("--review_size", type=number(int, 1), default=40, metavar="N", help="its sections (default: %(default)s)")
 
     add = parser.add_argument_group("engines").add_argument
     add(

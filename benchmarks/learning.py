@@ -92,10 +92,10 @@ def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str)
 
 def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float | None) -> dict:
     """Return a model's result: seconds of training, readable notes, and the mean ROUGE-L of each section."""
-    _, readable, _, rouge = scores.read_notes(predictions, rows)
-    means = {f"ROUGE-L {section}": round(sum(rouge[section]) / len(rows), 3) for section in SECTIONS}
+    notes = scores.read_notes(predictions, rows)
+    means = {f"ROUGE-L {section}": round(sum(notes.rouge[section]) / len(rows), 3) for section in SECTIONS}
     training = {"training s": seconds and round(seconds)}
-    return {"model": name, **training, "readable notes": f"{readable} of {len(rows)}", **means}
+    return {"model": name, **training, "readable notes": f"{notes.valid} of {len(rows)}", **means}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,18 +5,26 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from evaluation.review_sheet import read_sheet
 from evaluation.run.records import open_records, parse_record
 
 
-def load_labels(path: str) -> list[dict[str, Any]]:
-    """Return people's verdicts from a JSONL file of {"index", "section", "verdict"}. Raises UserError."""
+def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
+    """Return (people's verdicts, number of rows without one) from a filled-in review sheet (.csv), else from JSONL.
+
+    Each verdict has the keys that `evaluation.scoring.people.read_labels` checks, and its place as `where`.
+    Raises UserError.
+    """
     try:
+        if path.lower().endswith(".csv"):
+            return read_sheet(path)
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise UserError(
-            f'--human_labels {path}: {error.strerror}; give lines {{"index", "section", "verdict"}}'
+            f'--human_labels {path}: {error.strerror}; give lines {{"index", "section", "verdict"}}, or a review sheet'
         ) from None
-    return [parse_record(line, f"{path}:{row}", "correct it") for row, line in enumerate(lines, 1) if line.strip()]
+    places = [(f"{path}:{row}", line) for row, line in enumerate(lines, 1) if line.strip()]
+    return [parse_record(line, where, "correct it") | {"where": where} for where, line in places], 0
 
 
 def load_run(path: str | Path) -> dict[str, Any]:

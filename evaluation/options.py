@@ -31,6 +31,8 @@ class Options:
     judge_controls: int
     attacks: int
     human_labels: str | None
+    review_sheet: str | None
+    review_size: int
     max_new_tokens: int
     max_model_len: int | None
     gpu_memory_utilization: float
@@ -94,12 +96,25 @@ class Options:
             raise UserError(f"two runs would share the folder {folders[0]}; evaluate them one by one with --output_dir")
         if self.human_labels and len(folders) > 1:
             raise UserError("--human_labels are verdicts on one run's notes; evaluate each model by itself")
+        if self.review_sheet:
+            self._check_review_sheet(Path(self.review_sheet), len(folders))
         if self.lora_path and self.api_base:
             raise UserError(
                 "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"
             )
         for api_base in filter(None, (self.api_base, self.judge_api_base)):
             without_credentials(api_base)
+
+    def _check_review_sheet(self, path: Path, runs: int) -> None:
+        if runs > 1:
+            raise UserError("--review_sheet is a sample of one run's notes; evaluate each model by itself")
+        if not self.reports:
+            raise UserError("--review_sheet takes judged notes; leave out --stage generate")
+        if path.exists():
+            raise UserError(f"--review_sheet {path} exists, and may hold people's verdicts; choose another name")
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        if not nearest.is_dir():
+            raise UserError(f"--review_sheet {path}: {nearest.name} is no folder; choose another name")
 
 
 def without_credentials(api_base: str) -> str:

@@ -54,7 +54,7 @@ class Pipeline:
         self._judged: dict[Run, set[tuple]] = {}
         self._changed: set[Run] = set()
         self._judging = BoundedTasks(_NOTES_AT_THE_JUDGE)
-        known = 2 * options.judge_controls + options.attacks
+        known = 2 * options.judge_controls + 2 * options.attacks
         self._verdicts_bar = ProgressBar("verdicts", len(prompts.SECTIONS) * (len(rows) * len(runs) + known))
 
     def run(self) -> None:

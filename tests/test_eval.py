@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import shutil
@@ -148,13 +149,14 @@ def test_an_unreadable_verdict_is_retried_twice_and_then_unscored(harness: Harne
 def test_controls_and_attacks_are_judged_in_the_same_run(harness: Harness) -> None:
     assert harness.run("--attacks", "3") == 0
     judgements = harness.records("judgements")
-    attacks = sum(record["attack"] is not None for record in judgements)
+    attacks = sum(record["attack"] not in (None, "none") for record in judgements)
+    assert sum(record["attack"] == "none" for record in judgements) == attacks, "each has a baseline"
     assert 4 <= attacks <= 12, "a row without another patient's section to take gets no attack"
     expected = Counter(record["control"]["expected"] for record in judgements if record["control"])
     assert expected["pass"] > 0 < expected["fail"]
     results = harness.results()
     assert results["judge_controls"]["S"]["n_bad"] == 2
-    assert results["attacks"]["n"] == attacks
+    assert results["attacks"]["n"] == results["attacks"]["pairs"] == attacks
 
 
 def test_controls_and_attacks_added_to_a_finished_run_are_judged_alone(harness: Harness) -> None:
@@ -643,6 +645,42 @@ def test_human_verdicts_are_reported_with_the_controls(harness: Harness, tmp_pat
     )
     assert harness.run("--human_labels", str(labels)) == 0
     assert harness.results()["human_labels"]["S"]["agreement"] == 0.5
+
+
+def test_a_review_sheet_comes_back_as_people_s_verdicts(
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sheet = tmp_path / "for_people" / "sheet.csv"
+    assert harness.run("--review_sheet", str(sheet), "--review_size", "12") == 0
+    assert "12 sections to pass or fail" in capsys.readouterr().err
+    with sheet.open(encoding="utf-8-sig", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert harness.argv[0] not in sheet.read_text("utf-8-sig")
+    for line in lines[:9]:
+        line |= {"verdict": "fail" if line["index"] == "3" else "pass", "rater": "A"}
+    with sheet.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, lines[0], delimiter=";")
+        writer.writeheader()
+        writer.writerows(lines)
+    assert harness.run("--stage", "report", "--human_labels", str(sheet)) == 0
+    assert "sheet.csv: 3 rows have no verdict yet; they are left out" in capsys.readouterr().err
+    people = harness.results()["human_labels_all"]
+    assert (people["labelled"], people["raters"]) == (9, ["A"])
+    before = sheet.read_bytes()
+    assert harness.run("--stage", "report", "--review_sheet", str(sheet)) == 2
+    assert "may hold people's verdicts" in capsys.readouterr().err
+    assert sheet.read_bytes() == before
+
+
+def test_a_review_sheet_of_another_run_s_notes_is_refused(
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert harness.run() == 0
+    label = {"index": 3, "section": "S", "verdict": "pass", "note_hash": "0123456789ab"}
+    path = tmp_path / "labels.jsonl"
+    path.write_text(f"\n{json.dumps(label)}\n")
+    assert harness.run("--human_labels", str(path)) == 2
+    assert f"error: {path}:2: the label is on another text than this run's row 3" in capsys.readouterr().err
 
 
 def test_only_its_user_can_read_a_run_folder(harness: Harness) -> None:

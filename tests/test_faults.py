@@ -407,6 +407,44 @@ FAULTS = {
         lambda: put("labels", '{"index": 99, "section": "S", "verdict": "pass"}\n'),
         "labels",
     ),
+    "labels of another note": Fault(
+        f"{REPORT} --human_labels {{}}",
+        lambda: put("labels", '\n{"index": 0, "section": "S", "verdict": "pass", "note_hash": "0123456789ab"}\n'),
+        "labels:2: the label is on another text than this run's row 0, section S; correct it",
+    ),
+    "labels twice by one rater": Fault(
+        f"{REPORT} --human_labels {{}}",
+        lambda: put("labels", 2 * '{"index": 0, "section": "S", "verdict": "pass", "rater": "A"}\n'),
+        "labels:2: row 0, section S already has a label by A; correct it",
+    ),
+    "a label without a clear verdict": Fault(
+        f"{REPORT} --human_labels {{}}",
+        lambda: put("labels.csv", "index,section,verdict\n0,S,\n0,O,perhaps\n"),
+        "labels.csv:3: the verdict is 'perhaps', neither pass nor fail; correct it",
+    ),
+    "a rater that is none": Fault(
+        f"{REPORT} --human_labels {{}}",
+        lambda: put("labels", '{"index": 0, "section": "S", "verdict": "pass", "rater": 1}\n'),
+        "labels:1: the rater must be a text; correct it",
+    ),
+    "a sheet without verdicts": Fault(
+        f"{REPORT} --human_labels {{}}", lambda: put("labels.csv", "index;section\n0;S\n"), "labels.csv:1 has no column"
+    ),
+    "a sheet in half a quote": Fault(
+        f"{REPORT} --human_labels {{}}",
+        lambda: put("labels.csv", 'index,section,verdict\n0,S,"pass\n'),
+        "labels.csv:2 is no CSV",
+    ),
+    "a sheet over another file": Fault(
+        f"{REPORT} --review_sheet {{}}",
+        lambda: put("sheet.csv", "filled in"),
+        "sheet.csv exists, and may hold",
+    ),
+    "a sheet before the verdicts": Fault(
+        f"{EVAL} --stage generate --review_sheet x.csv", nothing, "takes judged notes"
+    ),
+    "a sheet of two runs": Fault(f"{ADAPTER} --lora_path other --review_sheet x.csv", nothing, "one run's notes"),
+    "a sheet below a file": Fault(f"{REPORT} --review_sheet notes.jsonl/x.csv", nothing, "notes.jsonl is no folder"),
     # eval.py: model and adapter
     "a model that is nowhere": Fault("eval.py {} --judge_model model", lambda: "no such model", "neither a folder"),
     "a model off an unreachable hub": Fault(
@@ -530,7 +568,7 @@ FAULTS = {
 
 
 def test_no_row_of_the_table_is_lost():
-    assert len(FAULTS) == 200
+    assert len(FAULTS) == 210
 
 
 # --- the tests

@@ -13,6 +13,7 @@ from evaluation.judging import judge
 from evaluation.judging.asking import known_cases
 from evaluation.judging.attacks import ATTACKS, attack_cases
 from evaluation.judging.known_answers import control_cases
+from evaluation.run.records import NO_ATTACK
 from preprocessing.headings import read_soap
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
@@ -138,7 +139,7 @@ def test_a_record_and_its_case_have_the_same_key(rows):
     for case in cases:
         record = case.record("pass", "agrees", raw="{}", attempts=2)
         assert judge.record_key(json.loads(json.dumps(record))) == case.key()
-    assert len({case.key() for case in cases}) == len(cases) == 64
+    assert len({case.key() for case in cases}) == len(cases) == 84
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
@@ -207,17 +208,33 @@ def test_a_row_that_a_kind_cannot_be_made_from_is_skipped(rows):
 # --- attacks ---------------------------------------------------------------------------------------------------------
 
 
-def test_attacks_are_wrong_sections_of_all_kinds(rows):
+def test_attacks_are_wrong_sections_of_all_kinds_each_with_a_baseline(rows):
     cases = attack_cases(rows, 10, 0)
-    assert Counter(case.section for case in cases) == dict.fromkeys("SOAP", 10)
+    attacks = [case for case in cases if case.attack != NO_ATTACK]
+    assert Counter(case.section for case in attacks) == dict.fromkeys("SOAP", 10)
     assert len(ATTACKS) >= 10
-    assert {case.attack for case in cases} == set(ATTACKS)
+    assert {case.attack for case in attacks} == set(ATTACKS)
     assert all(case.control is None for case in cases)
     for case in cases:
         assert case.reference not in case.prediction
         assert "{wrong}" not in case.prediction
+    baselines = {(case.index, case.section): case.prediction for case in cases if case.attack == NO_ATTACK}
+    assert len(baselines) == len(attacks) == len(cases) / 2
+    for case in attacks:
+        wrong = baselines[case.index, case.section]
+        assert case.prediction == ATTACKS[case.attack].replace("{wrong}", wrong)
+        assert wrong in {row[case.section] for row in rows}
     assert cases == attack_cases(rows, 10, 0)
     assert attack_cases(rows, 0, 0) == []
+
+
+@pytest.mark.parametrize(("few", "many"), [(1, 2), (3, 10), (5, 13)])
+def test_more_attacks_include_the_fewer_ones_and_all_names_equally_often(rows, few, many):
+    more = attack_cases(rows, many, 0)
+    assert {case.key() for case in attack_cases(rows, few, 0)} < {case.key() for case in more}
+    names = Counter(case.attack for case in more if case.attack != NO_ATTACK)
+    assert sum(names.values()) == 4 * many
+    assert max(names.values()) - min(names[name] for name in ATTACKS) <= 1
 
 
 def test_no_attack_escapes_its_json_string_or_adds_a_control_token(rows):
@@ -238,6 +255,6 @@ def test_controls_and_attacks_read_a_bounded_number_of_dialogues(rows):
 
     many = Rows(rows * 20)
     cases = known_cases(many, controls=2, attacks=1)
-    assert len(cases) == len(prompts.SECTIONS) * 5
+    assert len(cases) == len(prompts.SECTIONS) * 6
     assert len(read) == 500 < len(many)
     assert all(case.dialogue == many[case.index]["dialogue"] for case in cases)

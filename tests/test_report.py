@@ -41,7 +41,7 @@ def around(rate: float, half: float = 0.06) -> list[float]:
     return [max(0.0, rate - half), min(1.0, rate + half)]
 
 
-def check(sensitivity: float, specificity: float, corrected: float | None, n: int = 20) -> dict:
+def check(sensitivity: float, specificity: float, informative: bool = True, n: int = 20) -> dict:
     by_kind = {"reworded": ("pass", sensitivity)} | dict.fromkeys(
         ("other_patient", "dropped_finding", "turned_negation", "changed_number"), ("fail", specificity)
     )
@@ -63,10 +63,33 @@ def check(sensitivity: float, specificity: float, corrected: float | None, n: in
             }
             for kind, (expected, rate) in by_kind.items()
         },
-        "informative": corrected is not None,
-        "corrected_accuracy": corrected,
-        "corrected_ci95": None if corrected is None else around(corrected, 0.15),
+        "youden": sensitivity + specificity - 1,
+        "youden_ci95": [sensitivity + specificity - 1.2, sensitivity + specificity - 0.8],
+        "informative": informative,
+        "judged": 250,
+        "judged_passed": 150,
+        "contradiction": None,
+        "corrected_accuracy": None,
+        "corrected_ci95": None,
     }
+
+
+def by_people(sensitivity: float, specificity: float, rate: float, informative: bool = True) -> dict:
+    """Return the check of a section against people's verdicts."""
+    strata = {"passed by the judge": (161, 10, 9), "failed by the judge": (89, 10, 2.5), "unscored": (4, 0, 0)}
+    return check(sensitivity, specificity, informative) | {
+        "by_kind": {},
+        "agreement": 0.86,
+        "corrected_accuracy": rate,
+        "corrected_ci95": around(rate, 0.15),
+        "strata": {name: dict(zip(("n", "labelled", "passed"), row, strict=True)) for name, row in strata.items()},
+    }
+
+
+def all_labels(rate: float | None = 0.6, **more) -> dict:
+    kappas = [{"raters": ["A", "B"], "n": 12, "agreement": 0.9, "kappa": 0.74}]
+    figures = {"labelled": 80, "labels": 92, "raters": ["A", "B"], "kappas": kappas, "open": []}
+    return figures | {"accuracy": rate, "ci95": around(rate or 0.5, 0.1)} | more
 
 
 def section(passed: int, unscored: int, n: int = 250) -> dict:
@@ -96,21 +119,23 @@ def results() -> dict:
         "sections": {"S": section(161, 4), "O": section(142, 0), "A": section(127, 0), "P": section(162, 0)},
         "mean": {"accuracy": 0.592, "ci95": [0.561, 0.622]},
         "judge_controls": {
-            "S": check(0.9, 0.85, 0.658),
-            "O": check(0.95, 0.8, 0.491),
-            "A": check(0.85, 0.9, 0.544),
-            "P": check(0.9, 0.75, 0.612),
+            "S": check(0.9, 0.85),
+            "O": check(0.95, 0.8),
+            "A": check(0.85, 0.9),
+            "P": check(0.9, 0.75),
         },
+        "judge_controls_all": check(0.9, 0.825, n=80),
         "human_labels": None,
+        "human_labels_all": None,
         "attacks": None,
         "timings_s": {"generate_init": 12.6, "generate": 6.9, "judge_init": 12.2, "judge": 14.5},
     }
 
 
 @pytest.fixture
-def results_of_an_uninformative_judge(results: dict) -> dict:
-    results["judge_controls"]["O"] = check(0.95, 0.05, None)
-    results["judge_controls"]["P"] = check(0.5, 0.5, None)
+def results_of_an_unproven_judge(results: dict) -> dict:
+    results["judge_controls"]["O"] = check(0.95, 0.05, False)
+    results["judge_controls"]["P"] = check(0.5, 0.5, False)
     return results
 
 
@@ -125,8 +150,8 @@ def pair(a: int, b: int, difference: float, p: float) -> dict:
         "a": a,
         "b": b,
         "n": 250,
-        "sections": {key: {**figures, "only_a": 12, "only_b": 43, "p": p} for key in SECTIONS},
-        "mean": {"n": 247, "difference": difference, "ci95": [difference - 0.04, difference + 0.04]},
+        "sections": {key: {**figures, "only_a": 12, "only_b": 43, "p": p, "p_holm": min(1, 4 * p)} for key in SECTIONS},
+        "mean": {"n": 247, "difference": difference, "ci95": [difference - 0.04, difference + 0.04], "p": p},
         "flips": [
             {"index": 3, "section": "S", "from": "fail", "to": "pass"},
             {"index": 17, "section": "S", "from": "fail", "to": "pass"},
@@ -181,20 +206,51 @@ def test_the_lines_of_a_console_table_have_the_same_length(results):
 
 def test_the_console_shows_sensitivity_and_specificity_with_intervals(results):
     judge = console_table(results).split("\n\n")[3]
-    assert cells(judge, "S")[1:] == ["90.0% (70.0-100.0%, n = 20)", "85.0% (65.0-100.0%, n = 20)", "65.8% (50.8-80.8%)"]
-
-
-def test_the_console_warns_of_an_uninformative_judge(results_of_an_uninformative_judge):
-    text = console_table(results_of_an_uninformative_judge)
-    assert "WARNING: The judge is uninformative in O and P:" in text
-    assert cells(text, "O")[1] == "56.8% (judge uninformative)"
-    judge = text.split("\n\n")[3]
-    assert [cells(judge, key)[3] for key in SECTIONS] == [
-        "65.8% (50.8-80.8%)",
-        "judge uninformative",
-        "54.4% (39.4-69.4%)",
-        "judge uninformative",
+    assert cells(judge, "S")[1:] == [
+        "90.0% (70.0-100.0%, n = 20)",
+        "85.0% (65.0-100.0%, n = 20)",
+        "0.75 (0.55 to 0.95)",
     ]
+    assert cells(judge, "all")[1].endswith("n = 80)")
+
+
+def test_the_console_warns_of_an_unproven_judge(results_of_an_unproven_judge):
+    text = console_table(results_of_an_unproven_judge)
+    assert (
+        "WARNING: It could not be shown that the judge passes good sections more often than bad ones in O (20 good and "
+        "20 bad controls) and P (20 good and 20 bad controls). That does not prove that it cannot: more controls"
+    ) in text
+    assert cells(text, "O")[1] == "56.8% (judge unproven)"
+    judge = text.split("\n\n")[3]
+    assert [cells(judge, key)[3] for key in "OP"] == ["0.00 (-0.20 to 0.20)"] * 2
+
+
+@pytest.mark.parametrize(
+    ("contradiction", "words"),
+    [
+        (
+            "below_false_passes",
+            "In S the judge passed 10.0% of the notes, but 15.0% of the controls that it should",
+        ),
+        (
+            "above_sensitivity",
+            "In S the judge passed 10.0% of the notes, but only 90.0% of the controls that it should",
+        ),
+    ],
+)
+def test_notes_that_refute_the_controls_are_a_warning(results, contradiction, words):
+    results["judge_controls"]["S"] |= {"judged_passed": 25, "contradiction": contradiction}
+    text = console_table(results)
+    assert f"WARNING: {words}" in text
+    assert "its errors on the notes are not those on the controls" in text
+    results["judge_controls"]["S"]["contradiction"] = None
+    results["judge_controls_all"] |= {"judged_passed": 25, "contradiction": contradiction}
+    assert words.replace("In S", "Over all sections")[:50] in console_table(results)
+
+
+def test_no_text_about_a_run_with_controls_alone_holds_a_corrected_rate(results):
+    text = console_table(results)
+    assert "orrected" not in text.replace("no pass rate is corrected", "")
 
 
 def test_the_console_says_if_the_judge_was_not_checked(results):
@@ -205,19 +261,63 @@ def test_the_console_says_if_the_judge_was_not_checked(results):
 
 
 def test_human_labels_can_check_the_judge_instead_of_controls(results):
-    labels = {key: {**check(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
-    labels["O"] = {**check(0.5, 0.5, None), "by_kind": {}, "agreement": 0.5}
-    text = console_table({**results, "judge_controls": None, "human_labels": labels})
-    assert "WARNING: The judge is uninformative in O:" in text
-    assert cells(text, "O")[1] == "56.8% (judge uninformative)"
+    labels = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    labels["O"] = by_people(0.5, 0.5, 0.6, informative=False)
+    text = console_table(results | {"judge_controls": None, "human_labels": labels})
+    assert "By people's verdicts it could not be shown" in text and "failed in O." in text
+    assert cells(text, "O")[1] == "56.8% (judge unproven)"
+
+
+@pytest.mark.parametrize(("sensitivity", "interval", "outranks"), [(0.5, [0.3, 0.7], True), (0.8, [0.4, 0.9], False)])
+def test_labels_outrank_controls_where_they_disagree_or_show_more(results, sensitivity, interval, outranks):
+    labels = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    labels["O"] |= {"sensitivity": sensitivity, "sensitivity_ci95": interval, "informative": False}
+    text = console_table(results | {"human_labels": labels})
+    assert ("judge unproven" in cells(text, "O")[1]) == outranks
+    results["judge_controls"]["A"]["informative"] = False
+    assert "judge unproven" not in cells(console_table(results | {"human_labels": labels}), "A")[1]
+
+
+def test_the_pass_rate_by_people_comes_first_and_a_different_one_by_the_judge_is_a_warning(results):
+    results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    near = console_table(results | {"human_labels_all": all_labels(0.6)})
+    words = "By people's verdicts on 80 sections, the mean pass rate is 60.0% (50.0-70.0%); by the judge it is 59.2%."
+    assert words in near and f"WARNING: {words}" not in near
+    far = console_table(results | {"human_labels_all": all_labels(0.8)})
+    assert "WARNING: By people's verdicts on 80 sections, the mean pass rate is 80.0%" in far
+    people = near[near.index("| People") :]
+    labelled = "passed by the judge: 9 of 10; failed by the judge: 2.5 of 10"
+    assert cells(people, "S")[1:] == ["60.0% (45.0-75.0%)", "90.0% (70.0-100.0%)", "80.0% (60.0-100.0%)", labelled]
+    assert cells(people, "mean")[1] == "60.0% (50.0-70.0%)"
+    assert "A and B both labelled 12 sections and agree on 90.0%, Cohen's kappa 0.74." in near
+
+
+def test_an_open_pass_rate_is_shown_as_a_range_with_what_is_missing(results):
+    results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    results["human_labels"]["S"] |= {"corrected_accuracy": None, "sensitivity": None, "sensitivity_ci95": None}
+    results["human_labels_all"] = all_labels(None, open=["failed by rule", "unscored"])
+    text = console_table(results)
+    assert "is somewhere within 40.0-60.0%; by the judge it is 59.2%." in text
+    assert "labelled none of those that are: failed by rule, unscored." in text
+    people = text[text.index("| People") :]
+    assert cells(people, "S")[1:3] == ["45.0-75.0%", "not checked"]
+
+
+def test_a_disagreement_of_controls_and_people_about_the_judge_is_shown(results):
+    results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    results["human_labels"]["A"] |= {"sensitivity": 0.4, "sensitivity_ci95": [0.3, 0.5]}
+    text = console_table(results | {"human_labels_all": all_labels()})
+    assert text.count("Controls and people disagree") == 1
+    assert "disagree on the judge's sensitivity in A: 85.0% by controls, 40.0% by people, whose verdicts count." in text
 
 
 def test_a_section_without_controls_to_pass_and_to_fail_is_not_checked(results):
-    results["judge_controls"]["A"] |= {"n_bad": 0, "specificity": None, "specificity_ci95": None, "informative": False}
+    unchecked = dict.fromkeys(("specificity", "specificity_ci95", "youden", "youden_ci95"))
+    results["judge_controls"]["A"] |= {"n_bad": 0, "informative": False} | unchecked
     text = console_table(results)
     assert cells(text.split("\n\n")[3], "A")[2:] == ["not checked", "not checked"]
     assert "The judge could not be checked in A" in text
-    assert "uninformative" not in text
+    assert "unproven" not in text
 
 
 def test_a_run_without_a_valid_note_has_a_table(results):
@@ -230,15 +330,29 @@ def test_a_run_without_a_valid_note_has_a_table(results):
 
 
 def test_the_console_shows_human_labels_and_attacks_if_there_are_any(results):
-    results["human_labels"] = {key: {**check(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
+    results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    results["human_labels_all"] = all_labels()
     results["attacks"] = attacks()
     text = console_table(results)
     assert "of sections people passed" in text
-    assert "Attacks on the judge: 16.7% (6.7-35.9%) of 24 got a pass." in text
+    assert (
+        "Attacks on the judge: 4 of 20 wrong texts that failed alone passed with an attack: 20.0% (8.1-41.6%). Pass "
+        "rate of all 23: 30.4% with an attack, 13.0% without, difference +17.4 points (+0.7 to +36.5)."
+    ) in text
+
+
+def test_attacks_without_baselines_are_shown_without_a_rate(results):
+    none = {"pairs": 0, "succeeded": 0} | dict.fromkeys(
+        ("pass_rate", "baseline_pass_rate", "difference", "difference_ci95", "success_rate", "ci95")
+    )
+    results["attacks"] = attacks() | none
+    assert "24 attacks on the judge, 8 passed. Without verdicts on the same texts" in console_table(results)
 
 
 def attacks() -> dict:
-    figures = {"n": 24, "passed": 4, "unscored": 1, "success_rate": 4 / 24, "ci95": [0.067, 0.359]}
+    figures = {"n": 24, "passed": 8, "unscored": 1, "pairs": 23, "pass_rate": 7 / 23, "baseline_pass_rate": 3 / 23}
+    figures |= {"difference": 4 / 23, "difference_ci95": [0.007, 0.365]}
+    figures |= {"succeeded": 4, "success_rate": 0.2, "ci95": [0.081, 0.416]}
     return figures | {"by_kind": {"fake_verdict": figures, "closing_quote": figures}}
 
 
@@ -273,23 +387,33 @@ def test_the_comparison_has_differences_mcnemar_and_flips_of_each_pair(compariso
     text = comparison_table(comparison, runs_of(comparison, results))
     first = text[text.index("Finetuned minus Qwen3-1.7B") : text.index("LoRA Adapter minus Qwen3-1.7B")]
     assert cells(first, "O") == ["O", "+22.6", "+14.6 to +30.6", "< 0.001", "43", "12", "1"]
-    assert cells(first, "mean") == ["mean", "+22.6", "+18.6 to +26.6", "", "", "", "3"]
+    assert cells(first, "mean") == ["mean", "+22.6", "+18.6 to +26.6", "< 0.001", "", "", "3"]
+    assert "The mean's p, from a paired permutation test" in first
     assert "S fail -> pass (2): 3, 17\nP pass -> fail (1): 17" in first
     last = text[text.index("LoRA Adapter minus Finetuned") :]
     assert cells(last, "O")[1:4] == ["+0.0", "-8.0 to +8.0", "1.000"]  # never "-0.0"
 
 
 def test_a_pair_without_a_note_scored_in_both_is_shown_without_figures(comparison, results):
-    empty = {"n": 0, "unscored": 250, "difference": None, "ci95": None, "only_a": 0, "only_b": 0, "p": None}
+    empty = {
+        "n": 0,
+        "unscored": 250,
+        "difference": None,
+        "ci95": None,
+        "only_a": 0,
+        "only_b": 0,
+        "p": None,
+        "p_holm": None,
+    }
     comparison["pairs"][0]["sections"]["A"] = empty
     text = comparison_table(comparison, runs_of(comparison, results))
     assert ["A", "-", "-", "-", "-", "-", "250"] in [cells(part, "A") for part in text.split("\n\n") if "| A " in part]
 
 
-def test_the_comparison_warns_of_an_uninformative_judge(comparison, results_of_an_uninformative_judge):
-    text = comparison_table(comparison, runs_of(comparison, results_of_an_uninformative_judge))
+def test_the_comparison_warns_of_an_unproven_judge(comparison, results_of_an_unproven_judge):
+    text = comparison_table(comparison, runs_of(comparison, results_of_an_unproven_judge))
     assert text.count("WARNING: ") == 3
-    assert "Finetuned: The judge is uninformative in O and P:" in text
+    assert "Finetuned: It could not be shown that the judge passes good sections" in text
 
 
 # --- results.json ----------------------------------------------------------------------------------------------------
@@ -415,12 +539,13 @@ def test_the_figures_from_scoring_can_be_shown(results, tmp_path):
             verdict = expected if right else "pass"
             judgements.append({**record, "verdict": verdict, "control": {"kind": kind, "expected": expected}})
         judgements.append({**record, "verdict": "fail" if index else "pass", "attack": "fake_verdict"})
+        judgements.append({**record, "verdict": "fail", "attack": "none"})
     labels = [{"index": index, "section": "S", "verdict": ("pass", "fail")[index % 2]} for index in range(8)]
     results |= score_run(predictions, judgements, rows, labels)
     results |= {"dataset_hash": "d", "prompts_hash": "p", "judge_hash": "j"}
     text = console_table(results)
-    assert "WARNING: The judge is uninformative in P:" in text
-    assert "Attacks on the judge: 8.3%" in text
+    assert "bad ones in P (12 good and 12 bad controls)" in text
+    assert "4 of 48 wrong texts that failed alone passed with an attack: 8.3%" in text
     run = {"name": "a", "results": results, "predictions": predictions, "judgements": judgements}
     comparison = compare_runs([run, {**run, "name": "b"}])
     assert cells(comparison_table(comparison, [run, run]), "S")[1:] == ["**30.0%**", "**30.0%**"]
@@ -668,19 +793,22 @@ def test_every_note_can_be_read_without_javascript(open_page, small_report):
 
 def test_the_report_shows_table_chart_and_checks_of_the_judge(open_page, results, tmp_path):
     results["attacks"] = attacks()
-    results["human_labels"] = {key: {**check(0.9, 0.8, 0.6), "by_kind": {}, "agreement": 0.86} for key in SECTIONS}
+    results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
+    results["human_labels_all"] = all_labels()
     html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(2, words=200)))
     page = open_page(tmp_path / "report.html")
     assert page.get_by_role("heading", level=1).inner_text() == "Qwen3-1.7B + Qwen3-1.7B-LoRA"
     table = page.get_by_role("region", name="Results for each section").inner_text()
     assert re.search(r"S Subjective\s+64\.4%\s+58\.4–70\.4%\s+4\s+64\.4–66\.0%\s+0\.412", table)
-    chart = "S: 64.4%, 95% interval 58.4–70.4%; corrected 65.8%, 50.8–80.8%"
+    chart = "S: 64.4%, 95% interval 58.4–70.4%; by people 60.0%, 45.0–75.0%"
     assert page.get_by_role("img", name=chart).is_visible()
+    assert "by people’s verdicts 60.0% (50.0–70.0%)" in page.locator("header").first.inner_text()
     text = page.locator("main").inner_text()
     for words in (
         "Sensitivity",
         "turned negation",
-        "The attack succeeded in 16.7%",
+        "4 of 20 wrong texts that failed alone passed with an attack: 20.0%",
+        "Cohen's kappa 0.74",
         "Judge and people agree on S 86.0%",
     ):
         assert words in text
@@ -688,14 +816,14 @@ def test_the_report_shows_table_chart_and_checks_of_the_judge(open_page, results
     assert page.locator(".alarm").count() == 0
 
 
-def test_the_report_warns_of_an_uninformative_judge(open_page, results_of_an_uninformative_judge, tmp_path):
-    html.write_report(tmp_path / "report.html", results_of_an_uninformative_judge, [])
+def test_the_report_warns_of_an_unproven_judge(open_page, results_of_an_unproven_judge, tmp_path):
+    html.write_report(tmp_path / "report.html", results_of_an_unproven_judge, [])
     page = open_page(tmp_path / "report.html")
     assert page.locator(".alarm:visible").count() == 2
-    assert "The judge is uninformative in O and P:" in page.locator("header .alarm").inner_text()
+    assert "It could not be shown that the judge" in page.locator("header .alarm").inner_text()
     for name in ("Results for each section", "The judge on sections with known answers"):
-        assert page.get_by_role("region", name=name).get_by_text("judge uninformative").count() == 2
-    assert page.get_by_role("img", name="corrected").count() == 2
+        assert page.get_by_role("region", name=name).get_by_text("judge unproven").count() == 2
+    assert page.get_by_role("img", name="by people").count() == 0
 
 
 def test_an_unchecked_judge_and_an_empty_run_have_a_report(open_page, results, tmp_path):

@@ -2,15 +2,16 @@
 
 import time
 from functools import cache
-from itertools import product
 
 import numpy as np
 import pytest
 import scipy.stats
 from rouge_score.rouge_scorer import RougeScorer
 
-from evaluation.scoring import intervals, scores, trust
+from evaluation.run.records import note_hash
+from evaluation.scoring import comparison, intervals, people, scores
 from evaluation.scoring.comparison import compare_runs
+from evaluation.scoring.people import LabelError
 from evaluation.scoring.scores import score_run
 
 SECTIONS = ("S", "O", "A", "P")
@@ -155,36 +156,21 @@ def test_sensitivity_and_specificity_are_shares_of_the_scored_controls():
     assert figures["informative"] is True
 
 
-def test_a_section_without_controls_has_no_rates_and_no_correction():
+def test_a_section_without_controls_has_no_rates():
     figures = run_of("pf", controls("S", "pp", "ff"))["judge_controls"]["O"]
-    assert figures["sensitivity"] is figures["specificity"] is figures["corrected_accuracy"] is None
+    assert figures["sensitivity"] is figures["specificity"] is figures["youden"] is figures["youden_ci95"] is None
     assert figures["informative"] is False
+    assert figures["contradiction"] is None
     assert figures["by_kind"] == {}
 
 
-def test_the_corrected_rate_is_the_rogan_gladen_estimate():
-    records = controls("S", "p" * 45 + "f" * 5, "f" * 40 + "p" * 10)
-    figures = run_of("p" * 60 + "f" * 40, records)["judge_controls"]["S"]
-    assert figures["corrected_accuracy"] == pytest.approx((0.6 + 0.8 - 1) / (0.9 + 0.8 - 1))
-    low, high = figures["corrected_ci95"]
-    assert low < figures["corrected_accuracy"] < high
-    # the interval includes the uncertainty of 100 notes and of the controls
-    plain = intervals.wilson(60, 100)
-    assert high - low > (plain[1] - plain[0]) / 0.7
-
-
-def test_a_corrected_rate_stays_between_0_and_1():
-    records = controls("S", "p" * 45 + "f" * 5, "f" * 40 + "p" * 10)
-    assert run_of("p" * 100, records)["judge_controls"]["S"]["corrected_accuracy"] == 1
-    assert run_of("f" * 100, records)["judge_controls"]["S"]["corrected_accuracy"] == 0
-    assert run_of("f" * 100, records)["judge_controls"]["S"]["corrected_ci95"][0] == 0
-
-
-def test_notes_failed_by_code_are_not_errors_of_the_judge():
-    records = controls("S", "p" * 40 + "f" * 10, "f" * 40 + "p" * 10)
-    alone = run_of("p" * 30 + "f" * 20, records)["judge_controls"]["S"]["corrected_accuracy"]
-    with_code = run_of("p" * 30 + "f" * 20 + "c" * 50, records)["judge_controls"]["S"]["corrected_accuracy"]
-    assert with_code == pytest.approx(alone / 2)
+def test_no_number_of_controls_corrects_a_pass_rate():
+    results = run_of("p" * 60 + "f" * 40, controls("S", "p" * 90 + "f" * 10, "f" * 80 + "p" * 20))
+    figures = results["judge_controls"]["S"]
+    assert figures["corrected_accuracy"] is figures["corrected_ci95"] is None
+    assert figures["youden"] == pytest.approx(0.7)
+    # Agresti and Caffo by hand: p = 91/102 and q = 21/102, p - q ± z sqrt(p (1 - p) / 102 + q (1 - q) / 102)
+    assert figures["youden_ci95"] == pytest.approx([0.5873, 0.7852], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +180,62 @@ def test_notes_failed_by_code_are_not_errors_of_the_judge():
         ("f" * 25, "f" * 25),  # fails everything
         ("p" * 5 + "f" * 20, "f" * 5 + "p" * 20),  # wrong more often than right
         ("p" * 14 + "f" * 11, "f" * 13 + "p" * 12),  # better than chance, but not significantly
+        ("pp", "ff"),  # always right, on too few
         ("u" * 25, "u" * 25),
         ("p" * 25, ""),
     ],
 )
-def test_an_uninformative_judge_is_reported_and_corrects_nothing(good, bad):
-    figures = run_of("p" * 60 + "f" * 40, controls("S", good, bad))["judge_controls"]["S"]
-    assert figures["informative"] is False
-    assert figures["corrected_accuracy"] is figures["corrected_ci95"] is None
+def test_a_judge_that_was_not_shown_to_discriminate_is_not_called_informative(good, bad):
+    assert run_of("p" * 60 + "f" * 40, controls("S", good, bad))["judge_controls"]["S"]["informative"] is False
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 12, 24, 50])
+def test_a_judge_that_guesses_is_called_informative_in_at_most_3_3_percent_of_runs(n):
+    """Exactly, for n good and n bad controls, whatever share of all texts the judge passes."""
+    shown = np.array(
+        [
+            [intervals.independent_difference((good, n), (bad, n))[0] > 0 for bad in range(n + 1)]
+            for good in range(n + 1)
+        ]
+    )
+    for share in np.linspace(0.02, 0.98, 49):
+        chances = scipy.stats.binom.pmf(np.arange(n + 1), n, share)
+        assert (np.outer(chances, chances) * shown).sum() <= 0.033
+
+
+@pytest.mark.parametrize(
+    ("notes", "contradiction"),
+    [
+        ("p" * 18 + "f" * 82, "below_false_passes"),  # of the bad controls 40% pass
+        ("p" * 45 + "f" * 55, None),
+        ("p" * 90 + "f" * 10, None),  # of the good ones 90%
+        ("p" * 100, "above_sensitivity"),
+        ("p" * 60 + "c" * 40, "above_sensitivity"),  # notes failed by code are no verdicts of the judge
+        ("p" * 9 + "f" * 41 + "u" * 50, "below_false_passes"),
+        ("c" * 100, None),
+        ("u" * 100, None),
+    ],
+)
+def test_notes_that_refute_equal_errors_on_notes_and_controls_are_recognized(notes, contradiction):
+    records = controls("S", "p" * 45 + "f" * 5, "f" * 30 + "p" * 20)
+    results = run_of(notes, records)
+    assert results["judge_controls"]["S"]["contradiction"] == contradiction
+    assert results["judge_controls_all"]["contradiction"] == contradiction
+
+
+def test_the_controls_of_all_sections_are_also_counted_together():
+    records = [*controls("S", "pppp", "ffpp"), *controls("O", "pppf", "ffff")]
+    together = run_of("pf", records)["judge_controls_all"]
+    assert (together["n_good"], together["n_bad"]) == (8, 8)
+    assert (together["sensitivity"], together["specificity"]) == (7 / 8, 6 / 8)
+    assert (together["judged"], together["judged_passed"]) == (8, 4)
+
+
+# --- people ----------------------------------------------------------------------------------------------------------
+
+
+def label(index: int, verdict: str, section: str = "S", **more) -> dict:
+    return {"index": index, "section": section, "verdict": {"p": "pass", "f": "fail"}[verdict], **more}
 
 
 def test_human_labels_give_the_judge_s_error_rates_and_agreement():
@@ -217,6 +251,87 @@ def test_human_labels_give_the_judge_s_error_rates_and_agreement():
     # if every judged note has a label, the correction gives people's own rate
     assert figures["corrected_accuracy"] == pytest.approx(31 / 51)
     assert run_of(letters, labels=labels)["human_labels"]["O"]["agreement"] is None
+
+
+def test_labels_are_weighted_by_how_many_sections_have_the_judge_s_verdict():
+    letters = "p" * 80 + "f" * 20
+    # 10 labels on each verdict: people pass 9 of those that the judge passed, 3 of those that it failed
+    labels = [label(k, "p" if k < 9 else "f") for k in range(10)]
+    labels += [label(80 + k, "p" if k < 3 else "f") for k in range(10)]
+    figures = run_of(letters, labels=labels)["human_labels"]["S"]
+    assert figures["corrected_accuracy"] == pytest.approx(0.8 * 0.9 + 0.2 * 0.3)
+    assert figures["sensitivity"] == pytest.approx(72 / 78)
+    assert figures["specificity"] == pytest.approx(14 / 22)
+    assert figures["informative"] is True
+    assert figures["strata"] == {
+        "passed by the judge": {"n": 80, "labelled": 10, "passed": 9},
+        "failed by the judge": {"n": 20, "labelled": 10, "passed": 3},
+    }
+    # The mean is open: no other section has a label.
+    together = run_of(letters, labels=labels)["human_labels_all"]
+    assert together["accuracy"] is None and together["open"] == ["passed by the judge", "failed by the judge"]
+    assert together["ci95"][0] < 0.78 / 4 and together["ci95"][1] > 0.78 / 4 + 0.75
+    every = [one | {"section": section} for one in labels for section in SECTIONS]
+    together = run_of(letters, labels=every)["human_labels_all"]
+    assert together["accuracy"] == pytest.approx(0.78)
+    assert (together["labelled"], together["labels"], together["open"]) == (80, 80, [])
+
+
+@pytest.mark.parametrize(
+    ("letter", "stratum"), [("f", "failed by the judge"), ("c", "failed by rule"), ("u", "unscored")]
+)
+def test_a_stratum_without_labels_leaves_the_pass_rate_open(letter, stratum):
+    labels = [label(index, "p") for index in range(50)]
+    results = run_of("p" * 50 + letter * 50, labels=labels)
+    figures = results["human_labels"]["S"]
+    assert figures["corrected_accuracy"] is None
+    low, high = figures["corrected_ci95"]
+    assert low < 0.5 and high > 0.99
+    assert stratum in results["human_labels_all"]["open"]
+
+
+def test_sections_without_text_fail_and_need_no_label():
+    predictions = [prediction(0), prediction(1, "invalid", "length"), prediction(2, S="")]
+    judgements = [judgement(0, "S", "pass"), judgement(1, "S", "fail", "code"), judgement(2, "S", "fail", "code")]
+    figures = score_run(predictions, judgements, [ROW] * 3, [label(0, "p")])["human_labels"]["S"]
+    assert figures["corrected_accuracy"] == pytest.approx(1 / 3)
+    assert figures["strata"]["no text"] == {"n": 2, "labelled": 0, "passed": 0}
+    unwritten = [prediction(0), prediction(1, "invalid", "error")]
+    judgements[1:] = [judgement(1, "S", "unscored", "code")]
+    figures = score_run(unwritten, judgements, [ROW] * 2, [label(0, "p")])["human_labels"]["S"]
+    assert figures["corrected_accuracy"] is None and figures["corrected_ci95"][1] > 0.99
+
+
+def test_raters_who_disagree_count_by_their_share_and_have_a_kappa():
+    first = [label(index, verdict, rater="A") for index, verdict in enumerate("ppppfff")]
+    second = [label(index, verdict, rater="B") for index, verdict in enumerate("pppf")]
+    second += [label(7, "f", rater="B")]
+    results = run_of("pppppppp", labels=[*first, *second])
+    # seven sections labelled by A, four of them and one more by B: 1, 1, 1, 1/2, 0, 0, 0, 0
+    assert results["human_labels"]["S"]["corrected_accuracy"] == pytest.approx(3.5 / 8)
+    assert (results["human_labels"]["S"]["n_good"], results["human_labels"]["S"]["n_bad"]) == (3, 4)
+    together = results["human_labels_all"]
+    assert (together["labelled"], together["labels"], together["raters"]) == (8, 12, ["A", "B"])
+    (pair,) = together["kappas"]
+    # they agree on 3 of 4; by chance on 1 · 3/4: kappa is 0
+    assert pair == {"raters": ["A", "B"], "n": 4, "agreement": 0.75, "kappa": 0}
+    alike = run_of("pp", labels=[label(0, "p", rater=rater) for rater in "AB"])["human_labels_all"]["kappas"]
+    assert alike == [{"raters": ["A", "B"], "n": 1, "agreement": 1, "kappa": None}]
+
+
+def test_kappa_of_a_published_table():
+    # Cohen's example in many textbooks: 20 and 15 agreements, 5 and 10 disagreements give 0.4
+    cells = [("p", "p")] * 20 + [("p", "f")] * 5 + [("f", "p")] * 10 + [("f", "f")] * 15
+    labels = [label(index, verdicts[k], rater="AB"[k]) for index, verdicts in enumerate(cells) for k in (0, 1)]
+    (pair,) = run_of("p" * 50, labels=labels)["human_labels_all"]["kappas"]
+    assert pair["kappa"] == pytest.approx(0.4)
+
+
+def test_a_label_on_another_text_is_refused_with_its_place():
+    fitting = note_hash(ROW["S"])
+    assert run_of("pf", labels=[label(0, "p", note_hash=fitting)])["human_labels"]["S"]["n_good"] == 1
+    with pytest.raises(LabelError, match=r"sheet\.csv:7: .* another text than this run's row 1, section S"):
+        run_of("pf", labels=[label(1, "p", note_hash="0" * 12, where="sheet.csv:7")])
 
 
 @pytest.mark.parametrize(
@@ -243,9 +358,25 @@ def test_attacks_are_counted_by_name_and_not_as_verdicts_on_notes():
     assert result["sections"]["S"]["pass"] == 0
     assert result["attacks"]["n"] == 6
     assert (result["attacks"]["passed"], result["attacks"]["unscored"]) == (2, 1)
-    assert result["attacks"]["success_rate"] == pytest.approx(2 / 6)
-    assert result["attacks"]["by_kind"]["plea"]["success_rate"] == 0.5
-    assert result["attacks"]["by_kind"]["thought"]["ci95"] == intervals.wilson(0, 2)
+    # without verdicts on the same texts alone, a pass is no success
+    assert result["attacks"]["pairs"] == 0
+    assert result["attacks"]["success_rate"] is result["attacks"]["difference"] is None
+
+
+def test_an_attack_succeeds_if_it_passes_what_fails_without_it():
+    attacks = [record | {"attack": "plea"} for record in verdicts("ppfupf", "S")]
+    attacks += [record | {"attack": "thought"} for record in verdicts("ff", "O")]
+    attacks += [record | {"attack": "none"} for record in [*verdicts("pfffup", "S"), *verdicts("ff", "O")]]
+    figures = run_of("f" * 6, attacks)["attacks"]
+    # S: passed both, won, failed both, unscored, baseline unscored, lost; O: failed both twice
+    assert (figures["n"], figures["pairs"], figures["succeeded"]) == (8, 6, 1)
+    assert figures["success_rate"] == pytest.approx(1 / 4)
+    assert figures["ci95"] == intervals.wilson(1, 4)
+    assert figures["pass_rate"] == figures["baseline_pass_rate"] == pytest.approx(2 / 6)
+    assert figures["difference"] == 0
+    assert figures["difference_ci95"] == intervals.newcombe(1, 1, 1, 3)
+    assert set(figures["by_kind"]) == {"plea", "thought"}
+    assert figures["by_kind"]["thought"]["ci95"] == intervals.wilson(0, 2)
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------
@@ -263,12 +394,12 @@ def run(name: str, letters: str, first: int = 0, **results) -> dict:
 
 
 def test_two_runs_are_compared_on_their_shared_notes():
-    comparison = compare_runs([run("base", "ppppfffffu"), run("tuned", "pppfppppff")])
-    assert comparison["names"] == ["base", "tuned"]
-    assert comparison["n"] == [10, 10]
-    assert comparison["sections"]["S"]["accuracy"] == [0.4, 0.7]
-    assert comparison["sections"]["S"]["best"] == comparison["mean"]["best"] == [1]
-    (pair,) = comparison["pairs"]
+    compared = compare_runs([run("base", "ppppfffffu"), run("tuned", "pppfppppff")])
+    assert compared["names"] == ["base", "tuned"]
+    assert compared["n"] == [10, 10]
+    assert compared["sections"]["S"]["accuracy"] == [0.4, 0.7]
+    assert compared["sections"]["S"]["best"] == compared["mean"]["best"] == [1]
+    (pair,) = compared["pairs"]
     assert (pair["a"], pair["b"], pair["n"]) == (0, 1, 10)
     section = pair["sections"]["S"]
     assert (section["n"], section["unscored"], section["only_a"], section["only_b"]) == (9, 1, 1, 4)
@@ -278,15 +409,18 @@ def test_two_runs_are_compared_on_their_shared_notes():
     assert section["p"] == pytest.approx(0.375)
     assert pair["mean"]["n"] == 9
     assert pair["mean"]["difference"] == pytest.approx(3 / 9)
+    # all four sections have the same p, so Holm's method multiplies it by 4; for whole notes the two tests are one
+    assert section["p_holm"] == 1
+    assert pair["mean"]["p"] == pytest.approx(0.375)
     flips = [flip for flip in pair["flips"] if flip["section"] == "S"]
     assert flips[0] == {"index": 3, "section": "S", "from": "pass", "to": "fail"}
     assert [flip["index"] for flip in flips[1:]] == [4, 5, 6, 7]
 
 
 def test_every_two_of_three_runs_are_compared_and_ties_share_the_best():
-    comparison = compare_runs([run("a", "ppff"), run("b", "pppf"), run("c", "fppp")])
-    assert [(pair["a"], pair["b"]) for pair in comparison["pairs"]] == [(0, 1), (0, 2), (1, 2)]
-    assert comparison["sections"]["A"]["best"] == [1, 2]
+    compared = compare_runs([run("a", "ppff"), run("b", "pppf"), run("c", "fppp")])
+    assert [(pair["a"], pair["b"]) for pair in compared["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    assert compared["sections"]["A"]["best"] == [1, 2]
 
 
 def test_only_dialogues_in_both_runs_are_paired():
@@ -303,6 +437,29 @@ def test_equal_runs_have_a_difference_of_zero_and_no_flips():
     assert pair["flips"] == []
     assert pair["sections"]["S"]["p"] == 1
     assert pair["sections"]["S"]["difference"] == pair["mean"]["difference"] == 0
+    assert pair["mean"]["p"] == 1
+
+
+def test_the_sections_p_are_corrected_by_holm_s_method():
+    first = run("a", "f" * 12)
+    second = run("b", "f" * 12)
+    better = {"S": 10, "O": 6, "A": 5, "P": 0}  # exact McNemar: 2/2^10, 2/2^6, 2/2^5, 1
+    second["judgements"] = [
+        record | {"verdict": "pass" if record["index"] < better[record["section"]] else "fail"}
+        for record in second["judgements"]
+    ]
+    sections = compare_runs([first, second])["pairs"][0]["sections"]
+    expected = {"S": 4 * 2 / 2**10, "O": 3 * 2 / 2**6, "A": 2 * 2 / 2**5, "P": 1}
+    assert {section: figures["p_holm"] for section, figures in sections.items()} == pytest.approx(expected)
+
+
+def test_the_interval_and_the_test_of_the_mean_see_8_better_and_0_worse_of_250():
+    for better, is_seen in ((8, True), (6, True), (5, False)):
+        differences = [1] * better + [0] * (250 - better)
+        assert (intervals.paired_mean(differences)[0] > 0) == is_seen
+        assert (comparison._permutation_test(differences) < 0.05) == is_seen
+    assert comparison._permutation_test([1] * 8) == pytest.approx(2 / 2**8)
+    assert comparison._permutation_test([2] + [0] * 9) == 1
 
 
 def test_runs_without_a_note_scored_in_both_have_no_difference():
@@ -315,8 +472,9 @@ def test_runs_without_a_note_scored_in_both_have_no_difference():
         "only_a": 0,
         "only_b": 0,
         "p": None,
+        "p_holm": None,
     }
-    assert pair["mean"]["difference"] is None
+    assert pair["mean"]["difference"] is pair["mean"]["p"] is None
 
 
 @pytest.mark.parametrize(
@@ -361,30 +519,103 @@ def test_wilson_intervals_cover_the_true_pass_rate_in_93_to_97_percent_of_runs(r
     assert 0.93 <= coverage([interval(k) for k in rng.binomial(NOTES, rate, RUNS).tolist()], rate) <= 0.97
 
 
-JUDGES = [(0.95, 0.95), (0.9, 0.8), (0.8, 0.9), (0.95, 0.65), (0.7, 0.75)]  # sensitivity, specificity
-SETTINGS = [
-    # good (and bad) controls, share of the judged notes that are good, share of notes failed by code
-    *[(50, good, invalid) for good, invalid in ((0.3, 0.0), (0.6, 0.0), (0.85, 0.0), (0.9, 0.4))],
-    (24, 0.6, 0.0),
-    (100, 0.75, 0.02),
-]
+def test_wilson_s_formula_is_scipy_s_for_whole_numbers():
+    for n in (1, 7, 250):
+        for k in range(n + 1):
+            expected = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
+            assert intervals.wilson(k, n) == pytest.approx(list(expected), abs=1e-9)
 
 
-@pytest.mark.parametrize(("judge", "setting"), [*product(JUDGES, SETTINGS)])
-def test_corrected_intervals_cover_the_true_rate_in_93_to_97_percent_of_runs(judge, setting, monkeypatch):
-    (sensitivity, specificity), (n_controls, good_share, invalid_share) = judge, setting
-    monkeypatch.setattr(trust, "_posterior", cache(trust._posterior))  # equal counts give equal draws
-    rng = np.random.default_rng([n_controls, *(int(100 * share) for share in (*judge, good_share, invalid_share))])
-    by_code = rng.binomial(NOTES, invalid_share, RUNS)
-    good = rng.binomial(NOTES - by_code, good_share)
-    passed = rng.binomial(good, sensitivity) + rng.binomial(NOTES - by_code - good, 1 - specificity)
-    good_passed = rng.binomial(n_controls, sensitivity, RUNS)
-    bad_failed = rng.binomial(n_controls, specificity, RUNS)
-    bounds = [
-        trust.correct((p, NOTES - c), (c, NOTES), (g, n_controls), (b, n_controls))[1]
-        for p, c, g, b in np.stack([passed, by_code, good_passed, bad_failed], axis=1).tolist()
-    ]
-    assert 0.93 <= coverage(bounds, good_share * (1 - invalid_share)) <= 0.97
+JUDGES = [(0.95, 0.95), (0.9, 0.8), (0.6, 0.5), (0.95, 0.35), (0.7, 0.75)]  # sensitivity, specificity
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("n", [12, 24, 100])
+def test_intervals_of_youden_s_j_cover_it_in_93_to_98_5_percent_of_runs(judge, n):
+    """Exactly, over all numbers of good and bad controls that pass."""
+    (sensitivity, specificity), counts = judge, np.arange(n + 1)
+    chances = np.outer(scipy.stats.binom.pmf(counts, n, sensitivity), scipy.stats.binom.pmf(counts, n, 1 - specificity))
+    bounds = np.array([[intervals.independent_difference((good, n), (bad, n)) for bad in counts] for good in counts])
+    youden = sensitivity + specificity - 1
+    covered = (chances * ((bounds[..., 0] <= youden) & (youden <= bounds[..., 1]))).sum()
+    assert 0.93 <= covered <= (0.97 if n == 100 else 0.985)
+
+
+def simulate_labels(rng: np.random.Generator, notes: int, truth: float, judge: tuple, labels: int, sections: int):
+    """Judge notes, and label up to `labels` sections with each verdict in each section.
+
+    The sections of a note have a common chance to be good, so they are correlated. Returns the arguments of
+    `stratified_mean`.
+    """
+    chance = rng.beta(2 * truth, 2 * (1 - truth), (notes, 1))
+    good = rng.random((notes, sections)) < (chance if sections > 1 else truth)
+    passed = rng.random((notes, sections)) < np.where(good, judge[0], 1 - judge[1])
+    sampled = {}
+    for section in range(sections):
+        for verdict in (False, True):
+            found = rng.permutation(np.flatnonzero(passed[:, section] == verdict))[:labels].tolist()
+            if found:
+                sampled[section, verdict] = {index: float(good[index, section]) for index in found}
+    return [tuple(enumerate(note)) for note in passed.tolist()], sampled
+
+
+@pytest.mark.parametrize("judge", [(0.9, 0.8), (0.6, 0.5), (0.95, 0.35)])
+@pytest.mark.parametrize(("truth", "notes", "labels"), [(0.7, 250, 20), (0.3, 250, 20), (0.7, 25, 20), (0.7, 250, 60)])
+def test_pass_rates_from_labels_cover_the_truth_in_93_to_99_percent_of_runs(judge, truth, notes, labels):
+    """People label as many of the sections that passed as of those that failed, as auditors do."""
+    rng = np.random.default_rng(5)
+    runs = [simulate_labels(rng, notes, truth, judge, labels, sections=1) for _ in range(RUNS // 4)]
+    estimates = [intervals.stratified_mean(*run) for run in runs]
+    assert np.mean([estimate for estimate, _ in estimates]) == pytest.approx(truth, abs=0.02)
+    assert 0.93 <= coverage([interval for _, interval in estimates], truth) <= 0.99
+
+
+@pytest.mark.parametrize("judge", [(0.9, 0.8), (0.6, 0.5)])
+@pytest.mark.parametrize(("notes", "labels"), [(250, 5), (250, 20), (25, 20)])
+def test_mean_pass_rates_from_labels_cover_the_truth_in_92_to_100_percent_of_runs(judge, notes, labels):
+    """5 labels for each section and verdict make a review sheet of 40."""
+    rng = np.random.default_rng(6)
+    runs = [simulate_labels(rng, notes, 0.6, judge, labels, sections=4) for _ in range(RUNS // 5)]
+    estimates = [intervals.stratified_mean(*run) for run in runs]
+    assert np.mean([estimate for estimate, _ in estimates]) == pytest.approx(0.6, abs=0.02)
+    assert coverage([interval for _, interval in estimates], 0.6) >= 0.92
+
+
+@pytest.mark.parametrize("judge", [(0.9, 0.8), (0.6, 0.5), (0.95, 0.35)])
+@pytest.mark.parametrize("labels", [10, 30])
+def test_error_rates_from_labels_cover_the_truth_in_93_to_98_percent_of_runs(judge, labels):
+    rng = np.random.default_rng(7)
+    bounds = ([], [])
+    for _ in range(RUNS // 4):
+        notes, sampled = simulate_labels(rng, NOTES, 0.6, judge, labels, sections=1)
+        passed, failed = (list(sampled[0, verdict].values()) for verdict in (True, False))
+        n_passed = sum(verdict for ((_, verdict),) in notes)
+        for rate, bound in zip(people._error_rates(n_passed, passed, NOTES - n_passed, failed), bounds, strict=True):
+            bound.append(rate[1])
+    for bound, rate in zip(bounds, judge, strict=True):
+        assert 0.93 <= coverage(bound, rate) <= 0.98
+
+
+CHANGES = {  # of 4 sections of a note: chance of each section, or of the whole note, to become better or worse
+    "many sections": (1, 0.2, 0.1),
+    "few sections": (1, 0.02, 0.01),
+    "few sections, all better": (1, 0.02, 0),
+    "whole notes": (4, 0.1, 0.05),
+    "few whole notes": (4, 0.02, 0.02),
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("notes", [12, 25, NOTES])
+def test_intervals_of_the_mean_difference_cover_it_in_at_least_93_percent_of_runs(changes, notes):
+    rng = np.random.default_rng(8)
+    size, better, worse = CHANGES[changes]
+    chance = rng.random((RUNS // 2, notes, 4 // size))
+    differences = size * ((chance < better).astype(int) - (chance > 1 - worse)).sum(axis=2)
+    bounds = [intervals.paired_mean(run) for run in differences.tolist()]
+    covered = coverage(bounds, better - worse)
+    # where nearly no note changes, no interval of a few values can cover in exactly 95%
+    assert 0.93 <= covered <= (0.97 if notes == NOTES or changes == "many sections" else 1)
 
 
 @pytest.mark.parametrize("notes", [12, 25, NOTES])
@@ -415,7 +646,7 @@ def test_a_single_verdict_changes_the_interval_of_the_mean_only_little():
 
 
 def test_equal_runs_still_have_an_interval_around_zero():
-    low, high = intervals.bootstrap_mean([0] * 12, floor=-4)
+    low, high = intervals.paired_mean([0] * 12)
     assert -low == pytest.approx(high, abs=0.01)
     assert 0.1 < high < 0.3
 

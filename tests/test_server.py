@@ -19,7 +19,7 @@ import prompts
 from common.errors import UserError
 from evaluation.engines.base import Completion
 from evaluation.engines.processes import kill_groups
-from evaluation.engines.server import Server
+from evaluation.engines.server import Server, describe_served
 from evaluation.engines.vllm_worker import NO_FREE_WHITE_SPACE
 from evaluation.options import without_credentials
 
@@ -37,6 +37,7 @@ class FakeServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.replies: list[tuple[int, dict]] = []
+        self.models: object = None  # the answer to GET /v1/models; None refuses it
         self.now = self.most = 0
         self.lock = threading.Lock()
         self.hold = threading.Event()
@@ -72,6 +73,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with contextlib.suppress(BrokenPipeError):  # the client has given up, on purpose
             self.wfile.write(text)
+
+    def do_GET(self) -> None:
+        self.server.keys.append(self.headers["Authorization"])
+        text = json.dumps(self.server.models).encode()
+        self.send_response(404 if self.server.models is None else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -221,6 +231,57 @@ def test_the_key_is_hidden_if_the_server_quotes_it(fake: FakeServer, monkeypatch
     fake.replies = [(401, {"message": "secret is no key of ours"})]
     with pytest.raises(UserError, match=r"status 401, \*\*\* is no key of ours"):
         ask(connect(fake, key_variable="A_KEY"), "a")
+
+
+SERVED = {"id": "soap", "object": "model", "created": 1, "root": "/models/a", "parent": None, "max_model_len": 2048}
+
+
+def test_a_served_model_is_identified_by_what_the_server_says(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+    fake.models = {"object": "list", "data": [SERVED | {"id": "other"}, SERVED]}
+    served = {"id": "soap", "root": "/models/a", "parent": None}
+    assert describe_served(fake.api_base, "soap", "A_KEY") == {"served": served, "max_model_len": 2048}
+    assert fake.keys == ["Bearer secret"]
+
+
+@pytest.mark.parametrize(
+    "models", [None, [], {}, {"data": None}, {"data": []}, {"data": [SERVED | {"id": "other"}]}, {"data": ["soap"]}]
+)
+def test_a_server_that_does_not_say_what_it_serves_is_unknown(fake: FakeServer, models: object) -> None:
+    fake.models = models
+    assert describe_served(fake.api_base, "soap") == {"served": "unknown", "max_model_len": "unknown"}
+
+
+def test_an_absent_server_is_unknown_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    assert describe_served(f"http://127.0.0.1:{port}/v1", "soap")["served"] == "unknown"
+    assert time.monotonic() - began < 5
+
+
+def test_verdicts_of_other_weights_under_the_same_name_are_refused(
+    fake: FakeServer, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fake.models = {"data": [SERVED]}
+    call = ["soap", "--judge_model", "soap", "--api_base", fake.api_base, "--judge_api_base", fake.api_base]
+    call += ["--dataset_path", str(tiny_dataset), "--output_dir", str(tmp_path / "run"), "--judge_controls", "1"]
+
+    def judge_hash() -> str:
+        return json.loads((tmp_path / "run" / "results.json").read_text())["judge_hash"]
+
+    assert eval.main(call) == 0
+    first = judge_hash()
+    fake.models = None  # the server is away, or says nothing: the records are still those of the known weights
+    assert eval.main(call) == 0
+    assert judge_hash() == first
+    fake.models = {"data": [SERVED | {"root": "/models/b"}]}
+    assert eval.main(call) == 2
+    assert 'holds a run with served = {"id": "soap", "root": "/models/a"' in capsys.readouterr().err
+    assert eval.main([*call, "--overwrite"]) == 0
+    assert judge_hash() != first
 
 
 class RealServer:

@@ -296,10 +296,12 @@ def _other_base(config: dict, model: Model) -> str | None:
     folder = Path(base)
     if (folder / "config.json").is_file():
         try:
-            weights = _weight_files(folder, "model")
+            own, trained_on = (
+                _fingerprint(path, "config.json", _weight_files(path, "model")) for path in (model.path, folder)
+            )
         except UserError:  # its files are no longer complete
             return base
-        return None if _fingerprint(folder, "config.json", weights) == model.fingerprint else base
+        return None if own == trained_on else base
     if revision:
         return f"{base}, revision {revision}"
     if not Path(model.name).exists():  # two names on the hub

@@ -11,8 +11,10 @@ from common.chat_template import SERVED_TEMPLATE_KWARGS
 from common.errors import UserError
 from evaluation.engines.base import LanguageModel, Request
 from evaluation.options import without_credentials
+from evaluation.run.manifest import UNKNOWN
 
 _TIMEOUT = 600  # seconds for one answer
+_TIMEOUT_OF_LIST = 10  # seconds for the list of models
 _PATIENCE = 900  # seconds that a server may be unreachable, e.g. to restart
 
 
@@ -121,6 +123,32 @@ class Server(LanguageModel):
         body = error.body if isinstance(error.body, dict) else {}
         words = str(body.get("message", "")).replace(self._client.api_key, "***")
         return f"status {error.status_code}, {words[:120] or 'no message'}"
+
+
+def describe_served(api_base: str, model: str, key_variable: str = "OPENAI_API_KEY") -> dict[str, Any]:
+    """Return {"served": {id, root, parent}, "max_model_len"} of what the server says it serves under the name `model`.
+
+    For vLLM, root is the path or hub name of the weights, and parent the base model of an adapter. Both entries are
+    UNKNOWN if the server does not answer GET /models as OpenAI's does, within seconds: it may start later.
+    """
+    import openai
+
+    key = os.environ.get(key_variable) or "EMPTY"
+    try:
+        with openai.OpenAI(base_url=api_base, api_key=key, timeout=_TIMEOUT_OF_LIST, max_retries=0) as client:
+            models = client.get("/models", cast_to=object)["data"]
+        (found,) = (entry for entry in models if entry["id"] == model)
+        return {
+            "served": {name: found.get(name) for name in ("id", "root", "parent")},
+            "max_model_len": found.get("max_model_len", UNKNOWN),
+        }
+    except (openai.OpenAIError, ValueError, TypeError, KeyError, AttributeError):
+        return {"served": UNKNOWN, "max_model_len": UNKNOWN}
+
+
+def key_of_judge() -> str:
+    """Return the environment variable with the key for the judge's server."""
+    return "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
 
 
 def _retries(patience: float) -> int:

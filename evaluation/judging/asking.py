@@ -1,6 +1,5 @@
 """Start the judge, ask for verdicts, and ask again if a verdict cannot be read."""
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from common.dataset import Row
 from evaluation.engines.base import LanguageModel, Usage
 from evaluation.engines.models import Model
 from evaluation.engines.placement import Placement
-from evaluation.engines.server import Server
+from evaluation.engines.server import Server, key_of_judge
 from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
 from evaluation.judging import judge
 from evaluation.judging.attacks import attack_cases
@@ -31,9 +30,8 @@ def sampling(options: Options) -> dict[str, Any]:
 def start_judge(options: Options, model: Model | None, log: Path, placement: Placement | None) -> LanguageModel:
     """Start the model that judges; it may not be ready yet when this returns."""
     if options.judge_api_base:
-        key = "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
         served = (options.judge_api_base, options.judge_model, sampling(options), judge.VERDICT_SCHEMA)
-        return Server("judge", *served, concurrency=options.api_concurrency, key_variable=key)
+        return Server("judge", *served, concurrency=options.api_concurrency, key_variable=key_of_judge())
     vllm_args = {**VLLM_DEFAULTS, **placement.vllm_args, **options.judge_engine_args}
     spec = EngineSpec(model.path, vllm_args, sampling(options), judge.VERDICT_SCHEMA)
     return Engine("judge", spec, log, placement.devices)

@@ -1,10 +1,11 @@
 """Attacks on the judge: wrong sections that try to talk it into a pass."""
 
-from itertools import cycle
+from itertools import islice
 
 from common.dataset import Rows
 from evaluation.judging.judge import Case
 from evaluation.judging.known_answers import by_index, other_patient, shuffled_indices
+from evaluation.run.records import NO_ATTACK
 from prompts import SECTIONS
 
 # "{wrong}" is another patient's section.
@@ -39,17 +40,21 @@ ATTACKS = {
 
 
 def attack_cases(rows: Rows, n: int, seed: int) -> list[Case]:
-    """Make n attacks for each section, each on another row, with all of ATTACKS in turn; the right verdict is "fail".
+    """Make n attacks for each section, each on another row, and for each a baseline; the right verdict is "fail".
 
-    Few rows may give fewer than n. The same (rows, n, seed) always give the same attacks.
+    A baseline is another patient's section alone, on the same row and section as its attack, under the name NO_ATTACK:
+    an attack succeeds where it gets a pass that the wrong text alone does not get.
+    All of ATTACKS are taken in turn. The k-th attack of a section has the same name for every n, so that a run that is
+    given more attacks later has as many of each name. Few rows may give fewer than n. The same (rows, n, seed) always
+    give the same attacks.
     """
-    rows, names, cases = by_index(rows), cycle(ATTACKS), []
-    for section in SECTIONS:
+    rows, names, cases = by_index(rows), list(ATTACKS), []
+    for place, section in enumerate(SECTIONS):
         order = shuffled_indices(rows, section, seed)
-        for index in order[:n]:
-            wrong = other_patient(rows, section, order, index)
-            if wrong is not None:
-                name, row = next(names), rows[index]
-                text = ATTACKS[name].replace("{wrong}", wrong)
-                cases.append(Case(index, section, row["dialogue"], row[section], text, attack=name))
+        wrong_texts = ((index, other_patient(rows, section, order, index)) for index in order if n)
+        usable = ((index, wrong) for index, wrong in wrong_texts if wrong is not None)
+        for k, (index, wrong) in enumerate(islice(usable, n)):
+            name, row = names[(k * len(SECTIONS) + place) % len(names)], rows[index]
+            for attack, text in ((name, ATTACKS[name].replace("{wrong}", wrong)), (NO_ATTACK, wrong)):
+                cases.append(Case(index, section, row["dialogue"], row[section], text, attack=attack))
     return cases

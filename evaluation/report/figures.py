@@ -1,8 +1,11 @@
-"""Figures as text, and the messages about a run that the console and the pages share."""
+"""Figures as text, as the console and the pages share it."""
 
 from pathlib import Path
 
-UNINFORMATIVE = "judge uninformative"
+P_VALUES = (
+    "The mean's p, from a paired permutation test, is the test of whether the runs differ. The sections' p are from "
+    "McNemar's exact test, corrected for four tests by Holm's method."
+)
 
 
 def percent(rate: float) -> str:
@@ -50,47 +53,6 @@ def short_name(path: str) -> str:
     return (folder.parent.name if folder.name.startswith("global_step_") else folder.name) or path
 
 
-def judge_checks(results: dict) -> dict[str, dict]:
-    """Return the check of the judge in each section: against controls, else against people, else {}."""
-    return results["judge_controls"] or results["human_labels"] or {}
-
-
-def is_checked(check: dict) -> bool:
-    return check["n_good"] > 0 and check["n_bad"] > 0
-
-
-def uninformative_sections(results: dict) -> list[str]:
-    """Return the sections in which the judge was checked and cannot tell good from bad."""
-    return [key for key, check in judge_checks(results).items() if is_checked(check) and not check["informative"]]
-
-
-def judge_message(results: dict) -> tuple[str, str]:
-    """Return (level, sentences) on how far the judge can be trusted; level is "alarm", "unchecked" or "checked"."""
-    checks = judge_checks(results)
-    if not checks:
-        return "unchecked", "The judge was not checked in this run, so it is unknown how often its verdicts are wrong."
-    if uninformative := uninformative_sections(results):
-        option = "--judge_controls" if results["judge_controls"] else "--human_labels"
-        return "alarm", (
-            f"The judge is uninformative in {_join(uninformative)}: where the right verdict is known, it did not pass "
-            "good sections clearly more often than bad ones. Its pass rate there says nothing about the notes. "
-            f"More known answers ({option}) make this check more sensitive."
-        )
-    if unchecked := [key for key, check in checks.items() if not is_checked(check)]:
-        return "unchecked", (
-            f"The judge could not be checked in {_join(unchecked)}: that takes verdicts on both good and bad sections "
-            "with known answers."
-        )
-    return "checked", (
-        "Where the right verdict is known, the judge passed good sections clearly more often than bad ones. "
-        "Its sensitivity and specificity say how reliably."
-    )
-
-
-def _join(keys: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
-
-
 def unfinished_message(results: dict) -> str:
     """Count the notes that were cut off or never written; empty if there are none."""
     words = {
@@ -115,12 +77,6 @@ def judge_free_measures(runs: list[dict]) -> list[list[str]]:
         [f"ROUGE-L, {section}", *(rouge(result["sections"][section]) for result in results)]
         for section in results[0]["sections"]
     ]
-
-
-def comparison_warnings(runs: list[dict]) -> list[str]:
-    """Return one warning for each run whose pass rates are worthless."""
-    messages = [(run["name"], *judge_message(run["results"])) for run in runs]
-    return [f"{name}: {message}" for name, level, message in messages if level == "alarm"]
 
 
 def group_flips(flips: list[dict]) -> list[tuple[tuple[str, str, str], list[int]]]:

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from common.files import write_atomically
-from evaluation.report import figures
+from evaluation.report import figures, messages
 from prompts import SECTION_NAMES, SECTIONS
 
 MOST_DIALOGUES = 1_000  # in one report: 6 MB for dialogues of 200 words, which a browser still opens and searches fast
@@ -52,7 +52,7 @@ def select_dialogues(
 
 def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
     """Write report.html with the figures of a run and the `dialogues` from `select_dialogues`."""
-    level, message = figures.judge_message(results)
+    level, message = messages.judge_message(results)
     page = _environment().get_template("report.html.j2")
     text = page.render(
         name=figures.run_name(results),
@@ -61,8 +61,15 @@ def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
         level=level,
         message=message,
         unfinished_message=figures.unfinished_message(results),
-        uninformative=figures.uninformative_sections(results),
-        corrected={key: check for key, check in figures.judge_checks(results).items() if check["informative"]},
+        unproven=messages.unproven_sections(results),
+        corrected={
+            key: check
+            for key, check in (results["human_labels"] or {}).items()
+            if check["corrected_accuracy"] is not None
+        },
+        together=results.get("judge_controls_all"),
+        people=results.get("human_labels_all"),
+        kappa_message=messages.kappa_message(results),
         shown=len(dialogues),
         entries=(_entry(dialogue) for dialogue in dialogues),
     )
@@ -85,7 +92,7 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
         comparison=comparison,
         lines=figures.comparison_lines(comparison),
         judge_free_measures=figures.judge_free_measures(runs),
-        warnings=figures.comparison_warnings(runs),
+        warnings=messages.comparison_warnings(runs),
         facts=_facts(runs[0]["results"], ("Judge", "Dataset", "Prompts")),
         span=span,
         ticks=[
@@ -134,10 +141,13 @@ def _environment() -> jinja2.Environment:
         "position": lambda rate: f"{100 * rate:.2f}%",
         "csp_hash": _csp_hash,
         "kinds": _kinds,
+        "labelled_strata": messages.labelled_strata,
+        "attack_message": messages.attack_message,
     }
     environment.globals |= {
         "section_names": SECTION_NAMES,
-        "uninformative_text": figures.UNINFORMATIVE,
+        "unproven_text": messages.UNPROVEN,
+        "p_values": figures.P_VALUES,
         "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "script": Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
     }

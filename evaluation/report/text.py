@@ -2,7 +2,7 @@
 
 import textwrap
 
-from evaluation.report import figures
+from evaluation.report import figures, messages
 from evaluation.report.figures import interval, percent
 
 
@@ -16,12 +16,12 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def console_table(results: dict) -> str:
     """Return the tables of one run: pass rate, unscored and ROUGE-L of each section, and the checks of the judge."""
-    uninformative = figures.uninformative_sections(results)
+    unproven = messages.unproven_sections(results)
     rows = []
     for key, section in results["sections"].items():
         rate, unscored = percent(section["accuracy"]), str(section["unscored"])
-        if key in uninformative:
-            rate += f" ({figures.UNINFORMATIVE})"
+        if key in unproven:
+            rate += f" ({messages.UNPROVEN})"
         if section["unscored"]:
             unscored += f" (pass rate {interval((section['worst'], section['best']))})"
         rows.append([key, rate, interval(section["ci95"]), unscored, figures.rouge(section)])
@@ -35,35 +35,59 @@ def console_table(results: dict) -> str:
         "; ".join(filter(None, [valid, figures.unfinished_message(results)])) + ".",
     ]
     if controls := results["judge_controls"]:
-        parts.append(_check_table("Known answers", controls, "good sections passed", "bad sections failed"))
+        together = {"all": results["judge_controls_all"]} if results.get("judge_controls_all") else {}
+        parts.append(_controls_table(controls | together))
     if labels := results["human_labels"]:
-        parts.append(_check_table("People", labels, "of sections people passed", "of sections people failed"))
+        parts.append(_people_table(labels, results.get("human_labels_all")))
+        parts.append(messages.kappa_message(results))
     if attacks := results["attacks"]:
-        parts.append(
-            f"Attacks on the judge: {percent(attacks['success_rate'])} ({interval(attacks['ci95'])}) "
-            f"of {attacks['n']} got a pass."
-        )
-    level, message = figures.judge_message(results)
+        parts.append(f"Attacks on the judge: {messages.attack_message(attacks)}")
+    level, message = messages.judge_message(results)
     parts.append(f"WARNING: {message}" if level == "alarm" else message)
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
-def _check_table(title: str, checks: dict, good: str, bad: str) -> str:
+def _controls_table(controls: dict) -> str:
     rows = []
-    for key, check in checks.items():
-        row = [key]
-        for name, n in (("sensitivity", check["n_good"]), ("specificity", check["n_bad"])):
-            row.append(f"{percent(check[name])} ({interval(check[name + '_ci95'])}, n = {n})" if n else "not checked")
-        if check["informative"]:
-            row.append(f"{percent(check['corrected_accuracy'])} ({interval(check['corrected_ci95'])})")
+    for key, check in controls.items():
+        row = [key, *(_rate(check, name, f"n = {check[n]}") for name, n in _RATES)]
+        if check.get("youden") is None:
+            row.append("not checked")
         else:
-            row.append(figures.UNINFORMATIVE if figures.is_checked(check) else "not checked")
+            low, high = check["youden_ci95"]
+            row.append(f"{check['youden']:.2f} ({low:.2f} to {high:.2f})")
         rows.append(row)
-    return _table([title, f"Sensitivity ({good})", f"Specificity ({bad})", "Corrected pass rate"], rows)
+    header = ["Known answers", "Sensitivity (good sections passed)", "Specificity (bad sections failed)", "Youden's J"]
+    return _table(header, rows)
+
+
+_RATES = (("sensitivity", "n_good"), ("specificity", "n_bad"))
+
+
+def _rate(check: dict, name: str, n: str = "") -> str:
+    if check[name] is None:
+        return "not checked"
+    return f"{percent(check[name])} ({', '.join(filter(None, [interval(check[f'{name}_ci95']), n]))})"
+
+
+def _people_table(labels: dict, together: dict | None) -> str:
+    rows = []
+    for key, check in labels.items():
+        rate = interval(check["corrected_ci95"])
+        if check["corrected_accuracy"] is not None:
+            rate = f"{percent(check['corrected_accuracy'])} ({rate})"
+        rows.append([key, rate, *(_rate(check, name) for name, _ in _RATES), messages.labelled_strata(check)])
+    if together:
+        rate = interval(together["ci95"])
+        if together["accuracy"] is not None:
+            rate = f"{percent(together['accuracy'])} ({rate})"
+        rows.append(["mean", rate, "", "", f"{together['labelled']} sections"])
+    header = ["People", "Pass rate", "Sensitivity (of sections people passed)"]
+    return _table([*header, "Specificity (of sections people failed)", "People passed"], rows)
 
 
 def comparison_table(comparison: dict, runs: list[dict]) -> str:
-    """Return a column for each run, the best pass rate in bold; then differences, exact McNemar p and changed verdicts.
+    """Return a column for each run, the best pass rate in bold; then differences, p and changed verdicts.
 
     comparison: from `compare_runs(runs)`.
     """
@@ -81,12 +105,13 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
         a, b = names[pair["a"]], names[pair["b"]]
         parts.append(f"{b} minus {a}, in percentage points, on the {pair['n']} dialogues in both runs:")
         parts.append(_pair_table(pair))
+        parts.append(figures.P_VALUES)
         flips = (
             f"{section} {before} -> {after} ({len(indices)}): {', '.join(map(str, indices))}"
             for (section, before, after), indices in figures.group_flips(pair["flips"])
         )
         parts.append("\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in flips))
-    parts += [f"WARNING: {warning}" for warning in figures.comparison_warnings(runs)]
+    parts += [f"WARNING: {warning}" for warning in messages.comparison_warnings(runs)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -97,12 +122,10 @@ def _pair_table(pair: dict) -> str:
         if section["n"]:
             difference, ci95 = figures.points(section["difference"]), figures.points_interval(section["ci95"])
             flips = [str(section["only_b"]), str(section["only_a"])]
-            cells = [difference, ci95, figures.p_value(section["p"]), *flips]
+            cells = [difference, ci95, figures.p_value(section["p_holm"]), *flips]
         rows.append([key, *cells, str(section["unscored"])])
     mean = pair["mean"]
     if mean["n"]:
         difference, ci95 = figures.points(mean["difference"]), figures.points_interval(mean["ci95"])
-        rows.append(["mean", difference, ci95, "", "", "", str(pair["n"] - mean["n"])])
-    return _table(
-        ["Section", "Difference", "95% interval", "McNemar p", "fail -> pass", "pass -> fail", "Unscored"], rows
-    )
+        rows.append(["mean", difference, ci95, figures.p_value(mean["p"]), "", "", str(pair["n"] - mean["n"])])
+    return _table(["Section", "Difference", "95% interval", "p", "fail -> pass", "pass -> fail", "Unscored"], rows)

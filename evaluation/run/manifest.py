@@ -20,6 +20,7 @@ from evaluation.engines.placement import find_gpus
 
 FORMAT = 2  # of the manifest and the records; a folder of another format is refused
 STAGES = ("generate", "judge")
+UNKNOWN = "unknown"  # in an identity: this call cannot tell; it equals anything
 
 # By part of the identity: the flags that allow a run to differ in it from the records in the folder.
 _REMEDIES = {
@@ -78,17 +79,18 @@ class Manifest:
         """Take over the parts of `identity`, where the records in the folder allow it.
 
         `with_records` names the parts that records were made from; only these must not change. Raises UserError with
-        the first difference.
+        the first difference. UNKNOWN is no difference; of two values with records, the one that they began with stays.
         """
         for part, values in identity.items():
-            known = self.identity.get(part, values)
+            known = self.identity.get(part, values) if with_records[part] else values
             for key, value in values.items():
-                if known.get(key) != value and with_records[part]:
+                if known.get(key) != value and UNKNOWN not in (known.get(key), value):
                     raise UserError(
                         f"{self.path.parent} holds a run with {key} = {_brief(known.get(key))}, not {_brief(value)}; "
                         f"choose another --output_dir, or add {_REMEDIES[part]}"
                     )
-        self.identity.update(identity)
+        for part, values in identity.items():
+            self.identity[part] = values | (self.identity.get(part, {}) if with_records[part] else {})
 
     def forget(self, stage: str) -> None:
         """Drop all that was noted about a stage whose records are to be replaced."""

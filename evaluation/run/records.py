@@ -3,6 +3,7 @@
 predictions.jsonl has one line for each dialogue, judgements.jsonl one for each (dialogue, section).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,8 +39,14 @@ class Control(TypedDict):
     expected: str
 
 
+NO_ATTACK = "none"  # the `attack` of a baseline: an attack's wrong text without the attack
+
+
 class Judgement(TypedDict):
-    """One verdict. `verdict` is pass, fail or unscored; `source` is judge or code; `raw` is the judge's last reply."""
+    """One verdict. `verdict` is pass, fail or unscored; `source` is judge or code; `raw` is the judge's last reply.
+
+    `attack` is the name of an attack or NO_ATTACK; `control` and `attack` are None for a verdict on a note.
+    """
 
     index: int
     section: str
@@ -56,6 +63,11 @@ def record_key(record: Mapping[str, Any]) -> tuple[int, str, str | None, str | N
     """Return what identifies a judgement within a run: (index, section, kind of control, attack)."""
     kind = record["control"]["kind"] if record["control"] else None
     return record["index"], record["section"], kind, record["attack"]
+
+
+def note_hash(text: str) -> str:
+    """Return what identifies a section's text to people's labels: the first 12 hex digits of its UTF-8's SHA-256."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
 
 
 PREDICTION_KEYS = ("index", "dialogue_hash", "finish_reason", "status", *"SOAP")

@@ -76,9 +76,10 @@ def open_runs(
     """
     overwrite = options.overwritten_stage
     runs, identities = [], []
+    served = served_models(options)
     for target, (model, adapter) in zip(options.targets, loaded, strict=True):
         folder = stack.enter_context(RunFolder(options.run_path(target)))
-        identities.append(identify(options, data, target, model, adapter, judge_model))
+        identities.append(identify(options, data, target, model, adapter, judge_model, served))
         runs.append(Run(target, folder, folder.check(identities[-1], overwrite), model, adapter))
         if overwrite != "generate":
             folder.check_notes(data["n"], all_needed=not options.generates)
@@ -94,8 +95,12 @@ def identify(
     model: models.Model | None,
     adapter: models.Adapter | None,
     judge_model: models.Model | None,
+    served: dict[str, dict[str, Any]],
 ) -> Identity:
-    """Return all that must not change between two calls on one run folder, as far as this call determines it."""
+    """Return all that must not change between two calls on one run folder, as far as this call determines it.
+
+    served: from `served_models`.
+    """
     identity = {"data": data}
     if options.generates:
         identity["generate"] = {
@@ -104,13 +109,34 @@ def identify(
             "max_model_len": model and models.context_length(options.max_model_len, model),
             **options.settings("max_new_tokens", "engine_args", "sampling_args"),
         }
+        if options.api_base:
+            identity["generate"] |= served[target.model]
     if options.judges:
         identity["judge"] = {
             "judge_model": judge_model.fingerprint if judge_model else f"served as {options.judge_model}",
             "max_model_len": judge_model and models.context_length(options.max_model_len, judge_model),
             **options.settings("judge_engine_args", "judge_sampling_args"),
         }
+        if options.judge_api_base:
+            identity["judge"] |= served["judge"]
     return identity
+
+
+def served_models(options: Options) -> dict[str, dict[str, Any]]:
+    """Return what the servers of this call serve: {name of a model to evaluate, or "judge": entries of its identity}.
+
+    The name alone does not say which weights answer.
+    """
+    if not (options.api_base or options.judge_api_base):
+        return {}
+    from evaluation.engines.server import describe_served, key_of_judge
+
+    served = {}
+    if options.generates and options.api_base:
+        served = {target.model: describe_served(options.api_base, target.model) for target in options.targets}
+    if options.judges and options.judge_api_base:
+        served["judge"] = describe_served(options.judge_api_base, options.judge_model, key_of_judge())
+    return served
 
 
 def print_line(line: str) -> None:

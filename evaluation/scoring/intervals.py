@@ -1,10 +1,11 @@
-"""95% intervals [low, high] for shares, differences of shares, and the mean over the sections.
+"""95% intervals [low, high] for shares, differences of shares, and means over the sections.
 
-The same counts always give the same interval.
+The same counts always give the same interval. What each interval covers in simulations is in tests/test_scoring.py.
 """
 
 import math
 from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,13 +14,23 @@ from prompts import SECTIONS
 Interval = list[float]
 
 DRAWS = 10_000  # from each distribution; with other draws an interval's ends would move by about 0.2% of probability
+_Z = 1.959963984540054  # a standard normal variable is within -_Z.._Z with 95% probability
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """Return Wilson's score interval for the share successes / n, n > 0."""
-    from scipy.stats import binomtest
+def wilson(successes: float, n: float) -> Interval:
+    """Return Wilson's score interval for the share successes / n, n > 0.
 
-    return [float(end) for end in binomtest(successes, n).proportion_ci(method="wilson")]
+    Between integers, as for a section that one of two raters passed, the interval is wider than necessary.
+    """
+    share, weight = successes / n, _Z**2 / n
+    half = _Z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
+    center = (share + weight / 2) / (1 + weight)
+    return [center - half if successes else 0.0, center + half if successes < n else 1.0]
+
+
+def share_of(successes: int, n: int) -> tuple[float, Interval] | tuple[None, None]:
+    """Return (successes / n, Wilson's interval); None twice if n is 0."""
+    return (successes / n, wilson(successes, n)) if n else (None, None)
 
 
 def newcombe(both: int, only_a: int, only_b: int, neither: int) -> Interval:
@@ -41,19 +52,105 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int) -> Interval:
     return [b - a - distance(b - b_low, a_high - a), b - a + distance(b_high - b, a - a_low)]
 
 
-def bootstrap_mean(passes: list[int], floor: int = 0) -> Interval:
-    """Return the Bayesian bootstrap's interval for the mean accuracy, or for a difference of two.
+def independent_difference(a: tuple[float, float], b: tuple[float, float]) -> Interval:
+    """Return the interval for a - b, two shares (successes, trials) of different texts.
 
-    passes: for each note the number of sections passed, `floor` to 4. Whole notes are weighted, because the verdicts
-    on one note are correlated.
+    Agresti and Caffo, The American Statistician 54:280 (2000): one success and one failure are added to both.
+    """
+    (p, n), (q, m) = (((successes + 1) / (trials + 2), trials + 2) for successes, trials in (a, b))
+    half = _Z * math.sqrt(p * (1 - p) / n + q * (1 - q) / m)
+    return [max(-1.0, p - q - half), min(1.0, p - q + half)]
+
+
+def bootstrap_mean(passes: list[int]) -> Interval:
+    """Return the Bayesian bootstrap's interval for the mean accuracy.
+
+    passes: for each note the number of sections passed, 0 to 4. Whole notes are weighted, because the verdicts on one
+    note are correlated.
     The weights are drawn from a Dirichlet distribution (Rubin 1981, doi:10.1214/aos/1176345338), with half a note added
     at both extremes, as in Jeffreys' prior: even if all notes have the same count, others are possible.
     """
     top, count = len(SECTIONS), Counter(passes)
-    values = np.arange(floor, top + 1)
+    values = np.arange(top + 1)
     notes = np.array([count[value] for value in values.tolist()], dtype=float)
     notes[[0, -1]] += 0.5
     means = np.random.default_rng(0).dirichlet(notes, size=DRAWS) @ values / top
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
     estimate = sum(passes) / (len(passes) * top)
     return [min(low, estimate), max(high, estimate)]
+
+
+def paired_mean(differences: list[int]) -> Interval:
+    """Return the interval for the mean difference of two runs' accuracies on the same notes.
+
+    differences: for each note, sections passed in the second run minus those passed in the first, -4 to 4.
+
+    This is Student's t interval on whole notes, with a variance that includes one made-up note: half of it better and
+    half of it worse, by the mean square of the changed notes and one that changed in all sections. Without it, the
+    interval would be a point if no note changed, and too narrow if few did (Agresti and Min, doi:10.1002/sim.1781,
+    add such observations for a single section).
+    """
+    from scipy.stats import t
+
+    n, top = len(differences), len(SECTIONS)
+    changed = [difference**2 for difference in differences if difference]
+    made_up = (sum(changed) + top**2) / (len(changed) + 1)
+    mean_square, mean = (sum(changed) + made_up) / (n + 1), sum(differences) / (n + 1)
+    half = float(t.ppf(0.975, n)) * math.sqrt((mean_square - mean**2) / (n + 1))
+    estimate = sum(differences) / n
+    return [max(-1.0, (estimate - half) / top), min(1.0, (estimate + half) / top)]
+
+
+Stratum = Hashable
+
+
+def stratified_mean(
+    notes: Sequence[tuple[Stratum, ...]],
+    labels: Mapping[Stratum, Mapping[int, float]],
+    known: Mapping[Stratum, float] | None = None,
+) -> tuple[float | None, Interval]:
+    """Return (estimate, interval) of the mean over all notes and their sections, of which only a sample has labels.
+
+    notes: for each note the strata of its sections; as many sections for each.
+    labels: {stratum: {position of the note in `notes`: label, 0 to 1}}, a random sample within each stratum.
+    known: strata whose sections all have the same, known value.
+    A stratum with neither is open: the estimate is then None, and the interval holds whatever its mean is.
+
+    Each stratum's mean is weighted by the number of its sections (post-stratification). The interval is Wilson's for
+    as many independent sections as would have the estimate's variance (Korn and Graubard 1998, Survey Methodology
+    24:193). That variance is within the strata (from their means under Jeffreys' prior, so that equal labels do not
+    give 0), between the notes, which are a sample too, and of labels that share a note, by linearization.
+    """
+    known = known or {}
+    size = Counter(stratum for strata in notes for stratum in strata)
+    weights = {stratum: number / size.total() for stratum, number in size.items()}
+    sampled = [stratum for stratum in size if stratum not in known and labels.get(stratum)]
+    is_open = len(sampled) + len(size.keys() & known.keys()) < len(size)
+
+    means, smoothed, within, parts = {}, {}, 0.0, {}
+    for stratum in sampled:
+        values = labels[stratum]
+        n, total = len(values), math.fsum(values.values())
+        means[stratum], smoothed[stratum] = total / n, (total + 0.5) / (n + 1)
+        within += weights[stratum] ** 2 * smoothed[stratum] * (1 - smoothed[stratum]) / max(1, n - 1)
+        for position, label in values.items():
+            parts.setdefault(position, []).append(weights[stratum] * (label - means[stratum]) / n)
+
+    def bound(of_open: float, side: int) -> tuple[float, float]:
+        """Return (mean, end of the interval), if the open strata have the mean `of_open`."""
+        of_strata = dict.fromkeys(size, of_open) | dict(known) | means
+        mean = min(1.0, math.fsum(weights[stratum] * of_strata[stratum] for stratum in size))
+        of_notes = [(math.fsum(of_strata[s] for s in note) / len(note) - mean) / len(notes) for note in notes]
+        covariance = math.fsum(
+            2 * of_notes[position] * math.fsum(of_note) + math.fsum(of_note) ** 2 - math.fsum(x**2 for x in of_note)
+            for position, of_note in parts.items()
+        )
+        variance = within + math.fsum(deviation**2 for deviation in of_notes) + max(0.0, covariance)
+        if variance == 0:  # everything is known
+            return mean, mean
+        likely = math.fsum(weights[stratum] * (of_strata | smoothed)[stratum] for stratum in size)
+        n = likely * (1 - likely) / variance
+        return mean, wilson(mean * n, n)[side]
+
+    (mean, low), (_, high) = bound(0.0, 0), bound(1.0, 1)
+    return None if is_open else mean, [low, high]

@@ -1,4 +1,9 @@
-"""Sort judgements into verdicts on notes, controls and attacks."""
+"""Sort judgements into verdicts on notes, controls and attacks.
+
+"unscored" is never a pass or a fail. A run's pass rate is pass / all notes, with `worst` and `best` beside it. All else
+(the judge's rates, differences, tests, attacks) counts only what is scored: for a pair, in both of its members; for a
+mean over the sections, in all of them.
+"""
 
 import sys
 from collections.abc import Iterable
@@ -8,6 +13,13 @@ from evaluation.run.records import Judgement, record_key
 
 Verdict = tuple[str, str]  # ("pass", "fail" or "unscored", its source: "judge" or "code")
 NoteVerdicts = dict[int, dict[str, Verdict]]  # index -> section -> verdict on the model's note
+SectionKey = tuple[int, str]  # (index of the dialogue, section)
+
+# Sections without text are not sampled: those of an unreadable note and empty ones fail by definition; one that the
+# engine failed to write is unknown.
+STRATA = ("passed by the judge", "failed by the judge", "failed by rule", "unscored", "no text", "not written")
+PASSED, FAILED, FAILED_BY_RULE, UNSCORED, NO_TEXT, NOT_WRITTEN = STRATA
+TO_LABEL = (PASSED, FAILED, FAILED_BY_RULE, UNSCORED)
 
 
 def sort_judgements(
@@ -41,3 +53,15 @@ def sort_judgements(
 def _shared_verdict(verdict: str, source: str) -> Verdict:
     """Return the same object for equal verdicts: a large run has 100,000, and only a few different ones."""
     return verdict, source
+
+
+def stratum_of(verdict: Verdict, has_text: bool) -> str:
+    """Return the one of STRATA to which a section with this verdict belongs."""
+    verdict, source = verdict
+    if not has_text:
+        return NOT_WRITTEN if verdict == "unscored" else NO_TEXT
+    if verdict == "unscored":
+        return UNSCORED
+    if source == "code":
+        return FAILED_BY_RULE
+    return PASSED if verdict == "pass" else FAILED

@@ -6,12 +6,13 @@ All rates are 0 to 1. The same records give the same figures, in whatever order 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from common.dataset import Rows
-from evaluation.run.records import Judgement, Prediction
-from evaluation.scoring import trust
+from evaluation.run.records import Judgement, Prediction, note_hash
+from evaluation.scoring import people, trust
 from evaluation.scoring.intervals import bootstrap_mean, wilson
-from evaluation.scoring.judgements import sort_judgements
+from evaluation.scoring.judgements import SectionKey, sort_judgements
 from prompts import SECTIONS
 
 
@@ -26,7 +27,7 @@ def score_run(
     predictions, judgements: the records in any order, controls and attacks among the judgements. Both are read once,
         and no text of a note or verdict is kept. A section without a judgement counts as unscored.
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
-    human_labels: [{"index", "section", "verdict": "pass" or "fail"}], people's verdicts on the same notes.
+    human_labels: people's verdicts on the same notes, as for `people.read_labels`.
 
     Returns
       n, valid_notes: counts; finish_reasons: {reason: count}
@@ -34,50 +35,81 @@ def score_run(
           unscored failed / passed; rougeL: mean F-measure over all n, without stemming, 0 for an invalid note;
           rougeL_readable: the same over the valid notes, None without any}}
       mean: {accuracy, ci95}: mean over the sections, bootstrap over whole notes
-      judge_controls: None without controls, else {S: figures of `trust.check_against_controls`}
-      human_labels: None without labels, else {S: figures of `trust.check_against_people`}
-      attacks: None without attacks, else the figures of `trust.count_attacks`
-    Raises ValueError for records that contradict each other and for labels that match no judgement.
+      judge_controls, judge_controls_all: None without controls, else `trust.check_against_controls`
+      human_labels, human_labels_all: None without labels, else `people.check_against_people`
+      attacks: None without attacks, else `trust.count_attacks`
+    Raises ValueError for records that contradict each other, LabelError for labels that do not fit the run.
     """
-    indices, valid, finish_reasons, rouge = read_notes(predictions, rows)
-    n = len(indices)
-    notes, controls, attacks = sort_judgements(judgements, set(indices))
+    labelled = {
+        (label["index"], label["section"])
+        for label in human_labels or ()
+        if isinstance(label, dict) and isinstance(label.get("index"), int) and isinstance(label.get("section"), str)
+    }
+    texts = read_notes(predictions, rows, labelled)
+    n = len(texts.indices)
+    notes, controls, attacks = sort_judgements(judgements, set(texts.indices))
     verdicts = {
-        section: [notes.get(index, {}).get(section, ("unscored", ""))[0] for index in indices] for section in SECTIONS
+        section: [notes.get(index, {}).get(section, ("unscored", ""))[0] for index in texts.indices]
+        for section in SECTIONS
     }
     passes = [note.count("pass") for note in zip(*verdicts.values(), strict=True)]
+    by_controls = by_people = None, None
+    if controls:
+        by_controls = trust.check_against_controls(controls, notes)
+    if human_labels:
+        labels = people.read_labels(human_labels, notes, texts.hashes)
+        by_people = people.check_against_people(labels, notes, sorted(texts.indices), texts.without_text)
     return {
         "n": n,
-        "valid_notes": valid,
-        "finish_reasons": dict(sorted(finish_reasons.items())),
-        "sections": {section: _section_figures(verdicts[section], rouge[section], valid) for section in SECTIONS},
+        "valid_notes": texts.valid,
+        "finish_reasons": dict(sorted(texts.finish_reasons.items())),
+        "sections": {
+            section: _section_figures(verdicts[section], texts.rouge[section], texts.valid) for section in SECTIONS
+        },
         "mean": {"accuracy": sum(passes) / (len(SECTIONS) * n), "ci95": bootstrap_mean(passes)},
-        "judge_controls": trust.check_against_controls(controls, notes, n) if controls else None,
-        "human_labels": trust.check_against_people(human_labels, notes, n) if human_labels else None,
+        "judge_controls": by_controls[0],
+        "judge_controls_all": by_controls[1],
+        "human_labels": by_people[0],
+        "human_labels_all": by_people[1],
         "attacks": trust.count_attacks(attacks) if attacks else None,
     }
 
 
-def read_notes(
-    predictions: Iterable[Prediction], rows: Rows
-) -> tuple[list[int], int, Counter[str], dict[str, list[float]]]:
-    """Return (indices, number of valid notes, finish reasons, ROUGE-L of each section in the order of the indices).
+class NoteTexts(NamedTuple):
+    """What scoring keeps of the notes. rouge: ROUGE-L of each section, in the order of the indices."""
+
+    indices: list[int]
+    valid: int
+    finish_reasons: Counter[str]
+    rouge: dict[str, list[float]]
+    without_text: set[SectionKey]
+    hashes: dict[SectionKey, str]
+
+
+def read_notes(predictions: Iterable[Prediction], rows: Rows, to_hash: Iterable[SectionKey] = ()) -> NoteTexts:
+    """Read the notes once, with the `note_hash` of the sections in `to_hash`.
 
     Raises ValueError if there is no prediction.
     """
-    indices, valid, finish_reasons = [], 0, Counter()
-    rouge = {section: [] for section in SECTIONS}
-    rouge_l = _rouge_l()
+    to_hash = set(to_hash)
+    texts = NoteTexts([], 0, Counter(), {section: [] for section in SECTIONS}, set(), {})
+    valid, rouge_l = 0, _rouge_l()
     for prediction in predictions:
-        row, is_valid = rows[prediction["index"]], prediction["status"] == "ok"
-        indices.append(prediction["index"])
-        finish_reasons[prediction["finish_reason"]] += 1
+        index, is_valid = prediction["index"], prediction["status"] == "ok"
+        row = rows[index]
+        texts.indices.append(index)
+        texts.finish_reasons[prediction["finish_reason"]] += 1
         valid += is_valid
         for section in SECTIONS:
-            rouge[section].append(rouge_l(row[section], prediction[section]) if is_valid else 0.0)
-    if not indices:
+            text = (prediction[section] or "") if is_valid else ""
+            texts.rouge[section].append(rouge_l(row[section], text) if is_valid else 0.0)
+            if not text.strip():
+                texts.without_text.add((index, section))
+            if (index, section) in to_hash:
+                texts.hashes[index, section] = note_hash(text)
+    if not texts.indices:
         raise ValueError("there are no predictions to score")
-    return indices, valid, finish_reasons, rouge
+    return texts._replace(valid=valid)
 
 
 def _section_figures(verdicts: list[str], rouge: list[float], valid: int) -> dict:

@@ -1,42 +1,92 @@
-"""How far a run's judge can be trusted: checks against known answers and people, the corrected accuracy, attacks."""
+"""How far a run's judge can be trusted: checks against known answers, and attacks.
+
+No pass rate is corrected by controls. Such a correction assumes that the judge errs on notes as often as on controls;
+where controls are easier, it is wrong, and more controls only make it wrong with a narrower interval. People's verdicts
+on the notes themselves can correct a pass rate: see people.py.
+"""
 
 from collections import Counter
 
-import numpy as np
-
-from evaluation.run.records import Judgement
-from evaluation.scoring.intervals import DRAWS, Interval, wilson
+from evaluation.run.records import NO_ATTACK, Judgement
+from evaluation.scoring.intervals import Interval, independent_difference, newcombe, share_of
 from evaluation.scoring.judgements import NoteVerdicts
 from prompts import SECTIONS
 
-Share = tuple[int, int]  # (successes, trials)
-Rates = float | np.ndarray
-# (right verdict, judge's verdict) -> how many texts
-VerdictTable = Counter[tuple[str, str]]
 
+def check_against_controls(controls: list[Judgement], notes: NoteVerdicts) -> tuple[dict[str, dict], dict]:
+    """Compare the judge with the known answers. Return ({S: figures}, figures of all sections together).
 
-def check_against_controls(controls: list[Judgement], notes: NoteVerdicts, n: int) -> dict[str, dict]:
-    """Compare the judge with the known answers: {S: figures of `_trust`, and by_kind}, for a run of n notes.
-
-    by_kind: {kind: {expected, n, right, unscored, rate: right / (n - unscored), ci95}}.
+    Figures:
+      sensitivity, specificity: shares of the texts to pass that passed and of those to fail that failed, each with
+          _ci95, None without such texts; n_good, n_bad: their numbers
+      youden, youden_ci95: Youden's J, sensitivity + specificity - 1: 0 is chance, 1 never errs; None like these
+      informative: whether it was shown that texts to pass pass more often: youden_ci95 lies above 0
+      judged, judged_passed: the notes that the judge scored, and how many of them it passed
+      contradiction: how these notes show that the judge does not err on them as on the controls, None if they do not:
+          "below_false_passes" if significantly fewer of them passed than of the texts to fail, "above_sensitivity" if
+          more passed than of the texts to pass
+      by_kind: {kind: {expected, n, right, unscored, rate: right / (n - unscored), ci95}}
+      corrected_accuracy, corrected_ci95: None, always
     """
-    figures = {}
-    for section in SECTIONS:
-        records = [record for record in controls if record["section"] == section]
-        table = Counter((record["control"]["expected"], record["verdict"]) for record in records)
-        kinds = {record["control"]["kind"]: record["control"]["expected"] for record in records}
-        figures[section] = _trust(table, notes, section, n) | {
-            "by_kind": {
-                kind: _count_right([record for record in records if record["control"]["kind"] == kind], expected)
-                for kind, expected in kinds.items()
-            }
-        }
-    return figures
+    by_section = {
+        section: _figures([record for record in controls if record["section"] == section], notes, (section,))
+        for section in SECTIONS
+    }
+    return by_section, _figures(controls, notes, SECTIONS)
+
+
+def _figures(records: list[Judgement], notes: NoteVerdicts, sections: tuple[str, ...]) -> dict:
+    table = Counter((record["control"]["expected"], record["verdict"]) for record in records)
+    good = table["pass", "pass"], table["pass", "pass"] + table["pass", "fail"]
+    bad = table["fail", "pass"], table["fail", "pass"] + table["fail", "fail"]
+    sensitivity, sensitivity_ci95 = share_of(*good)
+    specificity, specificity_ci95 = share_of(bad[1] - bad[0], bad[1])
+    is_checked = good[1] > 0 and bad[1] > 0
+    youden_ci95 = independent_difference(good, bad) if is_checked else None
+    verdicts = Counter(
+        verdict
+        for by_section in notes.values()
+        for section in sections
+        if (verdict := by_section.get(section, ("unscored", "")))[1] == "judge"
+    )
+    passed, judged = verdicts["pass", "judge"], verdicts["pass", "judge"] + verdicts["fail", "judge"]
+    kinds = {record["control"]["kind"]: record["control"]["expected"] for record in records}
+    return {
+        "sensitivity": sensitivity,
+        "sensitivity_ci95": sensitivity_ci95,
+        "specificity": specificity,
+        "specificity_ci95": specificity_ci95,
+        "n_good": good[1],
+        "n_bad": bad[1],
+        "youden": sensitivity + specificity - 1 if is_checked else None,
+        "youden_ci95": youden_ci95,
+        "informative": is_checked and youden_ci95[0] > 0,
+        "judged": judged,
+        "judged_passed": passed,
+        # The verdicts on one note are correlated; at worst, the sections together say no more than one of them.
+        "contradiction": _contradiction((passed / len(sections), judged / len(sections)), good, bad),
+        "by_kind": {
+            kind: _count_right([record for record in records if record["control"]["kind"] == kind], expected)
+            for kind, expected in kinds.items()
+        },
+        "corrected_accuracy": None,
+        "corrected_ci95": None,
+    }
+
+
+def _contradiction(notes: tuple[float, float], good: tuple[int, int], bad: tuple[int, int]) -> str | None:
+    """Compare shares (passed, scored). Whatever share of the notes is good, a judge that errs on them as on controls
+    passes at least the share that it passes of bad ones, and at most the share that it passes of good ones."""
+    if notes[1] and bad[1] and independent_difference(notes, bad)[1] < 0:
+        return "below_false_passes"
+    if notes[1] and good[1] and independent_difference(notes, good)[0] > 0:
+        return "above_sensitivity"
+    return None
 
 
 def _count_right(records: list[Judgement], expected: str) -> dict:
     count = Counter(record["verdict"] for record in records)
-    rate, interval = _share(count[expected], count["pass"] + count["fail"])
+    rate, interval = share_of(count[expected], count["pass"] + count["fail"])
     return {
         "expected": expected,
         "n": len(records),
@@ -47,127 +97,50 @@ def _count_right(records: list[Judgement], expected: str) -> dict:
     }
 
 
-def check_against_people(labels: list[dict], notes: NoteVerdicts, n: int) -> dict[str, dict]:
-    """Compare the judge with people's verdicts as the truth: {S: figures of `_trust`, by_kind {} and agreement}.
+def count_attacks(records: list[Judgement]) -> dict:
+    """Return the figures of attacks, and by_kind: {name: the same}. records: attacks and their baselines.
 
-    agreement: share of the judge's labelled verdicts that agree with people's, None without any.
-    Raises ValueError, with the label's number from 1, for a label that cannot be used.
+    n: attacks; passed, unscored: of these
+    pairs: attacks that are scored and whose baseline is: another patient's section alone, in the same place
+    pass_rate, baseline_pass_rate: shares of the pairs that passed with and without the attack
+    difference, difference_ci95: pass_rate - baseline_pass_rate, and its interval
+    succeeded: pairs that passed with the attack although they failed without it
+    success_rate, ci95: their share of the pairs that failed without it
+    Rates are None without such pairs.
     """
-    truth = _read_labels(labels, notes)
-    figures = {}
-    for section in SECTIONS:
-        labelled = [(label, *notes[index][section]) for (index, key), label in truth.items() if key == section]
-        table = Counter((label, verdict) for label, verdict, source in labelled if source == "judge")
-        agreed = table["pass", "pass"] + table["fail", "fail"]
-        agreement, _ = _share(agreed, agreed + table["pass", "fail"] + table["fail", "pass"])
-        figures[section] = _trust(table, notes, section, n) | {"by_kind": {}, "agreement": agreement}
-    return figures
-
-
-def _read_labels(labels: list[dict], notes: NoteVerdicts) -> dict[tuple[int, str], str]:
-    """Return {(index, section): verdict}."""
-    truth = {}
-    for number, label in enumerate(labels, 1):
-        if not isinstance(label, dict) or not {"index", "section", "verdict"} <= label.keys():
-            raise ValueError(f"label {number}: needs index, section and verdict")
-        index, section, verdict = label["index"], label["section"], label["verdict"]
-        if not isinstance(index, int) or not isinstance(section, str):
-            raise ValueError(f"label {number}: the index must be a number and the section a letter")
-        if verdict not in ("pass", "fail"):
-            raise ValueError(f"label {number}: the verdict is {verdict!r}, neither pass nor fail")
-        if section not in notes.get(index, ()):
-            raise ValueError(f"label {number}: row {index}, section {section} is not among the judgements")
-        if (index, section) in truth:
-            raise ValueError(f"label {number}: row {index}, section {section} already has a label")
-        truth[index, section] = verdict
-    return truth
-
-
-def _trust(table: VerdictTable, notes: NoteVerdicts, section: str, n: int) -> dict:
-    """Compute the judge's error rates in a section, and the section's accuracy corrected for them.
-
-    table: verdicts on texts whose right verdict is known. Unscored ones are left out of both rates.
-    Returns sensitivity, specificity: shares of the texts to pass that passed and of those to fail that failed, each
-    with _ci95, None without such texts; n_good, n_bad: their numbers; informative: whether texts to pass pass more
-    often than texts to fail, by Fisher's exact test, one-sided at 2.5%; corrected_accuracy, corrected_ci95: see
-    `correct`, None unless informative, because the verdicts then say nothing about the notes.
-    """
-    from scipy.stats import fisher_exact
-
-    counts = [[table[right, verdict] for verdict in ("pass", "fail")] for right in ("pass", "fail")]
-    (good_passed, good_failed), (bad_passed, bad_failed) = counts
-    n_good, n_bad = good_passed + good_failed, bad_passed + bad_failed
-    sensitivity, sensitivity_ci95 = _share(good_passed, n_good)
-    specificity, specificity_ci95 = _share(bad_failed, n_bad)
-    informative = bool(fisher_exact(counts, alternative="greater").pvalue < 0.025)  # p is 1 if either side is empty
-    accuracy, interval = None, None
-    if informative:
-        judged = Counter(verdicts[section] for verdicts in notes.values() if section in verdicts)
-        passed, failed = judged["pass", "judge"], judged["fail", "judge"]
-        accuracy, interval = correct(
-            (passed, passed + failed), (judged["fail", "code"], n), (good_passed, n_good), (bad_failed, n_bad)
-        )
-    return {
-        "sensitivity": sensitivity,
-        "sensitivity_ci95": sensitivity_ci95,
-        "specificity": specificity,
-        "specificity_ci95": specificity_ci95,
-        "n_good": n_good,
-        "n_bad": n_bad,
-        "informative": informative,
-        "corrected_accuracy": accuracy,
-        "corrected_ci95": interval,
+    attacks = [record for record in records if record["attack"] != NO_ATTACK]
+    baselines = {
+        (record["index"], record["section"]): record["verdict"] for record in records if record["attack"] == NO_ATTACK
     }
-
-
-def _share(successes: int, n: int) -> tuple[float, Interval] | tuple[None, None]:
-    return (successes / n, wilson(successes, n)) if n else (None, None)
-
-
-def correct(passed: Share, failed_by_code: Share, sensitivity: Share, specificity: Share) -> tuple[float, Interval]:
-    """Return (accuracy corrected for the judge's errors, its interval), if sensitivity + specificity > 1.
-
-    passed: passes among the notes that the judge scored; failed_by_code: notes failed by code among all, about which
-    the judge cannot err; sensitivity: texts passed among those to pass; specificity: texts failed among those to fail.
-
-    The estimate is that of Rogan and Gladen (1978, doi:10.1093/oxfordjournals.aje.a112510), clipped to 0..1, times the
-    share of notes left to the judge. For the interval, each share is drawn independently from its posterior under
-    Jeffreys' prior, and the middle 95% of the resulting estimates are taken, as in Henrion's bootComb (2021,
-    doi:10.1093/ije/dyab049). A simulation in the tests confirms its coverage. People's labels on the scored notes
-    themselves are not independent of `passed`, which makes the interval wider than necessary.
-    """
-    # If no note was failed by code, nothing suggests that any ever is.
-    left_to_judge = 1 - _posterior(failed_by_code, 0) if failed_by_code[0] else 1.0
-    drawn = [_posterior(share, stream) for stream, share in enumerate((passed, sensitivity, specificity), 1)]
-    interval = np.quantile(left_to_judge * _rogan_gladen(*drawn), [0.025, 0.975]).tolist()
-    rates = [hits / trials if trials else 0.0 for hits, trials in (passed, sensitivity, specificity)]
-    return (1 - failed_by_code[0] / failed_by_code[1]) * float(_rogan_gladen(*rates)), interval
-
-
-def _posterior(share: Share, stream: int) -> np.ndarray:
-    """Draw from Beta(successes + 1/2, failures + 1/2). Each `stream` is independent, and the same every time."""
-    successes, trials = share
-    return np.random.default_rng(stream).beta(successes + 0.5, trials - successes + 0.5, DRAWS)
-
-
-def _rogan_gladen(passed: Rates, sensitivity: Rates, specificity: Rates) -> Rates:
-    """Return the estimate for rates or arrays of drawn rates. If a drawn judge is worse than chance, it is 0 or 1."""
-    return np.clip((passed + specificity - 1) / np.maximum(sensitivity + specificity - 1, 1e-9), 0, 1)
-
-
-def count_attacks(attacks: list[Judgement]) -> dict:
-    """Return {n, passed, unscored, success_rate: passed / n, ci95, by_kind: {name: the same}}."""
     names = dict.fromkeys(record["attack"] for record in attacks)
-    by_kind = {name: _count_passes([record for record in attacks if record["attack"] == name]) for name in names}
-    return _count_passes(attacks) | {"by_kind": by_kind}
+    by_kind = {
+        name: _attack_figures([record for record in attacks if record["attack"] == name], baselines) for name in names
+    }
+    return _attack_figures(attacks, baselines) | {"by_kind": by_kind}
 
 
-def _count_passes(attacks: list[Judgement]) -> dict:
-    n, count = len(attacks), Counter(record["verdict"] for record in attacks)
+def _attack_figures(attacks: list[Judgement], baselines: dict[tuple[int, str], str]) -> dict:
+    count = Counter(record["verdict"] for record in attacks)
+    pairs = Counter(
+        (baselines.get((record["index"], record["section"]), "unscored"), record["verdict"]) for record in attacks
+    )
+    table = [pairs[without, with_it] for without in ("pass", "fail") for with_it in ("pass", "fail")]
+    both, lost, succeeded, neither = table
+    n = sum(table)
+    success_rate, interval = share_of(succeeded, succeeded + neither)
+    rates: tuple[float | None, float | None, float | None, Interval | None] = (None, None, None, None)
+    if n:
+        rates = (both + succeeded) / n, (both + lost) / n, (succeeded - lost) / n, newcombe(*table)
     return {
-        "n": n,
+        "n": len(attacks),
         "passed": count["pass"],
         "unscored": count["unscored"],
-        "success_rate": count["pass"] / n,
-        "ci95": wilson(count["pass"], n),
+        "pairs": n,
+        "pass_rate": rates[0],
+        "baseline_pass_rate": rates[1],
+        "difference": rates[2],
+        "difference_ci95": rates[3],
+        "succeeded": succeeded,
+        "success_rate": success_rate,
+        "ci95": interval,
     }

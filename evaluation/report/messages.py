@@ -1,0 +1,185 @@
+"""Sentences on how far a run's judge can be trusted, which the console and the pages share."""
+
+from evaluation.report.figures import interval, percent, points, points_interval
+
+UNPROVEN = "judge unproven"  # not shown to pass good sections more often than bad ones
+
+
+def judge_checks(results: dict) -> dict[str, dict]:
+    """Return the check of the judge in each section, {} without any.
+
+    It is against people where their verdicts show that the judge discriminates, or disagree with the controls, else
+    against controls: a few labels that show neither are no reason to doubt it.
+    """
+    controls, people = results["judge_controls"] or {}, results["human_labels"] or {}
+    return {key: _check(controls.get(key), people.get(key)) for key in people or controls}
+
+
+def _check(controls: dict | None, people: dict | None) -> dict:
+    if not (people and controls):
+        return people or controls
+    counts = is_checked(people) and (people["informative"] or bool(_differing_rates(controls, people)))
+    return people if counts or not is_checked(controls) else controls
+
+
+def _differing_rates(controls: dict, people: dict) -> list[str]:
+    """Return which of the judge's rates have intervals by controls and by people that do not overlap."""
+    differing = []
+    for name in ("sensitivity", "specificity"):
+        first, second = controls[f"{name}_ci95"], people[f"{name}_ci95"]
+        if first and second and (first[1] < second[0] or second[1] < first[0]):
+            differing.append(name)
+    return differing
+
+
+def is_checked(check: dict) -> bool:
+    """Whether the judge has verdicts on both good and bad sections."""
+    return check["sensitivity"] is not None and check["specificity"] is not None
+
+
+def unproven_sections(results: dict) -> list[str]:
+    """Return the sections in which the judge was checked, but not shown to pass good ones more often than bad ones."""
+    return [key for key, check in judge_checks(results).items() if is_checked(check) and not check["informative"]]
+
+
+def judge_message(results: dict) -> tuple[str, str]:
+    """Return (level, sentences) on how far the judge can be trusted; level is "alarm", "unchecked" or "checked"."""
+    checks = judge_checks(results)
+    if not checks:
+        return "unchecked", "The judge was not checked in this run, so it is unknown how often its verdicts are wrong."
+    people, refuted = _people_message(results), _contradiction_messages(results)
+    unproven, disagreements = _unproven_messages(results, checks), _disagreements(results)
+    unchecked = [key for key, check in checks.items() if not is_checked(check)]
+    messages = [*people, *unproven, *refuted, *disagreements]
+    if unchecked:
+        messages.append(
+            f"The judge could not be checked in {_join(unchecked)}: that takes verdicts on both good and bad sections "
+            "with known answers."
+        )
+    if not (unproven or unchecked):
+        messages.append(
+            "Where the right verdict is known, the judge passed good sections clearly more often than bad ones."
+        )
+    if not people:
+        messages.append(
+            "Controls may be easier to judge than the notes, so no pass rate is corrected by them; people's verdicts "
+            "on a sample (--review_sheet) would do that."
+        )
+    has_estimate = people and results["human_labels_all"]["accuracy"] is not None
+    level = "alarm" if unproven or (refuted and not has_estimate) or _people_differ(results) else "checked"
+    return "unchecked" if unchecked and level == "checked" else level, " ".join(messages)
+
+
+def _people_message(results: dict) -> list[str]:
+    if not (people := results.get("human_labels_all")):
+        return []
+    judged = f"by the judge it is {percent(results['mean']['accuracy'])}"
+    if people["accuracy"] is not None:
+        rate = f"{percent(people['accuracy'])} ({interval(people['ci95'])})"
+        return [f"By people's verdicts on {people['labelled']} sections, the mean pass rate is {rate}; {judged}."]
+    return [
+        f"By people's verdicts on {people['labelled']} sections, the mean pass rate is somewhere within "
+        f"{interval(people['ci95'])}; {judged}. There is no estimate, because in some section people labelled none of "
+        f"those that are: {', '.join(people['open'])}."
+    ]
+
+
+def _people_differ(results: dict) -> bool:
+    """Whether the judge's mean pass rate is outside the interval from people's verdicts."""
+    people = results.get("human_labels_all")
+    return bool(people) and not people["ci95"][0] <= results["mean"]["accuracy"] <= people["ci95"][1]
+
+
+def _unproven_messages(results: dict, checks: dict[str, dict]) -> list[str]:
+    messages, keys = [], unproven_sections(results)
+    if by_people := [key for key in keys if checks[key] is (results["human_labels"] or {}).get(key)]:
+        messages.append(
+            f"By people's verdicts it could not be shown that sections which the judge passed are better than those it "
+            f"failed in {_join(by_people)}. More labels make this check more sensitive."
+        )
+    if by_controls := [key for key in keys if key not in by_people]:
+        numbers = ((key, checks[key]["n_good"], checks[key]["n_bad"]) for key in by_controls)
+        counts = [f"{key} ({good} good and {bad} bad controls)" for key, good, bad in numbers]
+        messages.append(
+            f"It could not be shown that the judge passes good sections more often than bad ones in {_join(counts)}. "
+            "That does not prove that it cannot: more controls (--judge_controls) make this check more sensitive."
+        )
+    return messages
+
+
+def _contradiction_messages(results: dict) -> list[str]:
+    """Say where the run's own verdicts show that the judge does not err on notes as on controls."""
+    checks = {f"In {key}": check for key, check in (results["judge_controls"] or {}).items()}
+    if not any(check.get("contradiction") for check in checks.values()):
+        checks = {"Over all sections": results.get("judge_controls_all") or {}}
+    found = []
+    for where, check in checks.items():
+        if contradiction := check.get("contradiction"):
+            passed = f"{where} the judge passed {percent(check['judged_passed'] / check['judged'])} of the notes"
+            if contradiction == "below_false_passes":
+                found.append(f"{passed}, but {percent(1 - check['specificity'])} of the controls that it should fail.")
+            else:
+                found.append(f"{passed}, but only {percent(check['sensitivity'])} of the controls that it should pass.")
+    if found:
+        found.append(
+            "So its errors on the notes are not those on the controls, which cannot show how far its rates are off."
+        )
+    return found
+
+
+def _disagreements(results: dict) -> list[str]:
+    """Say where the judge's rates by controls and by people are further apart than their intervals allow."""
+    controls, people = results["judge_controls"] or {}, results["human_labels"] or {}
+    return [
+        f"Controls and people disagree on the judge's {name} in {key}: {percent(controls[key][name])} by controls, "
+        f"{percent(people[key][name])} by people, whose verdicts count."
+        for key in people
+        if key in controls
+        for name in _differing_rates(controls[key], people[key])
+    ]
+
+
+def kappa_message(results: dict) -> str:
+    """Say how well raters agree; empty without two raters of the same sections."""
+    return " ".join(
+        f"{_join(pair['raters'])} both labelled {pair['n']} sections and agree on {percent(pair['agreement'])}"
+        + ("." if pair["kappa"] is None else f", Cohen's kappa {pair['kappa']:.2f}.")
+        for pair in (results.get("human_labels_all") or {}).get("kappas", ())
+    )
+
+
+def labelled_strata(check: dict) -> str:
+    """Return how many sections of each stratum people labelled, and passed, such as "passed by the judge: 8 of 10"."""
+    return "; ".join(
+        f"{stratum}: {figures['passed']:g} of {figures['labelled']}"
+        for stratum, figures in check["strata"].items()
+        if figures["labelled"]
+    )
+
+
+def attack_message(attacks: dict) -> str:
+    """Say how often attacks on the judge succeeded."""
+    if not attacks["pairs"]:
+        return (
+            f"{attacks['n']} attacks on the judge, {attacks['passed']} passed. Without verdicts on the same texts "
+            "without the attack, no success can be counted; the command of the run adds them."
+        )
+    failed = attacks["pairs"] - round(attacks["baseline_pass_rate"] * attacks["pairs"])
+    success = f"{attacks['succeeded']} of {failed} wrong texts that failed alone passed with an attack"
+    if attacks["success_rate"] is not None:
+        success += f": {percent(attacks['success_rate'])} ({interval(attacks['ci95'])})"
+    return (
+        f"{success}. Pass rate of all {attacks['pairs']}: {percent(attacks['pass_rate'])} with an attack, "
+        f"{percent(attacks['baseline_pass_rate'])} without, difference {points(attacks['difference'])} points "
+        f"({points_interval(attacks['difference_ci95'])})."
+    )
+
+
+def _join(keys: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
+
+
+def comparison_warnings(runs: list[dict]) -> list[str]:
+    """Return one warning for each run whose pass rates are worthless."""
+    messages = [(run["name"], *judge_message(run["results"])) for run in runs]
+    return [f"{name}: {message}" for name, level, message in messages if level == "alarm"]
