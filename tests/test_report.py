@@ -308,7 +308,7 @@ def test_a_disagreement_of_controls_and_people_about_the_judge_is_shown(results)
     results["human_labels"]["A"] |= {"sensitivity": 0.4, "sensitivity_ci95": [0.3, 0.5]}
     text = console_table(results | {"human_labels_all": all_labels()})
     assert text.count("Controls and people disagree") == 1
-    assert "disagree on the judge's sensitivity in A: 85.0% by controls, 40.0% by people, whose verdicts count." in text
+    assert "disagree on the judge's sensitivity in A: 85.0% by controls, 40.0% by people, whose verdicts take" in text
 
 
 def test_a_section_without_controls_to_pass_and_to_fail_is_not_checked(results):
@@ -346,7 +346,7 @@ def test_attacks_without_baselines_are_shown_without_a_rate(results):
         ("pass_rate", "baseline_pass_rate", "difference", "difference_ci95", "success_rate", "ci95")
     )
     results["attacks"] = attacks() | none
-    assert "24 attacks on the judge, 8 passed. Without verdicts on the same texts" in console_table(results)
+    assert "8 of 24 attacks passed. Their success cannot be measured, because the verdicts" in console_table(results)
 
 
 def attacks() -> dict:

@@ -1,4 +1,4 @@
-"""Tables for the console. They are Markdown, and their columns line up."""
+"""Format tables for the console, as Markdown with aligned columns."""
 
 import textwrap
 
@@ -87,7 +87,7 @@ def _people_table(labels: dict, together: dict | None) -> str:
 
 
 def comparison_table(comparison: dict, runs: list[dict]) -> str:
-    """Return a column for each run, the best pass rate in bold; then differences, p and changed verdicts.
+    """Return the tables of several runs: pass rates with the best in bold, then differences, p and changed verdicts.
 
     comparison: from `compare_runs(runs)`.
     """
