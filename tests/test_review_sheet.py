@@ -116,8 +116,8 @@ def test_rows_without_a_verdict_are_counted_and_left_out(tmp_path):
     [
         ("index,section\n0,S\n", ":1 has no column verdict"),
         ("", ":1 has no column index"),
-        ("index,section,verdict\n0,S,pass\nzero,S,pass\n", ":3: the index is no number"),
-        ('index,section,verdict\n0,S,pass\n1,S,"pass\n', ":3 is no CSV"),
+        ("index,section,verdict\n0,S,pass\nzero,S,pass\n", ":3: the index is not a number"),
+        ('index,section,verdict\n0,S,pass\n1,S,"pass\n', ":3 is not valid CSV"),
     ],
 )
 def test_a_faulty_sheet_is_refused_with_file_and_row(tmp_path, text, message):
