@@ -131,7 +131,7 @@ CHECKS = {
 @pytest.mark.parametrize("name", EDITS)
 @given(text=SECTIONS)
 @settings(max_examples=300, deadline=None)
-def test_an_edit_changes_exactly_what_it_promises(name, text):
+def test_each_edit_changes_only_its_intended_part(name, text):
     edited = EDITS[name](text)
     if edited is not None:
         CHECKS[name](text, edited)
@@ -141,7 +141,7 @@ def test_an_edit_changes_exactly_what_it_promises(name, text):
     ("name", "least"),
     [("reword", 400), ("drop_finding", 400), ("turn_negation", 350), ("change_number", 400), ("change_side", 150)],
 )
-def test_the_edits_keep_their_promise_on_the_demo_and_apply_often_enough(name, least):
+def test_the_edits_are_right_on_the_demo_and_apply_often_enough(name, least):
     pairs = [(text, EDITS[name](text)) for text in DEMO_SECTIONS]
     pairs = [(text, edited) for text, edited in pairs if edited is not None]
     assert len(pairs) >= least, f"{len(pairs)} of {len(DEMO_SECTIONS)}"

@@ -45,7 +45,7 @@ def filled_in(rows: list[dict[str, str]], path: Path, encoding: str = "utf-8-sig
     return path
 
 
-def test_as_many_sections_are_drawn_of_each_verdict_and_section():
+def test_each_section_and_verdict_gives_equally_many_samples():
     letters = "p" * 70 + "f" * 25 + "c" * 2 + "i" * 3
     sample = draw_sample(*run_of(letters), size=40)
     assert len(sample) == len(set(sample)) == 40
@@ -55,7 +55,7 @@ def test_as_many_sections_are_drawn_of_each_verdict_and_section():
     assert [letters[index] for index, _ in sample] != sorted(letters[index] for index, _ in sample)
 
 
-def test_a_larger_sample_includes_the_smaller_one_and_the_order_of_the_records_changes_nothing():
+def test_a_larger_sample_includes_the_smaller_one_in_any_order_of_records():
     predictions, judgements = run_of("pfpfppcp")
     small = draw_sample(predictions, judgements, 8)
     assert set(small) < set(draw_sample(predictions, judgements, 20))
@@ -92,7 +92,7 @@ def test_a_text_that_exceeds_a_cell_is_cut_and_says_so(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8", "cp1252"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_a_sheet_that_a_spreadsheet_saved_gives_the_labels(tmp_path, delimiter, encoding):
+def test_labels_are_read_from_a_sheet_saved_by_a_spreadsheet(tmp_path, delimiter, encoding):
     rows = written(tmp_path / "sheet.csv", "pf", 6)
     labels, without = read_sheet(str(filled_in(rows, tmp_path / "back.csv", encoding, delimiter=delimiter)))
     assert without == 0
