@@ -185,10 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("data").add_argument
     add(
-        "--dataset_path",
-        default="./soap_dataset",
-        metavar="DIR",
-        help="output of preprocess_data.py (default: %(default)s)",
+        "--dataset_path", default="./soap_dataset", metavar="DIR", help="from preprocess_data.py (default: %(default)s)"
     )
     add("--split", default="test", help="part of the dataset to evaluate on (default: %(default)s)")
     add("--limit", type=number(int, 1), metavar="N", help="only the first N dialogues (default: all)")
@@ -205,13 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add("--human_labels", metavar="FILE", help=LABELS_HELP)
     add("--review_sheet", metavar="FILE", help=SHEET_HELP)
-    add(
-        "--review_size",
-        type=number(int, 1),
-        default=40,
-        metavar="N",
-        help="sections in that sheet (default: %(default)s)",
-    )
+    add("--review_size", type=number(int, 1), default=40, metavar="N", help="sections in it (default: %(default)s)")
 
     add = parser.add_argument_group("engines").add_argument
     add(

@@ -1,4 +1,4 @@
-"""Edits of a section: one keeps every fact, four break exactly one thing."""
+"""Test the edits of a section: one keeps every fact, and each of the other four makes exactly one error."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def found(pattern: re.Pattern, text: str) -> Counter:
 
 
 def changed_part(text: str, edited: str) -> tuple[str, str]:
-    """Return both texts without the words that they share at the start and at the end."""
+    """Return both texts without their common words at the start and at the end."""
     old, new = text.split(" "), edited.split(" ")
     while old and new and old[0] == new[0]:
         old, new = old[1:], new[1:]

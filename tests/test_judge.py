@@ -1,4 +1,4 @@
-"""Verdicts, the cases of a note, controls and attacks."""
+"""Test verdicts, the cases of a note, controls and attacks."""
 
 import json
 from collections import Counter

@@ -637,7 +637,7 @@ def small_report(results, tmp_path) -> Path:
 
 @pytest.fixture
 def hostile_report(results, tmp_path) -> Path:
-    """Write a report in which every text is hostile, from the model's name to the judge's reasons."""
+    """Write a report whose every text is hostile, from the model's name to the judge's reasons."""
     predictions, judgements, rows = make_run(len(HOSTILE), words=200)
     for row, prediction, text in zip(rows, predictions, HOSTILE, strict=True):
         row.update(dict.fromkeys(row, text))

@@ -1,4 +1,4 @@
-"""The sample for people: blinded, equal numbers of each verdict, and the same labels back from any spreadsheet."""
+"""Test that the review sheet is blinded and balanced, and that labels survive any spreadsheet program."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ ROW = {"dialogue": "Doctor: What is it?\nPatient: A cough.", "S": "Cough.", "O":
 
 
 def run_of(letters: str, text: str = "=1+1") -> tuple[list[dict], list[dict]]:
-    """Return predictions and judgements; a letter for each note: p passed, f failed, c failed by rule, i invalid."""
+    """Return predictions and judgements, one note for each letter: p passed, f failed, c failed by rule, i invalid."""
     predictions, judgements = [], []
     for index, letter in enumerate(letters):
         note = dict.fromkeys(SECTIONS, None if letter == "i" else f"{text} {index}")
@@ -36,7 +36,7 @@ def written(path: Path, letters: str, size: int, rows: list[dict] | None = None,
 
 
 def filled_in(rows: list[dict[str, str]], path: Path, encoding: str = "utf-8-sig", **dialect) -> Path:
-    """Save rows as a spreadsheet does, the verdicts PASS and Fail in turn."""
+    """Save rows as a spreadsheet does, with PASS and Fail as alternating verdicts."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, **dialect)
     writer.writeheader()

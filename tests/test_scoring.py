@@ -1,4 +1,4 @@
-"""Scores, checks of the judge and comparisons. In simulations, the intervals cover the truth as often as they claim."""
+"""Test scores, checks of the judge and comparisons, and simulate how often the intervals cover the truth."""
 
 import time
 from functools import cache
@@ -191,7 +191,7 @@ def test_a_judge_not_shown_to_discriminate_is_uninformative(good, bad):
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 12, 24, 50])
 def test_a_guessing_judge_is_informative_in_at_most_3_3_percent_of_runs(n):
-    """Exactly, for n good and n bad controls, whatever share of all texts the judge passes."""
+    """Sum exact probabilities, for n good and n bad controls and any share of texts that the judge passes."""
     shown = np.array(
         [
             [intervals.independent_difference((good, n), (bad, n))[0] > 0 for bad in range(n + 1)]
@@ -532,7 +532,7 @@ JUDGES = [(0.95, 0.95), (0.9, 0.8), (0.6, 0.5), (0.95, 0.35), (0.7, 0.75)]  # se
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("n", [12, 24, 100])
 def test_intervals_of_youden_s_j_cover_it_in_93_to_98_5_percent_of_runs(judge, n):
-    """Exactly, over all numbers of good and bad controls that pass."""
+    """Sum exact probabilities over all numbers of good and bad controls that pass."""
     (sensitivity, specificity), counts = judge, np.arange(n + 1)
     chances = np.outer(scipy.stats.binom.pmf(counts, n, sensitivity), scipy.stats.binom.pmf(counts, n, 1 - specificity))
     bounds = np.array([[intervals.independent_difference((good, n), (bad, n)) for bad in counts] for good in counts])
@@ -542,9 +542,9 @@ def test_intervals_of_youden_s_j_cover_it_in_93_to_98_5_percent_of_runs(judge, n
 
 
 def simulate_labels(rng: np.random.Generator, notes: int, truth: float, judge: tuple, labels: int, sections: int):
-    """Judge notes, and label up to `labels` sections with each verdict in each section.
+    """Simulate a judge and people, who label up to `labels` notes for each section and verdict.
 
-    The sections of a note have a common chance to be good, so they are correlated. Returns the arguments of
+    The sections of a note share one chance of being good, so they are correlated. Return the arguments of
     `stratified_mean`.
     """
     chance = rng.beta(2 * truth, 2 * (1 - truth), (notes, 1))
@@ -562,7 +562,7 @@ def simulate_labels(rng: np.random.Generator, notes: int, truth: float, judge: t
 @pytest.mark.parametrize("judge", [(0.9, 0.8), (0.6, 0.5), (0.95, 0.35)])
 @pytest.mark.parametrize(("truth", "notes", "labels"), [(0.7, 250, 20), (0.3, 250, 20), (0.7, 25, 20), (0.7, 250, 60)])
 def test_pass_rates_from_labels_cover_the_truth_in_93_to_99_percent_of_runs(judge, truth, notes, labels):
-    """People label as many of the sections that passed as of those that failed, as auditors do."""
+    """People label as many sections that passed as sections that failed, as auditors do."""
     rng = np.random.default_rng(5)
     runs = [simulate_labels(rng, notes, truth, judge, labels, sections=1) for _ in range(RUNS // 4)]
     estimates = [intervals.stratified_mean(*run) for run in runs]

@@ -98,9 +98,7 @@ def check_against_people(
     notes_strata = [tuple((section, strata[index, section]) for section in SECTIONS) for index in indices]
     all_labels = {(section, name): values for section in SECTIONS for name, values in sampled[section].items()}
     accuracy, interval = stratified_mean(notes_strata, all_labels, {(s, NO_TEXT): 0.0 for s in SECTIONS})
-    is_open = {
-        stratum[1] for stratum in set().union(*notes_strata) if stratum not in all_labels and stratum[1] != NO_TEXT
-    }
+    unlabelled = {name for _, name in set().union(*notes_strata) - all_labels.keys()} - {NO_TEXT}
     return by_section, {
         "accuracy": accuracy,
         "ci95": interval,
@@ -108,7 +106,7 @@ def check_against_people(
         "labels": sum(map(len, labels.values())),
         "raters": sorted(filter(None, labels)),
         "kappas": _kappas(labels),
-        "open": [stratum for stratum in STRATA if stratum in is_open],
+        "open": [stratum for stratum in STRATA if stratum in unlabelled],
     }
 
 
