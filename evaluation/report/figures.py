@@ -3,8 +3,8 @@
 from pathlib import Path
 
 P_VALUES = (
-    "The mean's p, from a paired permutation test, decides whether the runs differ. The sections' p are from "
-    "McNemar's exact test, corrected for four tests by Holm's method."
+    "The mean's p, from a paired permutation test, is the test of whether the runs differ. The sections' p are from "
+    "McNemar's exact test, corrected by Holm's method for the number of sections."
 )
 
 

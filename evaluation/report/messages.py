@@ -33,7 +33,7 @@ def _differing_rates(controls: dict, people: dict) -> list[str]:
 
 
 def is_checked(check: dict) -> bool:
-    """Whether the judge has verdicts on both good and bad sections."""
+    """Return whether the judge has verdicts on both good and bad sections."""
     return check["sensitivity"] is not None and check["specificity"] is not None
 
 
@@ -85,7 +85,7 @@ def _people_message(results: dict) -> list[str]:
 
 
 def _people_differ(results: dict) -> bool:
-    """Whether the judge's mean pass rate is outside the interval from people's verdicts."""
+    """Return whether the judge's mean pass rate is outside the interval from people's verdicts."""
     people = results.get("human_labels_all")
     return bool(people) and not people["ci95"][0] <= results["mean"]["accuracy"] <= people["ci95"][1]
 

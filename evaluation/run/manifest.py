@@ -105,7 +105,7 @@ class Manifest:
 
     @property
     def is_stamped(self) -> bool:
-        """Whether `stamp` was called for this run folder."""
+        """Whether `stamp` has been called for this run folder."""
         return "date" in self._values
 
     def name_models(self, **names: str | None) -> None:
