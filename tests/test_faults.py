@@ -558,7 +558,9 @@ FAULTS = {
     "cut-off results to compare": Fault(
         "eval.py --compare run run", lambda: cut("run/results.json", 99), "no readable"
     ),
-    "results that are none": Fault("eval.py --compare run run", lambda: put("run/results.json", "[]"), "not eval.py's"),
+    "results that are none": Fault(
+        "eval.py --compare run run", lambda: put("run/results.json", "[]"), "results.json was not written by eval.py"
+    ),
     "results on other data": Fault(
         "eval.py --compare run other",
         lambda: (shutil.copytree("run", "other"), change("other/results.json", ("dataset_hash", "0"))),

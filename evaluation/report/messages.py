@@ -102,7 +102,7 @@ def _unproven_messages(results: dict, checks: dict[str, dict]) -> list[str]:
         counts = [f"{key} ({good} good and {bad} bad controls)" for key, good, bad in numbers]
         messages.append(
             f"It could not be shown that the judge passes good sections more often than bad ones in {_join(counts)}. "
-            "That does not prove that it cannot; more controls (--judge_controls) make this check more sensitive."
+            "That does not prove that it cannot: more controls (--judge_controls) make this check more sensitive."
         )
     return messages
 
