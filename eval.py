@@ -29,60 +29,60 @@ from evaluation.pipeline import Pipeline
 from evaluation.run.runs import Run, open_runs, print_line, resolve
 
 CONTROLS_HELP = (
-    "judge N good and N bad texts with known answers for each section; with fewer the intervals are wide; a finished "
-    "run can be given more (default: %(default)s; 0: none)"
+    "for each section, judge N good and N bad texts whose right verdict is known; fewer widen the intervals; a higher "
+    "N adds to a finished run (default: %(default)s; 0: none)"
 )
 ATTACKS_HELP = (
-    "judge N wrong texts for each section that try to talk the judge into a pass, and N wrong texts that do not; a "
-    "finished run can be given more (default: %(default)s)"
+    "for each section, judge N wrong texts that try to talk the judge into a pass, and N that do not; a higher N adds "
+    "to a finished run (default: %(default)s)"
 )
 LABELS_HELP = (
-    "people's verdicts on this run's notes, which correct its pass rates: a filled-in review sheet (.csv) or JSONL, "
-    'such as {"index": 0, "section": "S", "verdict": "pass"}, with "rater" and "note_hash" if you like'
+    "people's verdicts on this run's notes, from which pass rates are estimated: a filled-in review sheet (.csv), or "
+    'JSONL such as {"index": 0, "section": "S", "verdict": "pass"}, optionally with "rater" and "note_hash"'
 )
 SHEET_HELP = (
-    "write a sample of the judged sections as CSV for people to pass or fail, as many that passed as that failed, "
-    "without the verdicts; a finished run takes --stage report"
+    "write a CSV sample of the sections for people to pass or fail, balanced over the judge's verdicts but without "
+    "them; for a finished run, add --stage report"
 )
 JUDGE_HELP = (
     "hub name or folder of the model that passes or fails each section; with --judge_api_base, its name on that server "
     "(default: %(default)s)"
 )
 STAGE_HELP = (
-    "generate: only write notes; judge: judge the notes on disk, and report; report: make scores, table and page from "
-    "the records, without a model; all: do all of these that are not done yet (default: %(default)s)"
+    "generate: only write notes; judge: judge the notes on disk, then report; report: compute scores, table and page "
+    "from the records, without a model; all: do whatever is not done yet (default: %(default)s)"
 )
 LORA_HELP = (
-    "LoRA adapter of the (first) model; repeat it for several runs. It is added to a copy of the weights; with "
-    "--engine_args '{\"enable_lora\": true}' vLLM applies it at run time"
+    "LoRA adapter of the (first) model; repeat the flag for several runs. It is merged into a copy of the weights, or "
+    "applied by vLLM at run time with --engine_args '{\"enable_lora\": true}'"
 )
 OUTPUT_HELP = (
     "run folder (default: ./results/<model>[-<adapter>]); for several runs, the folder above theirs; with --compare, "
     "the folder for comparison.html (default: console only)"
 )
 LENGTH_HELP = (
-    "most tokens of a prompt and its answer; a longer dialogue counts as a failed note (default: the model's limit, "
-    "at most 8192)"
+    "maximum tokens of a prompt and its answer; a dialogue that does not fit counts as a failed note (default: the "
+    "model's limit, at most 8192)"
 )
 MEMORY_HELP = (
-    "share of each GPU's memory that both models may take together; the peak can be 2%% of the memory higher "
+    "share of each GPU's memory for both models together; the peak can exceed it by 2%% of the memory "
     "(default: %(default)s)"
 )
 
 
 def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | None) -> None:
-    """Turn records into results.json, report.html and the table. Raises UserError if records are missing."""
+    """Score a run, write results.json and report.html, and print the table. Raises UserError if records are missing."""
     from evaluation.report import html, text
     from evaluation.report.results import write_results_json
     from evaluation.review_sheet import write_sheet
     from evaluation.scoring.people import LabelError
     from evaluation.scoring.scores import score_run
 
-    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads them from the disk
-    plain = sum(not record["control"] and not record["attack"] for record in judgements)
-    if plain < len(rows) * len(prompts.SECTIONS):
+    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads the file
+    on_notes = sum(not record["control"] and not record["attack"] for record in judgements)
+    if on_notes < len(rows) * len(prompts.SECTIONS):
         raise UserError(
-            f"{run.folder.path} has {plain} verdicts on {len(rows)} dialogues; "
+            f"{run.folder.path} has {on_notes} verdicts on {len(rows)} dialogues; "
             "run the same command with --stage all first"
         )
     try:
@@ -97,7 +97,9 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
     print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
     if options.review_sheet:
         size = write_sheet(Path(options.review_sheet), predictions, judgements, rows, options.review_size)
-        print_line(f"{options.review_sheet}: {size} sections to pass or fail; give it back with --human_labels")
+        print_line(
+            f"{options.review_sheet}: {size} sections to pass or fail; once filled in, give it to --human_labels"
+        )
 
 
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
@@ -117,7 +119,7 @@ def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
 
 
 def evaluate(options: Options) -> None:
-    """Take every model or adapter through the stages, then score it. Raises UserError."""
+    """Run the stages of this call for each model or adapter, then score it. Raises UserError."""
     began = time.monotonic()
     rows = load_split(options.dataset_path, options.split, options.limit)
     labels = None
@@ -139,7 +141,7 @@ def evaluate(options: Options) -> None:
 
 
 def make_plan(options: Options, generators: list[models.Model], judge_model: models.Model | None) -> placement.Plan:
-    """Decide where the engines of this call run, and print it. Raises UserError."""
+    """Decide on which devices the engines of this call run, and print the plan. Raises UserError."""
     if not generators and not judge_model:
         return placement.Plan(None, None, False, "")
     needs = []
@@ -153,7 +155,7 @@ def make_plan(options: Options, generators: list[models.Model], judge_model: mod
 
 
 def number(kind: Callable[[str], Any], low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """A type for argparse: a number of this kind within low..high."""
+    """Return a type for argparse: a number of this kind within low..high."""
 
     def read(text: str) -> Any:
         value = kind(text)
@@ -166,9 +168,10 @@ def number(kind: Callable[[str], Any], low: float, high: float = float("inf")) -
 
 
 def json_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object, as a type for argparse."""
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError('no JSON object, such as {"seed": 1}')
+        raise argparse.ArgumentTypeError('not a JSON object, such as {"seed": 1}')
     return value
 
 
@@ -199,7 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add("--human_labels", metavar="FILE", help=LABELS_HELP)
     add("--review_sheet", metavar="FILE", help=SHEET_HELP)
-    add("--review_size", type=number(int, 1), default=40, metavar="N", help="its sections (default: %(default)s)")
+    add("--review_size", type=number(int, 1), default=40, metavar="N", help="sections in it (default: %(default)s)")
 
     add = parser.add_argument_group("engines").add_argument
     add(
@@ -207,7 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=number(int, 1),
         default=1024,
         metavar="N",
-        help="length of a note (default: %(default)s)",
+        help="maximum tokens of a note (default: %(default)s)",
     )
     add("--max_model_len", type=number(int, 16), metavar="N", help=LENGTH_HELP)
     add("--gpu_memory_utilization", type=number(float, 0.01, 1), default=0.9, metavar="SHARE", help=MEMORY_HELP)
@@ -224,14 +227,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=number(int, 1),
         default=64,
         metavar="N",
-        help="requests at a time (default: %(default)s)",
+        help="concurrent requests (default: %(default)s)",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = Options(**vars(build_parser().parse_args(argv)))
-    os.umask(0o077)  # dialogues and notes are for the user's eyes alone
+    os.umask(0o077)  # only the user may read dialogues and notes
     try:
         options.check()
         if options.compare:

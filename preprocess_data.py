@@ -1,11 +1,11 @@
-"""Turn pairs of a medical dialogue and a SOAP note into the dataset that train.py and eval.py read.
+"""Convert pairs of a medical dialogue and a SOAP note into the dataset that train.py and eval.py read.
 
 Input: a dataset on the Hugging Face hub, a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files named by
 split (train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from save_to_disk. A note is one column of
 text under the headings S, O, A and P, one column with a JSON object of these keys, or four columns of these names.
 Names are letters or whole words; a section may be a list of strings.
 Output: a DatasetDict with the splits train, validation and test and the text columns dialogue, S, O, A and P. Beside
-the splits, rejects.jsonl has a line with file, row and reason for each rejected row. Only the owner can read these.
+the splits, rejects.jsonl lists file, row and reason of each rejected row. Only the owner can read these files.
 
     python preprocess_data.py
     python preprocess_data.py --dataset demo/dialogues.jsonl --output_dir demo/build/soap_dataset
@@ -37,7 +37,7 @@ WARN_ABOVE = 0.2  # share of rejected rows
 
 
 def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None:
-    """Write the dataset and its rejects. Equal rows give equal bytes."""
+    """Write the dataset and its rejects. The same rows always give the same bytes."""
     import datasets
     import pyarrow
 
@@ -53,7 +53,7 @@ def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None
 
 
 def fingerprint(rows: list[Row]) -> str:
-    """Return 16 hex digits that change with any character, so that the caches of datasets are never stale.
+    """Return a hash of the rows' text, 16 hex digits, so that the caches of `datasets` are never stale.
 
     The library's own fingerprint pickles the whole table, which doubles the memory of a run.
     """
@@ -67,7 +67,7 @@ def fingerprint(rows: list[Row]) -> str:
 
 
 def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[dict]]:
-    """Read, select, split and write; return the rows written and the rejects. Raises UserError, OSError."""
+    """Read, select, split and write the rows. Return the written rows and the rejects. Raises UserError, OSError."""
     shares = {"validation": options.validation_fraction, "test": options.test_fraction}
     if not (min(shares.values()) > 0 and sum(shares.values()) < 1):
         raise UserError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
@@ -97,7 +97,7 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
 def no_rows_error(
     dataset: str, split: str, records: list[Record], rejects: list[dict], is_usable: ColumnCheck
 ) -> UserError:
-    """Return the error for a split without rows: the most common reason, its first row, and the remedy."""
+    """Return the error for a split without rows, with the most common reason, its first row, and the remedy."""
     rejects = [reject for reject in rejects if reject["split"] == split]
     if not rejects:
         return UserError(f"{dataset} has no rows for {split}; add rows, or give another --dataset")
@@ -113,7 +113,7 @@ def no_rows_error(
 
 
 def summary(rows: dict[str, list[Row]], rejects: list[dict]) -> str:
-    """Return the counts of rows in, dropped by reason, and kept by split, a line each."""
+    """Return one line for each count: rows in, dropped by reason, and kept by split."""
     kept = {split: len(rows[split]) for split in SPLITS}
     reasons = Counter(reject["reason"] for reject in rejects)
     return "\n".join(
@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, default=default, type=type(default), help=f"{text} (default: %(default)s)")
 
     add("--dataset", "omi-health/medical-dialogue-to-soap-summary", "file, folder, or name on the Hugging Face hub")
-    add("--output_dir", "./soap_dataset", "folder to write; an earlier output in it is replaced")
+    add("--output_dir", "./soap_dataset", "output folder; replaces an earlier output there")
     add("--dialogue_column", "dialogue", "column with the dialogue")
     add("--note_column", "soap", "column with the note; ignored if there are columns S, O, A and P")
     add("--section_map", "", 'JSON file with more headings for sections, such as {"Impression": "A"}')
@@ -153,9 +153,9 @@ def fail(problem: str, status: int = 2) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = build_parser().parse_args(argv)
-    os.umask(0o077)  # dialogues are patients' words: only the owner may read the output and the hub's cache
+    os.umask(0o077)  # the output and the hub's cache hold patients' words, so only the owner may read them
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each failed attempt to reach the hub prints a line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # otherwise each failed attempt to reach the hub prints a line
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold any byte
     print(*(f"{name}={value}" for name, value in vars(options).items()), flush=True)
     try:
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"wrote {options.output_dir}; rejected rows: {Path(options.output_dir) / REJECTS}")
     print(summary(rows, rejects))
     if len(rejects) > WARN_ABOVE * (len(rejects) + sum(map(len, rows.values()))):
-        print("warning: many rows were left out; check the reasons above", file=sys.stderr)
+        print("warning: many rows were dropped; check the reasons above", file=sys.stderr)
     return 0
 
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from common.errors import UserError
+from common.errors import UserError, short_cause
 from prompts import SECTIONS
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("dialogue", *SECTIONS)
-_AGAIN = "run `python preprocess_data.py`"
+_PREPROCESS = "run `python preprocess_data.py`"
 
 
 class Row(TypedDict):
@@ -38,30 +38,29 @@ def load_split(path: str | Path, split: str, limit: int | None = None) -> "Datas
     import datasets
 
     if not Path(path).is_dir():
-        raise UserError(f"{path}: no such folder; {_AGAIN} first")
+        raise UserError(f"{path}: no such folder; {_PREPROCESS} first")
     datasets.disable_progress_bars()
     try:
         splits = datasets.load_from_disk(str(path))
-    except Exception as error:  # a damaged folder makes pyarrow, json and datasets raise many kinds
-        words = " ".join((getattr(error, "strerror", None) or str(error)).split())[:100]
-        raise UserError(f"{path} cannot be read ({words}); {_AGAIN} again") from None
+    except Exception as error:  # for a damaged folder, pyarrow, json and datasets raise many types
+        raise UserError(f"{path} cannot be read ({short_cause(error)}); {_PREPROCESS} again") from None
     if not isinstance(splits, datasets.DatasetDict) or split not in splits:
         found = ", ".join(splits) if isinstance(splits, datasets.DatasetDict) else "none"
         raise UserError(f"{path} has no split {split} (it has: {found}); choose another")
     rows = splits[split]
     for name in COLUMNS:
         if name not in rows.features or rows.features[name].dtype not in ("string", "large_string"):
-            raise UserError(f"{path}, split {split}: no column {name} of text; {_AGAIN} again")
+            raise UserError(f"{path}, split {split}: no column {name} of text; {_PREPROCESS} again")
         if rows.data.column(name).null_count:
             row = rows[name].index(None)
-            raise UserError(f"{path}, split {split}, row {row}: {name} is missing; {_AGAIN} again")
+            raise UserError(f"{path}, split {split}, row {row}: {name} is missing; {_PREPROCESS} again")
     if not len(rows):
         raise UserError(f"{path}, split {split} has no rows; choose another")
     return rows.select_columns(list(COLUMNS)).select(range(min(len(rows), limit or len(rows))))
 
 
 def content_hash(rows: Iterable[Row]) -> str:
-    """Return 12 hex digits that change with any character of any row."""
+    """Return a hash of the rows' text, 12 hex digits."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row[name] for name in COLUMNS]).encode())

@@ -1,4 +1,4 @@
-"""File locks that the process releases when it ends, and atomic replacement of files."""
+"""Lock files until the process ends, and replace files atomically."""
 
 import fcntl
 from pathlib import Path
@@ -21,9 +21,9 @@ def lock(path: Path, wait: bool = False) -> IO[str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` atomically: if the process is killed, either the old or the new file remains.
+    """Replace the file at `path` atomically: if the process is killed, the old or the new file remains.
 
-    Lone surrogates, which a model can write but a file cannot hold, become "?".
+    Lone surrogates, which a model can write but UTF-8 cannot encode, become "?".
     """
     draft = path.with_name(path.name + ".new")
     draft.write_text(text, encoding="utf-8", errors="replace", newline="\n")

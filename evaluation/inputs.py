@@ -1,18 +1,18 @@
-"""The further inputs of eval.py: people's verdicts and finished runs."""
+"""Read eval.py's other inputs: people's verdicts and finished runs."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, short_cause
 from evaluation.review_sheet import read_sheet
 from evaluation.run.records import open_records, parse_record
 
 
 def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
-    """Return (people's verdicts, number of rows without one) from a filled-in review sheet (.csv), else from JSONL.
+    """Return (people's verdicts, number of rows without one) from a filled-in review sheet (.csv) or from JSONL.
 
-    Each verdict has the keys that `evaluation.scoring.people.read_labels` checks, and its place as `where`.
+    Each verdict has the keys that `evaluation.scoring.people.read_labels` checks; `where` is its file and row.
     Raises UserError.
     """
     try:
@@ -28,7 +28,7 @@ def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
 
 
 def load_run(path: str | Path) -> dict[str, Any]:
-    """Return a finished run as compare_runs takes it: name, results, predictions and judgements, without texts.
+    """Return a finished run in the form that compare_runs takes: name, results, and records without their texts.
 
     Raises UserError.
     """
@@ -36,9 +36,9 @@ def load_run(path: str | Path) -> dict[str, Any]:
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no readable results.json ({_first_words(error)}); give a finished run") from None
+        raise UserError(f"{path}: no readable results.json ({short_cause(error)}); give a finished run") from None
     if not isinstance(results, dict) or "sections" not in results:
-        raise UserError(f"{path}: results.json is not eval.py's; give a finished run")
+        raise UserError(f"{path}: results.json was not written by eval.py; give a finished run")
     predictions, judgements = open_records(folder)
     return {
         "name": folder.resolve().name,
@@ -52,7 +52,3 @@ def load_run(path: str | Path) -> dict[str, Any]:
 
 def _pick(record: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: record[key] for key in keys}
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:100]

@@ -1,4 +1,4 @@
-"""What a call of eval.py asks for. Field names are those of the flags; eval.py alone knows argparse."""
+"""The options of one eval.py call. Fields are named after the flags; only eval.py uses argparse."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from common.errors import UserError
 
 
 class Target(NamedTuple):
-    """A model, or a model with an adapter, as the user names them."""
+    """A model, or a model with an adapter, by the names that the user gave."""
 
     model: str
     lora_path: str | None
@@ -16,7 +16,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """The resolved flags; their meaning is in `python eval.py --help`."""
+    """The parsed flags; `python eval.py --help` explains them."""
 
     model: list[str]
     lora_path: list[str]
@@ -51,10 +51,12 @@ class Options:
 
     @property
     def judges(self) -> bool:
+        """Whether this call judges notes."""
         return self.stage in ("all", "judge")
 
     @property
     def reports(self) -> bool:
+        """Whether this call scores the runs and writes their reports."""
         return self.stage in ("all", "judge", "report")
 
     @property
@@ -64,22 +66,26 @@ class Options:
 
     @property
     def targets(self) -> list[Target]:
-        """One for each run: the model with each adapter or, of several models, each one, then the adapters."""
+        """The target of each run.
+
+        One model with adapters: the model with each adapter. Otherwise each model alone, then the first model with each
+        adapter.
+        """
         adapted = [Target(self.model[0], path) for path in self.lora_path]
         return adapted if adapted and len(self.model) == 1 else [Target(name, None) for name in self.model] + adapted
 
     def run_path(self, target: Target) -> Path:
-        """Return --output_dir or, for several runs or without it, a folder named after model and adapter."""
+        """Return --output_dir for a single run, else a folder in it or in results, named after model and adapter."""
         if self.output_dir and len(self.targets) == 1:
             return Path(self.output_dir)
         return Path(self.output_dir or "results") / "-".join(_label(name) for name in target if name)
 
     def settings(self, *names: str) -> dict[str, Any]:
-        """Return the flags of these names."""
+        """Return the flags with these names, and their values."""
         return {name: getattr(self, name) for name in names}
 
     def for_manifest(self) -> dict[str, Any]:
-        """Return all flags, without the password that an address may hold."""
+        """Return all flags; addresses lose user name and password."""
         addresses = self.settings("api_base", "judge_api_base")
         return asdict(self) | {name: value and without_credentials(value) for name, value in addresses.items()}
 
@@ -100,7 +106,7 @@ class Options:
             self._check_review_sheet(Path(self.review_sheet), len(folders))
         if self.lora_path and self.api_base:
             raise UserError(
-                "--lora_path does not go with --api_base: give the name under which the adapter is served as the model"
+                "--lora_path cannot be combined with --api_base; give the adapter's served name as the model instead"
             )
         for api_base in filter(None, (self.api_base, self.judge_api_base)):
             without_credentials(api_base)
@@ -109,21 +115,21 @@ class Options:
         if runs > 1:
             raise UserError("--review_sheet is a sample of one run's notes; evaluate each model by itself")
         if not self.reports:
-            raise UserError("--review_sheet takes judged notes; leave out --stage generate")
+            raise UserError("--review_sheet needs judged notes; leave out --stage generate")
         if path.exists():
             raise UserError(f"--review_sheet {path} exists, and may hold people's verdicts; choose another name")
         nearest = next(parent for parent in path.absolute().parents if parent.exists())
         if not nearest.is_dir():
-            raise UserError(f"--review_sheet {path}: {nearest.name} is no folder; choose another name")
+            raise UserError(f"--review_sheet {path}: {nearest.name} is not a folder; choose another name")
 
 
 def without_credentials(api_base: str) -> str:
-    """Return the address without user name and password. Raises UserError if it is no address of a server."""
+    """Return the address without user name and password. Raises UserError if it is not a server's address."""
     from urllib.parse import urlsplit
 
     parts = urlsplit(api_base)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"{api_base} is no address of a server; give e.g. http://localhost:8000/v1")
+        raise UserError(f"{api_base} is not a server's address; give one such as http://localhost:8000/v1")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

@@ -1,7 +1,7 @@
-"""The way of a dialogue: its note is written, read and recorded; each section of the note is judged and recorded.
+"""Process each dialogue: write, parse and record its note, then judge and record each section.
 
-Every dialogue takes this way in a coroutine of its own. The loop over runs starts the next generator as soon as the
-notes of the one before are written, while the judge may still be reading them.
+Each dialogue has its own coroutine. The loop over runs starts the next generator as soon as the previous run's notes
+are written, while the judge may still be working on them.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ from evaluation.run.runs import Run, print_line
 from evaluation.run.unanswered import check_notes, check_verdicts
 from evaluation.tasks import BoundedTasks
 
-_NOTES_AT_THE_JUDGE = 1000  # so many notes may wait for verdicts; then the generator's next ones wait
+_MOST_NOTES_TO_JUDGE = 1000  # written but not yet judged; beyond that, the generator waits for the judge
 
 
 class Pipeline:
-    """Notes and verdicts of several runs on the same rows, with one start of the judge.
+    """Write and judge the notes of several runs on the same rows, and start the judge only once.
 
-    `began` is the start of the call, by time.monotonic().
+    `began` is the time.monotonic() at which the call started.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Pipeline:
         self.options, self.runs, self.rows, self.plan, self.judge_model = options, runs, rows, plan, judge_model
         self._began = began
         self._machine = describe_machine()
-        # Whether the judge runs beside the generator, and judges notes as they come.
+        # Whether the judge runs at the same time as the generator and judges each note once it is written.
         self._together = options.judges and (plan.together or bool(options.api_base or options.judge_api_base))
         self._judge: LanguageModel | None = None
         self._judge_usage: dict[Run, Usage] = {}
         self._judged: dict[Run, set[tuple]] = {}
         self._changed: set[Run] = set()
-        self._judging = BoundedTasks(_NOTES_AT_THE_JUDGE)
+        self._judging = BoundedTasks(_MOST_NOTES_TO_JUDGE)
         known = 2 * options.judge_controls + 2 * options.attacks
         self._verdicts_bar = ProgressBar("verdicts", len(prompts.SECTIONS) * (len(rows) * len(runs) + known))
 
     def run(self) -> None:
-        """Bring every run as far as the stages of this call go. Raises UserError."""
+        """Run the stages of this call for every run. Raises UserError."""
         asyncio.run(self._run())
 
     async def _run(self) -> None:
@@ -105,13 +105,13 @@ class Pipeline:
             await self._judging.add(self._judge_note, run, note)
 
     def _models(self) -> tuple[Path, ...]:
-        """Folders of all models that this call loads, the judge's last."""
+        """Return the folders of all models that this call loads, the judge's last."""
         loaded = [*(run.model for run in self.runs), self.judge_model]
         return tuple(model.path for model in loaded if model)
 
     @contextlib.asynccontextmanager
     async def _generator(self, run: Run) -> AsyncIterator[Usage]:
-        """Run the generator for the time of the block, and beside it the judge, if both fit."""
+        """Run the generator for the duration of the block, and the judge beside it if both fit."""
         if run.adapter:
             shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps with another adapter
             run.merged.mkdir()
@@ -129,7 +129,7 @@ class Pipeline:
     # --- verdicts ----------------------------------------------------------------------------------------------------
 
     async def _judge_existing_notes(self, run: Run) -> None:
-        """Start to judge the notes on disk and, once for all runs, the inputs with known answers."""
+        """Start judging the notes on disk and, once for all runs, the inputs with known answers."""
         self._judged[run] = {record_key(record) for record in run.folder.judgements}
         if run is self.runs[0]:
             await self._judging.add(self._judge_known_answers, run)
@@ -141,9 +141,9 @@ class Pipeline:
             await self._judging.add(self._judge_note, run, note)
 
     async def _judge_note(self, run: Run, note: Prediction) -> None:
-        """Judge the four sections of a note; code decides what needs no judge.
+        """Judge the four sections of a note; code decides those that do not need the judge.
 
-        The sections are asked for one right after the other, so that the prefix cache serves three of the four.
+        All four prompts are sent at once, so that the prefix cache serves the last three.
         """
         cases, decided = judge.plain_cases([note], self.rows)
         for record in decided:
@@ -195,7 +195,7 @@ class Pipeline:
                 run.manifest.stamp(self._machine, self.options.for_manifest())
 
     def _append(self, run: Run, records: JsonLines, record: Prediction | Judgement) -> None:
-        """Write a record; with its first one, this call stamps the manifest."""
+        """Write a record; the first one of this call also stamps the manifest."""
         records.append(record)
         if run not in self._changed:
             self._changed.add(run)
@@ -220,7 +220,7 @@ class Pipeline:
 
 
 class ProgressBar:
-    """A tqdm bar with the time left; it appears with the first update."""
+    """A tqdm bar that shows the time left, from the first update on."""
 
     def __init__(self, label: str, total: int, done: int = 0):
         self._label, self._total, self._done, self._bar = label, total, done, None
@@ -237,7 +237,7 @@ class ProgressBar:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.total = self._bar.n  # not every row makes a control
+            self._bar.total = self._bar.n  # some rows give no control, so the total may be too high
             self._bar.close()
 
 
@@ -246,13 +246,15 @@ def start_generator(
 ) -> LanguageModel:
     """Start the model that writes notes; it may not be ready yet when this returns.
 
-    Before it starts, the chat templates of the models in `check_first` are checked, too.
+    The chat templates of the models in `check_first` are checked before it starts.
     """
     sampling = {"temperature": 0, "max_tokens": options.max_new_tokens, **options.sampling_args}
     if options.api_base:
         print_line(f"{without_credentials(options.api_base)} {SERVED_NOTICE}")
         return Server("generator", options.api_base, run.target.model, sampling, concurrency=options.api_concurrency)
-    length = run.manifest.identity["generate"]["max_model_len"]  # its own: `placement` is for all models of the call
+    length = run.manifest.identity["generate"][
+        "max_model_len"
+    ]  # this model's; `placement` covers all models of the call
     vllm_args, merge_into = (
         {**VLLM_DEFAULTS, **placement.vllm_args, "max_model_len": length, **options.engine_args},
         None,
@@ -268,7 +270,7 @@ def start_generator(
 
 
 def read_prediction(index: int, dialogue: str, completion: Completion) -> Prediction:
-    """Return the line of predictions.jsonl for the generator's answer to dialogue number `index`."""
+    """Return the record of the generator's answer to dialogue number `index`."""
     note, reason = dict.fromkeys(prompts.SECTIONS), None
     if completion.finish_reason == "prompt_too_long":
         reason = "the prompt is too long"

@@ -1,8 +1,8 @@
-"""The review sheet: a blinded sample of a run's sections as CSV, for people to pass or fail, and its way back.
+"""Write the review sheet, a blinded CSV sample of a run's sections for people to pass or fail, and read it back.
 
-Spreadsheet programs open it and save it again, with their own delimiter and encoding. It shows neither the judge's
-verdicts nor the model's name. Within each stratum (section and verdict) the sample is random, as the estimates from
-people's labels need it.
+Spreadsheet programs may save it with another delimiter and encoding. It shows neither the judge's verdicts nor the
+model's name. The sample is random within each stratum (section and verdict), as the estimates from people's labels
+require.
 """
 
 import csv
@@ -21,17 +21,17 @@ from evaluation.scoring.judgements import TO_LABEL, SectionKey, sort_judgements,
 from prompts import SECTIONS
 
 COLUMNS = ("index", "section", "note_hash", "dialogue", "reference", "note section", "verdict", "rater")
-_SEED = 0  # of the sample and of its order
-_MOST_CHARACTERS = 30_000  # in a cell; Excel takes 32,767 and moves the rest into other cells
-_HASH_PREFIX = "sha256:"  # else a spreadsheet would read 123456789012 or 12345678e901 as a number
+_SEED = 0  # of the sample and its order
+_MOST_CHARACTERS = 30_000  # in a cell; Excel holds 32,767 and moves the rest into other cells
+_HASH_PREFIX = "sha256:"  # without it, a spreadsheet would read 123456789012 or 12345678e901 as a number
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def draw_sample(predictions: Iterable[Prediction], judgements: Iterable[Judgement], size: int) -> list[SectionKey]:
     """Return up to `size` sections of the notes, (index, section), in random order.
 
-    As many are drawn from each stratum: from those of a section that passed, failed, failed by rule or are unscored. A
-    small stratum is drawn whole, and others fill its places. A larger sample includes the smaller ones.
+    The strata are, for each of S, O, A and P, the sections that passed, failed, failed by rule or are unscored. Each
+    stratum gives the same number; if it has fewer, the others fill its places. A larger sample includes a smaller one.
     """
     texts = {
         (prediction["index"], section): prediction["status"] == "ok" and bool((prediction[section] or "").strip())
@@ -73,12 +73,12 @@ def write_sheet(
         shown = [_as_cell(cell) for cell in (row["dialogue"], row[section], note)]
         writer.writerow([index, section, _HASH_PREFIX + note_hash(note), *shown, "", ""])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "\ufeff" + text.getvalue())  # the mark tells Excel that this is UTF-8
+    write_atomically(path, "\ufeff" + text.getvalue())  # Excel recognizes UTF-8 by this mark
     return len(sample)
 
 
 def _as_cell(text: str) -> str:
-    """Return a text that no spreadsheet runs as a formula: with an apostrophe before it, as OWASP advises."""
+    """Shorten a long text, and put an apostrophe before one that a spreadsheet would run as a formula (OWASP)."""
     if len(text) > _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]} [{len(text) - _MOST_CHARACTERS} more characters]"
     return f"'{text}" if text.startswith(_FORMULA) else text
@@ -92,8 +92,8 @@ def _from_cell(cell: str) -> str:
 def read_sheet(path: str) -> tuple[list[dict[str, Any]], int]:
     """Return (labels for `read_labels`, number of rows without a verdict) from a filled-in sheet.
 
-    Only index, section and verdict are needed. Commas, semicolons or tabs separate the cells; the text is UTF-8 or,
-    from an old Excel, Windows-1252. Raises OSError, and UserError with file:row, row 1 being the header.
+    Only index, section and verdict are needed. Commas, semicolons or tabs separate the cells. The text is UTF-8 or,
+    from an old Excel, Windows-1252. Raises OSError, and UserError with file:row; row 1 is the header.
     """
     content = Path(path).read_bytes()
     try:
@@ -116,7 +116,7 @@ def read_sheet(path: str) -> tuple[list[dict[str, Any]], int]:
                 without_verdict += 1
                 continue
             if not values["index"].isdecimal():
-                raise UserError(f"{path}:{row}: the index is no number; correct it")
+                raise UserError(f"{path}:{row}: the index is not a number; correct it")
             labels.append(
                 {
                     "index": int(values["index"]),
@@ -128,5 +128,5 @@ def read_sheet(path: str) -> tuple[list[dict[str, Any]], int]:
                 }
             )
     except csv.Error as error:
-        raise UserError(f"{path}:{row + 1} is no CSV ({error}); correct it") from None
+        raise UserError(f"{path}:{row + 1} is not valid CSV ({error}); correct it") from None
     return labels, without_verdict

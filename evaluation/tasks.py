@@ -1,4 +1,4 @@
-"""Concurrent coroutines, few enough at a time that a long run does not gather in memory."""
+"""Run coroutines concurrently, with a limit that bounds the memory of a long run."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class BoundedTasks:
-    """An asyncio.TaskGroup of which at most `limit` tasks run at once.
+    """An asyncio.TaskGroup that runs at most `limit` tasks at once.
 
     Leaving the block waits for all tasks. The first error cancels the others, and the block raises it.
     """
@@ -29,7 +29,7 @@ class BoundedTasks:
             raise errors.exceptions[0] from None
 
     async def add(self, function: Callable[..., Coroutine], *arguments: Any) -> None:
-        """Start `function(*arguments)` as soon as fewer than `limit` tasks run."""
+        """Wait until fewer than `limit` tasks run, then start `function(*arguments)`."""
         await self._slots.acquire()
         task = self._group.create_task(function(*arguments))
         task.add_done_callback(lambda _: self._slots.release())

@@ -1,4 +1,4 @@
-"""Edits of a section: one keeps every fact, four break exactly one thing."""
+"""Test the edits of a section: one keeps every fact, and each of the other four makes exactly one error."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def found(pattern: re.Pattern, text: str) -> Counter:
 
 
 def changed_part(text: str, edited: str) -> tuple[str, str]:
-    """Return both texts without the words that they share at the start and at the end."""
+    """Return both texts without their common words at the start and at the end."""
     old, new = text.split(" "), edited.split(" ")
     while old and new and old[0] == new[0]:
         old, new = old[1:], new[1:]
@@ -131,7 +131,7 @@ CHECKS = {
 @pytest.mark.parametrize("name", EDITS)
 @given(text=SECTIONS)
 @settings(max_examples=300, deadline=None)
-def test_an_edit_changes_exactly_what_it_promises(name, text):
+def test_each_edit_changes_only_its_intended_part(name, text):
     edited = EDITS[name](text)
     if edited is not None:
         CHECKS[name](text, edited)
@@ -141,7 +141,7 @@ def test_an_edit_changes_exactly_what_it_promises(name, text):
     ("name", "least"),
     [("reword", 400), ("drop_finding", 400), ("turn_negation", 350), ("change_number", 400), ("change_side", 150)],
 )
-def test_the_edits_keep_their_promise_on_the_demo_and_apply_often_enough(name, least):
+def test_the_edits_are_right_on_the_demo_and_apply_often_enough(name, least):
     pairs = [(text, EDITS[name](text)) for text in DEMO_SECTIONS]
     pairs = [(text, edited) for text, edited in pairs if edited is not None]
     assert len(pairs) >= least, f"{len(pairs)} of {len(DEMO_SECTIONS)}"

@@ -379,10 +379,10 @@ FAULTS = {
     "one model twice": Fault("eval.py model model --judge_model model", nothing, "two runs would share the folder"),
     "one adapter twice": Fault(f"{ADAPTER} --lora_path adapter", nothing, "two runs would share the folder"),
     "no number of dialogues": Fault(f"{EVAL} --limit 0", nothing, "argument --limit: 0 is not within 1"),
-    "a list for an object": Fault(f"{EVAL} --engine_args []", nothing, "argument --engine_args: no JSON object"),
+    "a list for an object": Fault(f"{EVAL} --engine_args []", nothing, "argument --engine_args: not a JSON object"),
     "half an object": Fault(f"{EVAL} --sampling_args {{", nothing, "argument --sampling_args: "),
     "a length that the model has not": Fault(f"{EVAL} --max_model_len 5000", nothing, "supports at most 4096"),
-    "an address that is none": Fault(f"{EVAL} --api_base localhost", nothing, "no address"),
+    "an address that is none": Fault(f"{EVAL} --api_base localhost", nothing, "not a server's address"),
     "a served model with an adapter": Fault(f"{ADAPTER} --api_base http://localhost/v1", nothing, "served"),
     "labels for two runs": Fault(f"{ADAPTER} --lora_path other --human_labels labels", nothing, "on one run's notes"),
     # eval.py: dataset and labels
@@ -433,7 +433,7 @@ FAULTS = {
     "a sheet in half a quote": Fault(
         f"{REPORT} --human_labels {{}}",
         lambda: put("labels.csv", 'index,section,verdict\n0,S,"pass\n'),
-        "labels.csv:2 is no CSV",
+        "labels.csv:2 is not valid CSV",
     ),
     "a sheet over another file": Fault(
         f"{REPORT} --review_sheet {{}}",
@@ -441,10 +441,10 @@ FAULTS = {
         "sheet.csv exists, and may hold",
     ),
     "a sheet before the verdicts": Fault(
-        f"{EVAL} --stage generate --review_sheet x.csv", nothing, "takes judged notes"
+        f"{EVAL} --stage generate --review_sheet x.csv", nothing, "needs judged notes"
     ),
     "a sheet of two runs": Fault(f"{ADAPTER} --lora_path other --review_sheet x.csv", nothing, "one run's notes"),
-    "a sheet below a file": Fault(f"{REPORT} --review_sheet notes.jsonl/x.csv", nothing, "notes.jsonl is no folder"),
+    "a sheet below a file": Fault(f"{REPORT} --review_sheet notes.jsonl/x.csv", nothing, "notes.jsonl is not a folder"),
     # eval.py: model and adapter
     "a model that is nowhere": Fault("eval.py {} --judge_model model", lambda: "no such model", "neither a folder"),
     "a model off an unreachable hub": Fault(
@@ -511,13 +511,13 @@ FAULTS = {
     "a run without permission": Fault(f"{EVAL} --output_dir {{}}/run", lambda: close(folder(), 0o500), "Permission"),
     "two evaluations at once": Fault(RUN, lambda: hold("run/.lock"), "another run is writing here"),
     "results of another version": Fault(RUN, lambda: change("run/manifest.json", ("format", 0)), "another version"),
-    "a manifest cut off": Fault(RUN, lambda: cut("run/manifest.json", 99), "manifest.json is no JSON"),
+    "a manifest cut off": Fault(RUN, lambda: cut("run/manifest.json", 99), "manifest.json is not JSON"),
     "no manifest": Fault(RUN, lambda: remove("run/manifest.json"), "no manifest.json"),
     "another dataset": Fault(f"{RUN} --dataset_path {{}}", lambda: dataset(*rows(2)), "dataset_hash"),
     "notes cut off in mid-line": Fault(REPORT, lambda: cut("run/predictions.jsonl", 900), "has 1 notes"),
     "verdicts cut off in mid-line": Fault(REPORT, lambda: cut("run/judgements.jsonl", 5_000), "7 verdicts on 2"),
     "NUL bytes after the notes": Fault(REPORT, lambda: add("run/predictions.jsonl", b"\0" * 99 + b"\n"), "jsonl:3"),
-    "a verdict that is a list": Fault(REPORT, lambda: add("run/judgements.jsonl", b"[1]\n"), "is no JSON object"),
+    "a verdict that is a list": Fault(REPORT, lambda: add("run/judgements.jsonl", b"[1]\n"), "is not a JSON object"),
     "a note without sections": Fault(REPORT, lambda: add("run/predictions.jsonl", b'{"index": 2}\n'), "jsonl:3 has no"),
     "a note twice": Fault(
         REPORT,
@@ -525,10 +525,10 @@ FAULTS = {
         "dialogue 0 has two notes",
     ),
     "a note on no dialogue": Fault(
-        REPORT, lambda: put("run/predictions.jsonl", note_of(index=99)), "dialogue 99 is none of the 2"
+        REPORT, lambda: put("run/predictions.jsonl", note_of(index=99)), "dialogue 99 is not among the 2"
     ),
     "a note on a dialogue in words": Fault(
-        REPORT, lambda: put("run/predictions.jsonl", note_of(index="zero")), "predictions.jsonl:1: the index is no"
+        REPORT, lambda: put("run/predictions.jsonl", note_of(index="zero")), "predictions.jsonl:1: the index is not a"
     ),
     "a full disk": Fault(REPORT, lambda: full("run/results.json.new"), "No space left"),
     "a disk too full for the report": Fault(REPORT, nothing, "File too large", disk=4_000),
@@ -549,7 +549,7 @@ FAULTS = {
             [shutil.copytree("run", f"runs/{name}") for name in ("model", "second")],
             cut("runs/second/manifest.json", 99),
         ),
-        "second/manifest.json is no JSON",
+        "second/manifest.json is not JSON",
     ),
     # eval.py: comparisons
     "one run to compare": Fault("eval.py --compare run", nothing, "two or more run folders"),
@@ -558,7 +558,9 @@ FAULTS = {
     "cut-off results to compare": Fault(
         "eval.py --compare run run", lambda: cut("run/results.json", 99), "no readable"
     ),
-    "results that are none": Fault("eval.py --compare run run", lambda: put("run/results.json", "[]"), "not eval.py's"),
+    "results that are none": Fault(
+        "eval.py --compare run run", lambda: put("run/results.json", "[]"), "results.json was not written by eval.py"
+    ),
     "results on other data": Fault(
         "eval.py --compare run other",
         lambda: (shutil.copytree("run", "other"), change("other/results.json", ("dataset_hash", "0"))),

@@ -1,4 +1,4 @@
-"""Verdicts, the cases of a note, controls and attacks."""
+"""Test verdicts, the cases of a note, controls and attacks."""
 
 import json
 from collections import Counter
@@ -162,7 +162,7 @@ def test_the_same_rows_n_and_seed_give_the_same_controls(rows):
     assert control_cases(rows, 7, 3) != control_cases(rows, 7, 4)
 
 
-def test_more_controls_include_the_fewer_ones(rows):
+def test_more_controls_include_those_of_a_smaller_number(rows):
     few = {case.key() for case in control_cases(rows, 4, 0)}
     assert few < {case.key() for case in control_cases(rows, 8, 0)}
 
@@ -197,7 +197,7 @@ def test_a_duplicate_row_is_not_another_patient(rows):
     assert "other_patient" not in {case.control["kind"] for case in cases}
 
 
-def test_a_row_that_a_kind_cannot_be_made_from_is_skipped(rows):
+def test_a_row_that_gives_no_control_of_a_kind_is_skipped(rows):
     plain = {"dialogue": "d", "S": "Itchy skin.", "O": "Dry skin.", "A": "Eczema.", "P": "Emollient cream."}
     cases = control_cases([*[plain] * 30, *rows[:10]], 5, 0)
     edited = [case for case in cases if case.control["kind"] != "other_patient"]
@@ -229,7 +229,7 @@ def test_attacks_are_wrong_sections_of_all_kinds_each_with_a_baseline(rows):
 
 
 @pytest.mark.parametrize(("few", "many"), [(1, 2), (3, 10), (5, 13)])
-def test_more_attacks_include_the_fewer_ones_and_all_names_equally_often(rows, few, many):
+def test_more_attacks_include_those_of_a_smaller_number_and_keep_names_balanced(rows, few, many):
     more = attack_cases(rows, many, 0)
     assert {case.key() for case in attack_cases(rows, few, 0)} < {case.key() for case in more}
     names = Counter(case.attack for case in more if case.attack != NO_ATTACK)

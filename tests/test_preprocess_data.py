@@ -480,7 +480,7 @@ def test_many_rejected_rows_cause_a_warning(capsys: pytest.CaptureFixture[str]):
     for bad, warned in ((1, False), (5, True)):
         write_jsonl("notes.jsonl", [*source_rows(10), *[{"dialogue": "Doctor: Hi."}] * bad])
         assert main(["--dataset", "notes.jsonl"]) == 0
-        assert ("warning: many rows were left out" in capsys.readouterr().err) == warned
+        assert ("warning: many rows were dropped" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.slow

@@ -238,7 +238,7 @@ def test_the_console_warns_of_an_unproven_judge(results_of_an_unproven_judge):
         ),
     ],
 )
-def test_notes_that_refute_the_controls_are_a_warning(results, contradiction, words):
+def test_the_console_warns_if_the_notes_contradict_the_controls(results, contradiction, words):
     results["judge_controls"]["S"] |= {"judged_passed": 25, "contradiction": contradiction}
     text = console_table(results)
     assert f"WARNING: {words}" in text
@@ -248,7 +248,7 @@ def test_notes_that_refute_the_controls_are_a_warning(results, contradiction, wo
     assert words.replace("In S", "Over all sections")[:50] in console_table(results)
 
 
-def test_no_text_about_a_run_with_controls_alone_holds_a_corrected_rate(results):
+def test_a_run_with_controls_alone_shows_no_corrected_rate(results):
     text = console_table(results)
     assert "orrected" not in text.replace("no pass rate is corrected", "")
 
@@ -269,7 +269,7 @@ def test_human_labels_can_check_the_judge_instead_of_controls(results):
 
 
 @pytest.mark.parametrize(("sensitivity", "interval", "outranks"), [(0.5, [0.3, 0.7], True), (0.8, [0.4, 0.9], False)])
-def test_labels_outrank_controls_where_they_disagree_or_show_more(results, sensitivity, interval, outranks):
+def test_labels_outrank_controls_where_they_disagree_or_are_informative(results, sensitivity, interval, outranks):
     labels = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
     labels["O"] |= {"sensitivity": sensitivity, "sensitivity_ci95": interval, "informative": False}
     text = console_table(results | {"human_labels": labels})
@@ -278,7 +278,7 @@ def test_labels_outrank_controls_where_they_disagree_or_show_more(results, sensi
     assert "judge unproven" not in cells(console_table(results | {"human_labels": labels}), "A")[1]
 
 
-def test_the_pass_rate_by_people_comes_first_and_a_different_one_by_the_judge_is_a_warning(results):
+def test_peoples_rate_comes_first_and_a_judge_outside_its_interval_is_a_warning(results):
     results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
     near = console_table(results | {"human_labels_all": all_labels(0.6)})
     words = "By people's verdicts on 80 sections, the mean pass rate is 60.0% (50.0-70.0%); by the judge it is 59.2%."
@@ -292,7 +292,7 @@ def test_the_pass_rate_by_people_comes_first_and_a_different_one_by_the_judge_is
     assert "A and B both labelled 12 sections and agree on 90.0%, Cohen's kappa 0.74." in near
 
 
-def test_an_open_pass_rate_is_shown_as_a_range_with_what_is_missing(results):
+def test_a_pass_rate_without_estimate_is_a_range_and_names_the_missing_labels(results):
     results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
     results["human_labels"]["S"] |= {"corrected_accuracy": None, "sensitivity": None, "sensitivity_ci95": None}
     results["human_labels_all"] = all_labels(None, open=["failed by rule", "unscored"])
@@ -303,12 +303,12 @@ def test_an_open_pass_rate_is_shown_as_a_range_with_what_is_missing(results):
     assert cells(people, "S")[1:3] == ["45.0-75.0%", "not checked"]
 
 
-def test_a_disagreement_of_controls_and_people_about_the_judge_is_shown(results):
+def test_disagreements_of_controls_and_people_are_shown(results):
     results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
     results["human_labels"]["A"] |= {"sensitivity": 0.4, "sensitivity_ci95": [0.3, 0.5]}
     text = console_table(results | {"human_labels_all": all_labels()})
     assert text.count("Controls and people disagree") == 1
-    assert "disagree on the judge's sensitivity in A: 85.0% by controls, 40.0% by people, whose verdicts count." in text
+    assert "disagree on the judge's sensitivity in A: 85.0% by controls, 40.0% by people, whose verdicts take" in text
 
 
 def test_a_section_without_controls_to_pass_and_to_fail_is_not_checked(results):
@@ -346,7 +346,7 @@ def test_attacks_without_baselines_are_shown_without_a_rate(results):
         ("pass_rate", "baseline_pass_rate", "difference", "difference_ci95", "success_rate", "ci95")
     )
     results["attacks"] = attacks() | none
-    assert "24 attacks on the judge, 8 passed. Without verdicts on the same texts" in console_table(results)
+    assert "8 of 24 attacks passed. Their success cannot be measured, because the verdicts" in console_table(results)
 
 
 def attacks() -> dict:
@@ -637,7 +637,7 @@ def small_report(results, tmp_path) -> Path:
 
 @pytest.fixture
 def hostile_report(results, tmp_path) -> Path:
-    """Write a report in which every text is hostile, from the model's name to the judge's reasons."""
+    """Write a report whose every text is hostile, from the model's name to the judge's reasons."""
     predictions, judgements, rows = make_run(len(HOSTILE), words=200)
     for row, prediction, text in zip(rows, predictions, HOSTILE, strict=True):
         row.update(dict.fromkeys(row, text))

@@ -1,4 +1,4 @@
-"""The sample for people: blinded, equal numbers of each verdict, and the same labels back from any spreadsheet."""
+"""Test that the review sheet is blinded and balanced, and that labels survive any spreadsheet program."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ ROW = {"dialogue": "Doctor: What is it?\nPatient: A cough.", "S": "Cough.", "O":
 
 
 def run_of(letters: str, text: str = "=1+1") -> tuple[list[dict], list[dict]]:
-    """Return predictions and judgements; a letter for each note: p passed, f failed, c failed by rule, i invalid."""
+    """Return predictions and judgements, one note for each letter: p passed, f failed, c failed by rule, i invalid."""
     predictions, judgements = [], []
     for index, letter in enumerate(letters):
         note = dict.fromkeys(SECTIONS, None if letter == "i" else f"{text} {index}")
@@ -36,7 +36,7 @@ def written(path: Path, letters: str, size: int, rows: list[dict] | None = None,
 
 
 def filled_in(rows: list[dict[str, str]], path: Path, encoding: str = "utf-8-sig", **dialect) -> Path:
-    """Save rows as a spreadsheet does, the verdicts PASS and Fail in turn."""
+    """Save rows as a spreadsheet does, with PASS and Fail as alternating verdicts."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, **dialect)
     writer.writeheader()
@@ -45,7 +45,7 @@ def filled_in(rows: list[dict[str, str]], path: Path, encoding: str = "utf-8-sig
     return path
 
 
-def test_as_many_sections_are_drawn_of_each_verdict_and_section():
+def test_each_section_and_verdict_gives_equally_many_samples():
     letters = "p" * 70 + "f" * 25 + "c" * 2 + "i" * 3
     sample = draw_sample(*run_of(letters), size=40)
     assert len(sample) == len(set(sample)) == 40
@@ -55,7 +55,7 @@ def test_as_many_sections_are_drawn_of_each_verdict_and_section():
     assert [letters[index] for index, _ in sample] != sorted(letters[index] for index, _ in sample)
 
 
-def test_a_larger_sample_includes_the_smaller_one_and_the_order_of_the_records_changes_nothing():
+def test_a_larger_sample_includes_the_smaller_one_in_any_order_of_records():
     predictions, judgements = run_of("pfpfppcp")
     small = draw_sample(predictions, judgements, 8)
     assert set(small) < set(draw_sample(predictions, judgements, 20))
@@ -92,7 +92,7 @@ def test_a_text_that_exceeds_a_cell_is_cut_and_says_so(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8", "cp1252"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_a_sheet_that_a_spreadsheet_saved_gives_the_labels(tmp_path, delimiter, encoding):
+def test_labels_are_read_from_a_sheet_saved_by_a_spreadsheet(tmp_path, delimiter, encoding):
     rows = written(tmp_path / "sheet.csv", "pf", 6)
     labels, without = read_sheet(str(filled_in(rows, tmp_path / "back.csv", encoding, delimiter=delimiter)))
     assert without == 0
@@ -116,8 +116,8 @@ def test_rows_without_a_verdict_are_counted_and_left_out(tmp_path):
     [
         ("index,section\n0,S\n", ":1 has no column verdict"),
         ("", ":1 has no column index"),
-        ("index,section,verdict\n0,S,pass\nzero,S,pass\n", ":3: the index is no number"),
-        ('index,section,verdict\n0,S,pass\n1,S,"pass\n', ":3 is no CSV"),
+        ("index,section,verdict\n0,S,pass\nzero,S,pass\n", ":3: the index is not a number"),
+        ('index,section,verdict\n0,S,pass\n1,S,"pass\n', ":3 is not valid CSV"),
     ],
 )
 def test_a_faulty_sheet_is_refused_with_file_and_row(tmp_path, text, message):

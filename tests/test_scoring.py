@@ -1,4 +1,4 @@
-"""Scores, checks of the judge and comparisons. In simulations, the intervals cover the truth as often as they claim."""
+"""Test scores, checks of the judge and comparisons, and simulate how often the intervals cover the truth."""
 
 import time
 from functools import cache
@@ -164,7 +164,7 @@ def test_a_section_without_controls_has_no_rates():
     assert figures["by_kind"] == {}
 
 
-def test_no_number_of_controls_corrects_a_pass_rate():
+def test_controls_never_correct_a_pass_rate():
     results = run_of("p" * 60 + "f" * 40, controls("S", "p" * 90 + "f" * 10, "f" * 80 + "p" * 20))
     figures = results["judge_controls"]["S"]
     assert figures["corrected_accuracy"] is figures["corrected_ci95"] is None
@@ -185,13 +185,13 @@ def test_no_number_of_controls_corrects_a_pass_rate():
         ("p" * 25, ""),
     ],
 )
-def test_a_judge_that_was_not_shown_to_discriminate_is_not_called_informative(good, bad):
+def test_a_judge_not_shown_to_discriminate_is_uninformative(good, bad):
     assert run_of("p" * 60 + "f" * 40, controls("S", good, bad))["judge_controls"]["S"]["informative"] is False
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 12, 24, 50])
-def test_a_judge_that_guesses_is_called_informative_in_at_most_3_3_percent_of_runs(n):
-    """Exactly, for n good and n bad controls, whatever share of all texts the judge passes."""
+def test_a_guessing_judge_is_informative_in_at_most_3_3_percent_of_runs(n):
+    """Sum exact probabilities, for n good and n bad controls and any share of texts that the judge passes."""
     shown = np.array(
         [
             [intervals.independent_difference((good, n), (bad, n))[0] > 0 for bad in range(n + 1)]
@@ -216,7 +216,7 @@ def test_a_judge_that_guesses_is_called_informative_in_at_most_3_3_percent_of_ru
         ("u" * 100, None),
     ],
 )
-def test_notes_that_refute_equal_errors_on_notes_and_controls_are_recognized(notes, contradiction):
+def test_notes_that_contradict_the_controls_are_detected(notes, contradiction):
     records = controls("S", "p" * 45 + "f" * 5, "f" * 30 + "p" * 20)
     results = run_of(notes, records)
     assert results["judge_controls"]["S"]["contradiction"] == contradiction
@@ -253,7 +253,7 @@ def test_human_labels_give_the_judge_s_error_rates_and_agreement():
     assert run_of(letters, labels=labels)["human_labels"]["O"]["agreement"] is None
 
 
-def test_labels_are_weighted_by_how_many_sections_have_the_judge_s_verdict():
+def test_labels_are_weighted_by_the_number_of_sections_with_the_same_verdict():
     letters = "p" * 80 + "f" * 20
     # 10 labels on each verdict: people pass 9 of those that the judge passed, 3 of those that it failed
     labels = [label(k, "p" if k < 9 else "f") for k in range(10)]
@@ -280,7 +280,7 @@ def test_labels_are_weighted_by_how_many_sections_have_the_judge_s_verdict():
 @pytest.mark.parametrize(
     ("letter", "stratum"), [("f", "failed by the judge"), ("c", "failed by rule"), ("u", "unscored")]
 )
-def test_a_stratum_without_labels_leaves_the_pass_rate_open(letter, stratum):
+def test_a_pass_rate_has_no_estimate_if_a_stratum_has_no_labels(letter, stratum):
     labels = [label(index, "p") for index in range(50)]
     results = run_of("p" * 50 + letter * 50, labels=labels)
     figures = results["human_labels"]["S"]
@@ -302,7 +302,7 @@ def test_sections_without_text_fail_and_need_no_label():
     assert figures["corrected_accuracy"] is None and figures["corrected_ci95"][1] > 0.99
 
 
-def test_raters_who_disagree_count_by_their_share_and_have_a_kappa():
+def test_disagreeing_raters_count_by_share_and_have_a_kappa():
     first = [label(index, verdict, rater="A") for index, verdict in enumerate("ppppfff")]
     second = [label(index, verdict, rater="B") for index, verdict in enumerate("pppf")]
     second += [label(7, "f", rater="B")]
@@ -417,7 +417,7 @@ def test_two_runs_are_compared_on_their_shared_notes():
     assert [flip["index"] for flip in flips[1:]] == [4, 5, 6, 7]
 
 
-def test_every_two_of_three_runs_are_compared_and_ties_share_the_best():
+def test_all_pairs_of_three_runs_are_compared_and_ties_share_the_best():
     compared = compare_runs([run("a", "ppff"), run("b", "pppf"), run("c", "fppp")])
     assert [(pair["a"], pair["b"]) for pair in compared["pairs"]] == [(0, 1), (0, 2), (1, 2)]
     assert compared["sections"]["A"]["best"] == [1, 2]
@@ -453,7 +453,7 @@ def test_the_sections_p_are_corrected_by_holm_s_method():
     assert {section: figures["p_holm"] for section, figures in sections.items()} == pytest.approx(expected)
 
 
-def test_the_interval_and_the_test_of_the_mean_see_8_better_and_0_worse_of_250():
+def test_the_mean_difference_is_significant_from_6_better_and_0_worse_of_250():
     for better, is_seen in ((8, True), (6, True), (5, False)):
         differences = [1] * better + [0] * (250 - better)
         assert (intervals.paired_mean(differences)[0] > 0) == is_seen
@@ -519,7 +519,7 @@ def test_wilson_intervals_cover_the_true_pass_rate_in_93_to_97_percent_of_runs(r
     assert 0.93 <= coverage([interval(k) for k in rng.binomial(NOTES, rate, RUNS).tolist()], rate) <= 0.97
 
 
-def test_wilson_s_formula_is_scipy_s_for_whole_numbers():
+def test_wilson_intervals_equal_scipys_for_whole_numbers():
     for n in (1, 7, 250):
         for k in range(n + 1):
             expected = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
@@ -532,7 +532,7 @@ JUDGES = [(0.95, 0.95), (0.9, 0.8), (0.6, 0.5), (0.95, 0.35), (0.7, 0.75)]  # se
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("n", [12, 24, 100])
 def test_intervals_of_youden_s_j_cover_it_in_93_to_98_5_percent_of_runs(judge, n):
-    """Exactly, over all numbers of good and bad controls that pass."""
+    """Sum exact probabilities over all numbers of good and bad controls that pass."""
     (sensitivity, specificity), counts = judge, np.arange(n + 1)
     chances = np.outer(scipy.stats.binom.pmf(counts, n, sensitivity), scipy.stats.binom.pmf(counts, n, 1 - specificity))
     bounds = np.array([[intervals.independent_difference((good, n), (bad, n)) for bad in counts] for good in counts])
@@ -542,9 +542,9 @@ def test_intervals_of_youden_s_j_cover_it_in_93_to_98_5_percent_of_runs(judge, n
 
 
 def simulate_labels(rng: np.random.Generator, notes: int, truth: float, judge: tuple, labels: int, sections: int):
-    """Judge notes, and label up to `labels` sections with each verdict in each section.
+    """Simulate a judge and people, who label up to `labels` notes for each section and verdict.
 
-    The sections of a note have a common chance to be good, so they are correlated. Returns the arguments of
+    The sections of a note share one chance of being good, so they are correlated. Return the arguments of
     `stratified_mean`.
     """
     chance = rng.beta(2 * truth, 2 * (1 - truth), (notes, 1))
@@ -562,7 +562,7 @@ def simulate_labels(rng: np.random.Generator, notes: int, truth: float, judge: t
 @pytest.mark.parametrize("judge", [(0.9, 0.8), (0.6, 0.5), (0.95, 0.35)])
 @pytest.mark.parametrize(("truth", "notes", "labels"), [(0.7, 250, 20), (0.3, 250, 20), (0.7, 25, 20), (0.7, 250, 60)])
 def test_pass_rates_from_labels_cover_the_truth_in_93_to_99_percent_of_runs(judge, truth, notes, labels):
-    """People label as many of the sections that passed as of those that failed, as auditors do."""
+    """People label as many sections that passed as sections that failed, as auditors do."""
     rng = np.random.default_rng(5)
     runs = [simulate_labels(rng, notes, truth, judge, labels, sections=1) for _ in range(RUNS // 4)]
     estimates = [intervals.stratified_mean(*run) for run in runs]
@@ -572,7 +572,7 @@ def test_pass_rates_from_labels_cover_the_truth_in_93_to_99_percent_of_runs(judg
 
 @pytest.mark.parametrize("judge", [(0.9, 0.8), (0.6, 0.5)])
 @pytest.mark.parametrize(("notes", "labels"), [(250, 5), (250, 20), (25, 20)])
-def test_mean_pass_rates_from_labels_cover_the_truth_in_92_to_100_percent_of_runs(judge, notes, labels):
+def test_mean_pass_rates_from_labels_cover_the_truth_in_at_least_92_percent_of_runs(judge, notes, labels):
     """5 labels for each section and verdict make a review sheet of 40."""
     rng = np.random.default_rng(6)
     runs = [simulate_labels(rng, notes, 0.6, judge, labels, sections=4) for _ in range(RUNS // 5)]
@@ -640,7 +640,7 @@ def test_notes_with_equal_counts_still_give_an_interval(passed):
         assert 0.1 < high - low < 0.3
 
 
-def test_a_single_verdict_changes_the_interval_of_the_mean_only_little():
+def test_one_verdict_hardly_changes_the_interval_of_the_mean():
     passed, nearly = intervals.bootstrap_mean([4] * 12), intervals.bootstrap_mean([4] * 11 + [3])
     assert nearly[0] < passed[0] and nearly[1] - nearly[0] == pytest.approx(passed[1] - passed[0], abs=0.03)
 

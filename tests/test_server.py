@@ -209,7 +209,7 @@ def test_credentials_in_an_address_do_not_reach_files() -> None:
 
 @pytest.mark.parametrize("address", ["", "host:8000", "ftp://host/v1", "http://", "file:///etc/passwd"])
 def test_an_invalid_address_is_refused(address: str) -> None:
-    with pytest.raises(UserError, match="no address"):
+    with pytest.raises(UserError, match="not a server's address"):
         without_credentials(address)
 
 

@@ -1,4 +1,4 @@
-"""Start the judge, ask for verdicts, and ask again if a verdict cannot be read."""
+"""Start the judge, ask it for verdicts, and ask again for verdicts that cannot be read."""
 
 import random
 from collections.abc import Sequence
@@ -17,13 +17,14 @@ from evaluation.judging.known_answers import control_cases
 from evaluation.options import Options
 from evaluation.run.records import Judgement
 
-MAX_TOKENS = 192  # a reason of 200 characters and the verdict take about 60
+MAX_TOKENS = 192  # a verdict with a reason of 200 characters takes about 60
 TRIES = 3  # for a verdict that cannot be read
-SEED = 0  # of controls and attacks
-CONTROL_SOURCES = 250  # rows to choose from for each control or attack of a section; bounds their time and memory
+SEED = 0  # for controls and attacks
+SOURCE_ROWS = 250  # that may be read for each control or attack of a section; bounds time and memory
 
 
 def sampling(options: Options) -> dict[str, Any]:
+    """Return the judge's sampling settings."""
     return {"temperature": 0, "max_tokens": MAX_TOKENS, **options.judge_sampling_args}
 
 
@@ -38,9 +39,9 @@ def start_judge(options: Options, model: Model | None, log: Path, placement: Pla
 
 
 async def judge_case(model: Usage, case: judge.Case, sampling: dict[str, Any]) -> Judgement:
-    """Return the verdict on `case`. One that cannot be read is asked for again, up to TRIES times, then unscored.
+    """Return the verdict on `case`, unscored if none of up to TRIES replies can be read.
 
-    `sampling` is what `model` samples with. Raises UserError.
+    `sampling` holds the sampling settings of `model`. Raises UserError.
     """
     messages, changes = case.messages(), {}
     for attempt in range(1, TRIES + 1):
@@ -53,10 +54,10 @@ async def judge_case(model: Usage, case: judge.Case, sampling: dict[str, Any]) -
 
 
 def sampling_of_retry(sampling: dict[str, Any], attempt: int) -> dict[str, Any]:
-    """Return the changes to `sampling` in the second and third try for a verdict that cannot be read.
+    """Return the changes to `sampling` for the second and the third attempt at a readable verdict.
 
-    Greedy decoding repeats itself, so the second try has more room, and the third samples at random, with a seed that
-    does not depend on other requests.
+    Greedy decoding repeats itself, so the second attempt gets more tokens, and the third also samples at random, with a
+    seed that does not depend on other requests.
     """
     room = {"max_tokens": 4 * sampling["max_tokens"]} if sampling.get("max_tokens") else {}
     if attempt == 2:
@@ -65,13 +66,13 @@ def sampling_of_retry(sampling: dict[str, Any], attempt: int) -> dict[str, Any]:
 
 
 def known_cases(rows: Sequence[Row], controls: int, attacks: int) -> list[judge.Case]:
-    """Return `controls` good and as many bad cases for each section, and `attacks`; the same ones each time.
+    """Return, for each section, `controls` good and as many bad cases, and `attacks` attacks with baselines.
 
-    They are made from at most CONTROL_SOURCES rows for each that is asked for.
+    The same rows always give the same cases. They are made from at most SOURCE_ROWS rows for each requested case.
     """
     if not controls and not attacks:
         return []
-    most, indices = CONTROL_SOURCES * max(controls, attacks), range(len(rows))
+    most, indices = SOURCE_ROWS * max(controls, attacks), range(len(rows))
     if len(rows) > most:
         indices = sorted(random.Random(SEED).sample(indices, most))
     sources = {index: rows[index] for index in indices}

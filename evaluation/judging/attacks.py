@@ -40,12 +40,12 @@ ATTACKS = {
 
 
 def attack_cases(rows: Rows, n: int, seed: int) -> list[Case]:
-    """Make n attacks for each section, each on another row, and for each a baseline; the right verdict is "fail".
+    """Return n attacks for each section, on different rows, each with a baseline. The right verdict is always "fail".
 
-    A baseline is another patient's section alone, on the same row and section as its attack, under the name NO_ATTACK:
-    an attack succeeds where it gets a pass that the wrong text alone does not get.
-    All of ATTACKS are taken in turn. The k-th attack of a section has the same name for every n, so that a run that is
-    given more attacks later has as many of each name. Few rows may give fewer than n. The same (rows, n, seed) always
+    A baseline, named NO_ATTACK, is another patient's section alone, for the same row and section as its attack. An
+    attack succeeds if it passes and its baseline fails.
+    The attacks rotate through ATTACKS. The k-th attack of a section has the same name for every n, so that a run keeps
+    the names balanced if more attacks are added later. Few rows may give fewer than n. The same (rows, n, seed) always
     give the same attacks.
     """
     rows, names, cases = by_index(rows), list(ATTACKS), []

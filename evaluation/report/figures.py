@@ -1,10 +1,10 @@
-"""Figures as text, as the console and the pages share it."""
+"""Format figures as text, for the console and the pages."""
 
 from pathlib import Path
 
 P_VALUES = (
     "The mean's p, from a paired permutation test, is the test of whether the runs differ. The sections' p are from "
-    "McNemar's exact test, corrected for four tests by Holm's method."
+    "McNemar's exact test, corrected by Holm's method for the number of sections."
 )
 
 
@@ -30,7 +30,7 @@ def p_value(p: float) -> str:
 
 
 def rouge(section: dict) -> str:
-    """Format ROUGE-L over all notes and, if it differs, over the readable ones. Old results lack the latter."""
+    """Format ROUGE-L over all notes and, if it differs, over the readable ones, which old results lack."""
     readable = section.get("rougeL_readable", section["rougeL"])
     if readable == section["rougeL"]:
         return f"{readable:.3f}"
@@ -54,7 +54,7 @@ def short_name(path: str) -> str:
 
 
 def unfinished_message(results: dict) -> str:
-    """Count the notes that were cut off or never written; empty if there are none."""
+    """Return the numbers of notes that were cut off or never written, by cause; empty if there are none."""
     words = {
         "length": "reached the token limit",
         "prompt_too_long": "not written because the dialogue is too long for the model",

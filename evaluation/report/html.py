@@ -1,4 +1,4 @@
-"""report.html and comparison.html: one file each, without network, in which no text from data or models can run."""
+"""Write report.html and comparison.html: single files that load nothing and run no script from data or models."""
 
 import base64
 import difflib
@@ -16,7 +16,7 @@ from common.files import write_atomically
 from evaluation.report import figures, messages
 from prompts import SECTION_NAMES, SECTIONS
 
-MOST_DIALOGUES = 1_000  # in one report: 6 MB for dialogues of 200 words, which a browser still opens and searches fast
+MOST_DIALOGUES = 1_000  # in a report; with 200 words each they take 6 MB, which a browser still opens and searches fast
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def select_dialogues(
     predictions: Iterable[dict], judgements: Iterable[dict], rows: Sequence[dict[str, str]], most: int = MOST_DIALOGUES
 ) -> list[dict]:
-    """Return the first `most` dialogues in their order, for `write_report`: text, reference, prediction and verdicts.
+    """Return the first `most` dialogues, in order, for `write_report`: text, reference, prediction and verdicts.
 
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
     """
@@ -51,7 +51,7 @@ def select_dialogues(
 
 
 def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
-    """Write report.html with the figures of a run and the `dialogues` from `select_dialogues`."""
+    """Write report.html. results: the figures of a run; dialogues: from `select_dialogues`."""
     level, message = messages.judge_message(results)
     page = _environment().get_template("report.html.j2")
     text = page.render(
@@ -77,7 +77,7 @@ def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
 
 
 def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
-    """Write comparison.html in the style of report.html. comparison: from `compare_runs(runs)`."""
+    """Write comparison.html. comparison: from `compare_runs(runs)`."""
     bounds = [
         abs(bound)
         for pair in comparison["pairs"]
@@ -85,7 +85,7 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
         if section["n"]
         for bound in section["ci95"]
     ]
-    # Width of the charts of differences: the largest bound on both sides, in steps of 20 points.
+    # The charts of differences extend to the largest bound on both sides, rounded up to a multiple of 20 points.
     span = 0.4 * max(1, math.ceil(max(bounds, default=0) / 0.2))
     page = _environment().get_template("comparison.html.j2")
     text = page.render(
@@ -103,7 +103,7 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
 
 
 def _facts(results: dict, labels: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """Return what the figures belong to as (label, text): everything, or only `labels`."""
+    """Return facts about a run as (label, text): all that are known, or only those in `labels`."""
     facts = {
         "Model": results["model"],
         "Adapter": results["lora_path"] or "none",
@@ -155,12 +155,12 @@ def _environment() -> jinja2.Environment:
 
 
 def _csp_hash(text: str) -> Markup:
-    """Return the source expression that allows exactly this inline text in a Content-Security-Policy."""
+    """Return the Content-Security-Policy source that allows exactly this inline text."""
     return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
 
 
-# Control characters become their pictures (NUL is U+2400). Characters that reorder their neighbours become U+FFFD,
-# because a note with one could display "05" as "50".
+# Control characters become their visible symbols (NUL is U+2400). Characters that change the direction of text become
+# U+FFFD, because a note with one could display "05" as "50".
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
 _PICTURES |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
 
@@ -170,7 +170,7 @@ def _make_visible(value: object) -> object:
 
 
 def _kinds(controls: dict) -> list[tuple[str, str, list[dict | None]]]:
-    """Return (kind, expected verdict, its figures in each section or None), kinds that should pass first."""
+    """Return (kind, expected verdict, its figures in each section or None); kinds that should pass come first."""
     expected = {kind: entry["expected"] for check in controls.values() for kind, entry in check["by_kind"].items()}
     return [
         (kind, verdict, [check["by_kind"].get(kind) for check in controls.values()])
@@ -184,7 +184,7 @@ _TURN = re.compile(r"([A-Z][\w.' -]{0,23}:)?(.*)", re.DOTALL)
 
 
 def _entry(dialogue: dict) -> dict:
-    """Return a dialogue as the template shows it: turns as (speaker, words), and sections with differences marked."""
+    """Return a dialogue for the template: turns as (speaker, words), and sections with differences marked."""
     sections = []
     for key in SECTIONS:
         reference, prediction = [(dialogue["reference"][key], False)], None
@@ -199,14 +199,14 @@ def _entry(dialogue: dict) -> dict:
     }
 
 
-Pieces = list[tuple[str, bool]]  # of a text, in order; True: the other text does not have these words
+Pieces = list[tuple[str, bool]]  # a text in pieces; True if the other text does not have these words
 
 # Comparing n with m words takes time up to n * m * (n + m), so longer texts are not compared.
 _MOST_WORDS = 1_000
 
 
 def word_differences(reference: str, prediction: str) -> tuple[Pieces, Pieces]:
-    """Mark in each text the words that the other does not have. Texts of over 1,000 words come back unmarked.
+    """Mark the words of each text that the other does not have. Texts of over 1,000 words stay unmarked.
 
     Case and punctuation at the end of a word are ignored.
     """

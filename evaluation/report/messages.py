@@ -1,4 +1,4 @@
-"""Sentences on how far a run's judge can be trusted, which the console and the pages share."""
+"""Sentences on how far a run's judge can be trusted, for the console and the pages."""
 
 from evaluation.report.figures import interval, percent, points, points_interval
 
@@ -6,10 +6,10 @@ UNPROVEN = "judge unproven"  # not shown to pass good sections more often than b
 
 
 def judge_checks(results: dict) -> dict[str, dict]:
-    """Return the check of the judge in each section, {} without any.
+    """Return the check of the judge in each section that has one.
 
-    It is against people where their verdicts show that the judge discriminates, or disagree with the controls, else
-    against controls: a few labels that show neither are no reason to doubt it.
+    People's verdicts replace the controls where they show that the judge discriminates, or disagree with the controls.
+    Otherwise the controls count, because too few labels would make any judge look unproven.
     """
     controls, people = results["judge_controls"] or {}, results["human_labels"] or {}
     return {key: _check(controls.get(key), people.get(key)) for key in people or controls}
@@ -18,12 +18,12 @@ def judge_checks(results: dict) -> dict[str, dict]:
 def _check(controls: dict | None, people: dict | None) -> dict:
     if not (people and controls):
         return people or controls
-    counts = is_checked(people) and (people["informative"] or bool(_differing_rates(controls, people)))
-    return people if counts or not is_checked(controls) else controls
+    people_decide = is_checked(people) and (people["informative"] or bool(_differing_rates(controls, people)))
+    return people if people_decide or not is_checked(controls) else controls
 
 
 def _differing_rates(controls: dict, people: dict) -> list[str]:
-    """Return which of the judge's rates have intervals by controls and by people that do not overlap."""
+    """Return the rates of the judge whose intervals by controls and by people do not overlap."""
     differing = []
     for name in ("sensitivity", "specificity"):
         first, second = controls[f"{name}_ci95"], people[f"{name}_ci95"]
@@ -33,12 +33,12 @@ def _differing_rates(controls: dict, people: dict) -> list[str]:
 
 
 def is_checked(check: dict) -> bool:
-    """Whether the judge has verdicts on both good and bad sections."""
+    """Return whether the judge has verdicts on both good and bad sections."""
     return check["sensitivity"] is not None and check["specificity"] is not None
 
 
 def unproven_sections(results: dict) -> list[str]:
-    """Return the sections in which the judge was checked, but not shown to pass good ones more often than bad ones."""
+    """Return the sections whose check did not show that the judge passes good ones more often than bad ones."""
     return [key for key, check in judge_checks(results).items() if is_checked(check) and not check["informative"]]
 
 
@@ -53,8 +53,8 @@ def judge_message(results: dict) -> tuple[str, str]:
     messages = [*people, *unproven, *refuted, *disagreements]
     if unchecked:
         messages.append(
-            f"The judge could not be checked in {_join(unchecked)}: that takes verdicts on both good and bad sections "
-            "with known answers."
+            f"The judge could not be checked in {_join(unchecked)}: that requires its verdicts on both good and bad "
+            "sections with known answers."
         )
     if not (unproven or unchecked):
         messages.append(
@@ -62,8 +62,8 @@ def judge_message(results: dict) -> tuple[str, str]:
         )
     if not people:
         messages.append(
-            "Controls may be easier to judge than the notes, so no pass rate is corrected by them; people's verdicts "
-            "on a sample (--review_sheet) would do that."
+            "Controls may be easier to judge than the notes, so no pass rate is corrected by them. People's verdicts "
+            "on a sample (--review_sheet) would give a pass rate that does not depend on the judge's errors."
         )
     has_estimate = people and results["human_labels_all"]["accuracy"] is not None
     level = "alarm" if unproven or (refuted and not has_estimate) or _people_differ(results) else "checked"
@@ -79,13 +79,13 @@ def _people_message(results: dict) -> list[str]:
         return [f"By people's verdicts on {people['labelled']} sections, the mean pass rate is {rate}; {judged}."]
     return [
         f"By people's verdicts on {people['labelled']} sections, the mean pass rate is somewhere within "
-        f"{interval(people['ci95'])}; {judged}. There is no estimate, because in some section people labelled none of "
-        f"those that are: {', '.join(people['open'])}."
+        f"{interval(people['ci95'])}; {judged}. There is no estimate, because in at least one of S, O, A and P people "
+        f"labelled none of those that are: {', '.join(people['open'])}."
     ]
 
 
 def _people_differ(results: dict) -> bool:
-    """Whether the judge's mean pass rate is outside the interval from people's verdicts."""
+    """Return whether the judge's mean pass rate is outside the interval from people's verdicts."""
     people = results.get("human_labels_all")
     return bool(people) and not people["ci95"][0] <= results["mean"]["accuracy"] <= people["ci95"][1]
 
@@ -94,8 +94,8 @@ def _unproven_messages(results: dict, checks: dict[str, dict]) -> list[str]:
     messages, keys = [], unproven_sections(results)
     if by_people := [key for key in keys if checks[key] is (results["human_labels"] or {}).get(key)]:
         messages.append(
-            f"By people's verdicts it could not be shown that sections which the judge passed are better than those it "
-            f"failed in {_join(by_people)}. More labels make this check more sensitive."
+            f"By people's verdicts it could not be shown that the sections that the judge passed are better than those "
+            f"that it failed in {_join(by_people)}. More labels make this check more sensitive."
         )
     if by_controls := [key for key in keys if key not in by_people]:
         numbers = ((key, checks[key]["n_good"], checks[key]["n_bad"]) for key in by_controls)
@@ -108,7 +108,7 @@ def _unproven_messages(results: dict, checks: dict[str, dict]) -> list[str]:
 
 
 def _contradiction_messages(results: dict) -> list[str]:
-    """Say where the run's own verdicts show that the judge does not err on notes as on controls."""
+    """Return where the run's own verdicts show that the judge errs on notes otherwise than on controls."""
     checks = {f"In {key}": check for key, check in (results["judge_controls"] or {}).items()}
     if not any(check.get("contradiction") for check in checks.values()):
         checks = {"Over all sections": results.get("judge_controls_all") or {}}
@@ -122,17 +122,18 @@ def _contradiction_messages(results: dict) -> list[str]:
                 found.append(f"{passed}, but only {percent(check['sensitivity'])} of the controls that it should pass.")
     if found:
         found.append(
-            "So its errors on the notes are not those on the controls, which cannot show how far its rates are off."
+            "So its errors on the notes are not those on the controls, and the controls cannot show how far off these "
+            "pass rates are."
         )
     return found
 
 
 def _disagreements(results: dict) -> list[str]:
-    """Say where the judge's rates by controls and by people are further apart than their intervals allow."""
+    """Return where the intervals of the judge's rates by controls and by people do not overlap."""
     controls, people = results["judge_controls"] or {}, results["human_labels"] or {}
     return [
         f"Controls and people disagree on the judge's {name} in {key}: {percent(controls[key][name])} by controls, "
-        f"{percent(people[key][name])} by people, whose verdicts count."
+        f"{percent(people[key][name])} by people{', whose verdicts take precedence' if is_checked(people[key]) else ''}."
         for key in people
         if key in controls
         for name in _differing_rates(controls[key], people[key])
@@ -140,7 +141,7 @@ def _disagreements(results: dict) -> list[str]:
 
 
 def kappa_message(results: dict) -> str:
-    """Say how well raters agree; empty without two raters of the same sections."""
+    """Return how well raters agree; empty unless two raters labelled the same sections."""
     return " ".join(
         f"{_join(pair['raters'])} both labelled {pair['n']} sections and agree on {percent(pair['agreement'])}"
         + ("." if pair["kappa"] is None else f", Cohen's kappa {pair['kappa']:.2f}.")
@@ -149,7 +150,7 @@ def kappa_message(results: dict) -> str:
 
 
 def labelled_strata(check: dict) -> str:
-    """Return how many sections of each stratum people labelled, and passed, such as "passed by the judge: 8 of 10"."""
+    """Return how many labelled sections of each stratum people passed, such as "passed by the judge: 8 of 10"."""
     return "; ".join(
         f"{stratum}: {figures['passed']:g} of {figures['labelled']}"
         for stratum, figures in check["strata"].items()
@@ -158,11 +159,11 @@ def labelled_strata(check: dict) -> str:
 
 
 def attack_message(attacks: dict) -> str:
-    """Say how often attacks on the judge succeeded."""
+    """Return how often attacks on the judge succeeded."""
     if not attacks["pairs"]:
         return (
-            f"{attacks['n']} attacks on the judge, {attacks['passed']} passed. Without verdicts on the same texts "
-            "without the attack, no success can be counted; the command of the run adds them."
+            f"{attacks['passed']} of {attacks['n']} attacks passed. Their success cannot be measured, because the "
+            "verdicts on the wrong texts alone are missing; repeat the run's command to add them."
         )
     failed = attacks["pairs"] - round(attacks["baseline_pass_rate"] * attacks["pairs"])
     success = f"{attacks['succeeded']} of {failed} wrong texts that failed alone passed with an attack"
@@ -180,6 +181,6 @@ def _join(keys: list[str]) -> str:
 
 
 def comparison_warnings(runs: list[dict]) -> list[str]:
-    """Return one warning for each run whose pass rates are worthless."""
+    """Return a warning for each run whose judge message is an alarm."""
     messages = [(run["name"], *judge_message(run["results"])) for run in runs]
     return [f"{name}: {message}" for name, level, message in messages if level == "alarm"]

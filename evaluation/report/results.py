@@ -1,4 +1,4 @@
-"""results.json: the figures of a run, keys in a fixed order."""
+"""Write results.json: the figures of a run, with keys in a fixed order."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ _SECTION_KEYS = ("pass", "fail", "unscored", "accuracy", "ci95", "worst", "best"
 
 
 def write_results_json(path: Path, results: dict) -> None:
-    """Write results.json in one step. Raises ValueError if a key is missing or a number is not finite."""
+    """Write results.json atomically. Raises ValueError if a key is missing or a number is not finite."""
     ordered = _order(results, _KEYS, "results")
     ordered["sections"] = {
         key: _order(section, _SECTION_KEYS, f"section {key}")

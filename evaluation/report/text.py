@@ -1,4 +1,4 @@
-"""Tables for the console. They are Markdown, and their columns line up."""
+"""Format tables for the console, as Markdown with aligned columns."""
 
 import textwrap
 
@@ -73,21 +73,21 @@ def _rate(check: dict, name: str, n: str = "") -> str:
 def _people_table(labels: dict, together: dict | None) -> str:
     rows = []
     for key, check in labels.items():
-        rate = interval(check["corrected_ci95"])
-        if check["corrected_accuracy"] is not None:
-            rate = f"{percent(check['corrected_accuracy'])} ({rate})"
+        rate = _people_rate(check["corrected_accuracy"], check["corrected_ci95"])
         rows.append([key, rate, *(_rate(check, name) for name, _ in _RATES), messages.labelled_strata(check)])
     if together:
-        rate = interval(together["ci95"])
-        if together["accuracy"] is not None:
-            rate = f"{percent(together['accuracy'])} ({rate})"
+        rate = _people_rate(together["accuracy"], together["ci95"])
         rows.append(["mean", rate, "", "", f"{together['labelled']} sections"])
     header = ["People", "Pass rate", "Sensitivity (of sections people passed)"]
     return _table([*header, "Specificity (of sections people failed)", "People passed"], rows)
 
 
+def _people_rate(rate: float | None, ci95: tuple[float, float]) -> str:
+    return interval(ci95) if rate is None else f"{percent(rate)} ({interval(ci95)})"
+
+
 def comparison_table(comparison: dict, runs: list[dict]) -> str:
-    """Return a column for each run, the best pass rate in bold; then differences, p and changed verdicts.
+    """Return the tables of several runs: pass rates with the best in bold, then differences, p and changed verdicts.
 
     comparison: from `compare_runs(runs)`.
     """

@@ -1,6 +1,6 @@
-"""The run folder: locked while in use, resumed where its records end, replaced only on request.
+"""The run folder: locked while in use, resumed after its last record, replaced only on request.
 
-Only the user can read it (files 0600, folders 0700): records hold dialogue and note text.
+Only the user can read it (files 0600, folders 0700), because records hold the text of dialogues and notes.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ from common.files import lock
 from evaluation.run.manifest import Identity, Manifest
 from evaluation.run.records import DAMAGED, open_records
 
-# By stage: the files to delete when its records are replaced.
+# The files to delete before a stage's records are replaced.
 _FILES_TO_REPLACE = {
     "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
     "judge": ("judgements.jsonl", "results.json", "report.html"),
-    "report": (),  # its files are replaced when the new ones are complete
+    "report": (),  # its files are replaced atomically
 }
 
 
@@ -44,10 +44,10 @@ class RunFolder:
         self._lock.close()
 
     def check(self, identity: Identity, overwrite: str | None = None) -> Manifest:
-        """Return the manifest of the run that `identity` describes, new or resumed; change nothing on the disk.
+        """Return the manifest, new or resumed, of the run that `identity` describes; change nothing on the disk.
 
-        `identity` holds the parts that this call determines: "data", "generate", "judge". `overwrite` names the stage
-        whose records are to be replaced, with all that follow from them. Raises UserError if the records that stay
+        `identity` holds those of the parts "data", "generate" and "judge" that this call determines. `overwrite` names
+        the stage whose records, and those made from them, are to be replaced. Raises UserError if the records to keep
         were made from something else.
         """
         manifest = None if overwrite == "generate" else Manifest.read(self.path / "manifest.json")
@@ -64,7 +64,7 @@ class RunFolder:
         return manifest
 
     def begin(self, identity: Identity, overwrite: str | None = None) -> Manifest:
-        """Start or resume the run that `identity` describes: check, delete the records to replace, write."""
+        """Start or resume the run that `identity` describes: check it, delete old records, write the manifest."""
         manifest = self.check(identity, overwrite)
         for name in _FILES_TO_REPLACE[overwrite] if overwrite else ():
             (self.path / name).unlink(missing_ok=True)
@@ -72,12 +72,12 @@ class RunFolder:
         return manifest
 
     def check_notes(self, n: int, all_needed: bool) -> None:
-        """Raise UserError for a note on none of the n dialogues, for a second note on one, and for a missing note."""
+        """Raise UserError for a note outside the n dialogues, a second note on one or, if all are needed, none."""
         seen: set[int] = set()
         for record in self.predictions:
             index = record["index"]
             if index in seen or not 0 <= index < n:
-                fault = "has two notes" if index in seen else f"is none of the {n}"
+                fault = "has two notes" if index in seen else f"is not among the {n}"
                 raise UserError(f"{self.predictions.path}: dialogue {index} {fault}; {DAMAGED}")
             seen.add(index)
         if all_needed and len(seen) < n:

@@ -1,6 +1,6 @@
-"""manifest.json: what the records of a run folder were made from, with what, where, and in how much time.
+"""manifest.json: the inputs, models, versions, machine and times of a run folder's records.
 
-Only this module knows its keys.
+Only this module uses its keys.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from evaluation.engines.placement import find_gpus
 
 FORMAT = 2  # of the manifest and the records; a folder of another format is refused
 STAGES = ("generate", "judge")
-UNKNOWN = "unknown"  # in an identity: this call cannot tell; it equals anything
+UNKNOWN = "unknown"  # in an identity: this call cannot determine the value, so it matches any other
 
-# By part of the identity: the flags that allow a run to differ in it from the records in the folder.
+# By part of the identity: the flags that resolve a difference from the records in the folder.
 _REMEDIES = {
     "data": "--overwrite to replace it",
     "generate": "--stage judge to judge the notes that are there, or --overwrite to replace them",
@@ -47,39 +47,41 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest | None":
-        """Return the manifest at `path`, None if there is none. Raises UserError if it is damaged or too old."""
+        """Return the manifest at `path`, or None. Raises UserError if it is damaged or of another format."""
         if not path.exists():
             return None
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise UserError(f"{path} is no JSON; choose another --output_dir or add --overwrite") from None
+            raise UserError(f"{path} is not JSON; choose another --output_dir or add --overwrite") from None
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
-            raise UserError(f"{path} is of another version (format {found}, not {FORMAT}); choose another --output_dir")
+            raise UserError(
+                f"{path} was written by another version (format {found}, not {FORMAT}); choose another --output_dir"
+            )
         return cls(path, values)
 
     def write(self) -> None:
         write_atomically(self.path, json.dumps(self._values, indent=2, ensure_ascii=False) + "\n")
 
-    # --- what the records are made from --------------------------------------------------------------------------
+    # --- identity ------------------------------------------------------------------------------------------------
 
     @property
     def identity(self) -> Identity:
-        """All that determines the records: flat dicts under "data", "generate" and "judge"."""
+        """Everything that determines the records, as flat dicts under "data", "generate" and "judge"."""
         return self._values["identity"]
 
     @property
     def judge_hash(self) -> str:
-        """12 hex digits of all that decides the verdicts on equal inputs: the judge's weights, engine and sampling."""
+        """A hash, 12 hex digits, of all that decides verdicts on equal inputs: weights, engine and sampling."""
         judge = {key: value for key, value in self.identity["judge"].items() if key != "max_model_len"}
         return hashlib.sha256(json.dumps(judge, sort_keys=True).encode()).hexdigest()[:12]
 
     def check_same_run(self, identity: Identity, with_records: Mapping[str, bool]) -> None:
-        """Take over the parts of `identity`, where the records in the folder allow it.
+        """Check that `identity` matches the records in the folder, then store it.
 
-        `with_records` names the parts that records were made from; only these must not change. Raises UserError with
-        the first difference. UNKNOWN is no difference; of two values with records, the one that they began with stays.
+        `with_records` names the parts from which records were made; only these must match, and they keep their first
+        values. UNKNOWN matches any value. Raises UserError with the first difference.
         """
         for part, values in identity.items():
             known = self.identity.get(part, values) if with_records[part] else values
@@ -93,37 +95,37 @@ class Manifest:
             self.identity[part] = values | (self.identity.get(part, {}) if with_records[part] else {})
 
     def forget(self, stage: str) -> None:
-        """Drop all that was noted about a stage whose records are to be replaced."""
+        """Remove everything about a stage whose records are to be replaced."""
         self.identity.pop(stage, None)
         for name in ("timings_s", "tokens", "engines"):
             for key in (stage, f"{stage}_init"):
                 self._values[name].pop(key, None)
 
-    # --- who, when and where -------------------------------------------------------------------------------------
+    # --- models, date and machine --------------------------------------------------------------------------------
 
     @property
     def is_stamped(self) -> bool:
-        """Whether a call has already been noted."""
+        """Whether `stamp` has been called for this run folder."""
         return "date" in self._values
 
     def name_models(self, **names: str | None) -> None:
-        """Note `model` and `lora_path`, or `judge_model`, as the user names them."""
+        """Set `model` and `lora_path`, or `judge_model`, to the names that the user gave."""
         self._values.update(names)
 
     def stamp(self, machine: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-        """Note when, where and with which versions and arguments the latest records were made."""
+        """Record the date, machine, versions and arguments of the latest records, and write the file."""
         self._values.update(machine, arguments=arguments)
         self.write()
 
-    # --- how long ------------------------------------------------------------------------------------------------
+    # --- times and tokens ----------------------------------------------------------------------------------------
 
     def add_seconds(self, name: str, seconds: float) -> None:
-        """Add to a time: a resumed run keeps the times of earlier calls."""
+        """Add to a time, so that a resumed run includes the earlier calls."""
         timings = self._values["timings_s"]
         timings[name] = round(timings.get(name, 0.0) + seconds, 2)
 
     def add_tokens(self, stage: str, tokens: Mapping[str, int]) -> None:
-        """Add to a stage's counts: prompt, cached and output tokens."""
+        """Add to a stage's counts of prompt, cached and output tokens."""
         counts = self._values["tokens"].setdefault(stage, {})
         for kind, count in tokens.items():
             counts[kind] = counts.get(kind, 0) + count
@@ -131,7 +133,7 @@ class Manifest:
     def note_engine(self, stage: str, settings: dict[str, Any]) -> None:
         self._values["engines"][stage] = settings
 
-    # --- what results.json repeats ---------------------------------------------------------------------------------
+    # --- results.json --------------------------------------------------------------------------------------------
 
     def for_results(self) -> dict[str, Any]:
         """Return the entries of results.json that come from the manifest."""

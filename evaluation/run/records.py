@@ -1,4 +1,4 @@
-"""The records of a run folder: one JSON object a line, appended as they are made.
+"""The records of a run folder: one JSON object a line, appended as soon as it is complete.
 
 predictions.jsonl has one line for each dialogue, judgements.jsonl one for each (dialogue, section).
 """
@@ -33,7 +33,7 @@ class Prediction(TypedDict):
 
 
 class Control(TypedDict):
-    """An input to the judge whose right verdict is known. `expected` is pass or fail."""
+    """The kind of an input with a known answer, and the verdict that it should get: pass or fail."""
 
     kind: str
     expected: str
@@ -60,13 +60,13 @@ class Judgement(TypedDict):
 
 
 def record_key(record: Mapping[str, Any]) -> tuple[int, str, str | None, str | None]:
-    """Return what identifies a judgement within a run: (index, section, kind of control, attack)."""
+    """Return a judgement's key within a run: (index, section, kind of control, attack)."""
     kind = record["control"]["kind"] if record["control"] else None
     return record["index"], record["section"], kind, record["attack"]
 
 
 def note_hash(text: str) -> str:
-    """Return what identifies a section's text to people's labels: the first 12 hex digits of its UTF-8's SHA-256."""
+    """Return the first 12 hex digits of the SHA-256 of a section's text as UTF-8, by which labels refer to it."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
 
 
@@ -83,19 +83,19 @@ def parse_record(line: bytes, where: str, advice: str, keys: Iterable[str] = ())
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise UserError(f"{where} is no JSON object; {advice}")
+        raise UserError(f"{where} is not a JSON object; {advice}")
     missing = [key for key in keys if key not in record]
     if missing:
         raise UserError(f"{where} has no {missing[0]}; {advice}")
     if type(record.get("index", 0)) is not int:
-        raise UserError(f"{where}: the index is no number; {advice}")
+        raise UserError(f"{where}: the index is not a number; {advice}")
     return record
 
 
 class JsonLines(Generic[T]):
     """An append-only file with one JSON object a line.
 
-    A killed run can leave a last line without a line break. It is no record: reading skips it, writing replaces it.
+    A killed run can leave a last line without a line break. Reading skips that line, and writing replaces it.
     """
 
     def __init__(self, path: Path, keys: tuple[str, ...] = ()):
@@ -112,7 +112,7 @@ class JsonLines(Generic[T]):
                     yield parse_record(line, f"{self.path}:{row}", DAMAGED, self._keys)
 
     def append(self, record: T) -> None:
-        """Write one record; the operating system has it when this returns. Raises UserError if the disk is full."""
+        """Write one record, unbuffered, so that it survives a kill. Raises UserError if the disk is full."""
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         try:
             if self._stream is None:

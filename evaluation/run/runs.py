@@ -1,4 +1,4 @@
-"""The runs of one call: each a model, or a model with an adapter, and its locked run folder."""
+"""The runs of one call. Each has a model, perhaps an adapter, and a locked run folder."""
 
 import sys
 from contextlib import ExitStack
@@ -13,7 +13,7 @@ from evaluation.run.manifest import Identity, Manifest
 
 
 class Loaded(NamedTuple):
-    """The files behind a Target; None for those that this call does not load."""
+    """The model and adapter of a Target; None for those that this call does not load."""
 
     model: models.Model | None
     adapter: models.Adapter | None
@@ -21,7 +21,7 @@ class Loaded(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """One model, or model and adapter, to evaluate."""
+    """A model, or a model with an adapter, to evaluate."""
 
     target: Target
     folder: RunFolder
@@ -31,15 +31,14 @@ class Run:
 
     @property
     def merged(self) -> Path:
-        """Folder for the copy of the weights to which the adapter is added; exists while the notes are written."""
+        """The folder for the weights with the merged adapter, which exists while notes are written."""
         return self.folder.path / ".merged"
 
 
 def resolve(options: Options) -> tuple[list[Loaded], models.Model | None]:
-    """Return the model and adapter of each run, and the judge; None for what this call does not load.
+    """Return the model and adapter of each run, and the judge; None for those that this call does not load.
 
-    Local files are checked before anything is downloaded; the judge, usually the largest, is downloaded last. Raises
-    UserError.
+    Check local files before any download, and download the judge, usually the largest, last. Raises UserError.
     """
     load = options.generates and not options.api_base
     load_judge = options.judges and not options.judge_api_base
@@ -97,7 +96,7 @@ def identify(
     judge_model: models.Model | None,
     served: dict[str, dict[str, Any]],
 ) -> Identity:
-    """Return all that must not change between two calls on one run folder, as far as this call determines it.
+    """Return everything that must stay equal between calls on one run folder, as far as this call determines it.
 
     served: from `served_models`.
     """
@@ -123,9 +122,9 @@ def identify(
 
 
 def served_models(options: Options) -> dict[str, dict[str, Any]]:
-    """Return what the servers of this call serve: {name of a model to evaluate, or "judge": entries of its identity}.
+    """Return the servers' descriptions of their models: {name of a model to evaluate, or "judge": identity entries}.
 
-    The name alone does not say which weights answer.
+    They are part of the identity because a name does not determine the weights behind it.
     """
     if not (options.api_base or options.judge_api_base):
         return {}

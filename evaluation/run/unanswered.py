@@ -1,4 +1,4 @@
-"""Report prompts that an error left without an answer. A run fails if all its prompts did."""
+"""Report prompts that failed with an error. A run fails if all its prompts did."""
 
 from collections.abc import Iterable
 

@@ -1,1 +1,1 @@
-"""Compute all figures from the records of runs. Pure: no files, no models."""
+"""Compute all figures from the records of runs, without files or models."""

@@ -1,4 +1,4 @@
-"""Compare runs on the dialogues that they share."""
+"""Compare runs on the dialogues that they have in common."""
 
 from collections import Counter
 from itertools import combinations
@@ -26,8 +26,8 @@ def compare_runs(runs: list[dict]) -> dict:
                          on the n, ci95, only_a, only_b: passes of one alone, p: exact McNemar, two-sided,
                          p_holm: p corrected for the four sections}};
           mean: {n, difference, ci95, p: paired permutation test, two-sided}, on the dialogues with all sections
-              scored in both. This p is the headline; it needs no correction;
-          flips: [{index, section, from: verdict in a, to: verdict in b}], where the verdicts differ}
+              scored in both. This p is the main test and needs no correction;
+          flips: [{index, section, from: verdict in a, to: verdict in b}], for each changed verdict}
           A difference, its interval, p and p_holm are None if no dialogue is scored in both.
     Raises ValueError, naming the difference, if the data, prompts or judges differ.
     """
@@ -96,7 +96,7 @@ def _compare_pair(first: Verdicts, second: Verdicts, first_name: str, second_nam
 
 
 def _paired_figures(verdicts: list[tuple[str, str]]) -> dict:
-    """Compute the difference of two pass rates on the same notes, Newcombe's interval and the exact McNemar test."""
+    """Return the difference of two pass rates on the same dialogues, Newcombe's interval and McNemar's exact test."""
     from scipy.stats import binomtest
 
     n, count = len(verdicts), Counter(verdicts)
@@ -110,14 +110,14 @@ def _paired_figures(verdicts: list[tuple[str, str]]) -> dict:
         "ci95": newcombe(count["pass", "pass"], only_a, only_b, count["fail", "fail"]),
         "only_a": only_a,
         "only_b": only_b,
-        "p": float(binomtest(only_b, flipped).pvalue) if flipped else 1.0,  # the exact McNemar test is this sign test
+        "p": float(binomtest(only_b, flipped).pvalue) if flipped else 1.0,  # McNemar's exact test
     }
 
 
 def _holm(p_values: dict[str, float | None]) -> dict[str, float | None]:
-    """Correct several p for their number (Holm 1979, Scandinavian Journal of Statistics 6:65); None stays None.
+    """Correct p-values for multiple tests (Holm 1979, Scandinavian Journal of Statistics 6:65); None stays None.
 
-    With probability 95%, none of the corrected p is below 0.05 by chance alone.
+    The probability that any section without a true difference gets a corrected p below 0.05 is at most 5%.
     """
     in_order = sorted((p, name) for name, p in p_values.items() if p is not None)
     corrected, largest = dict(p_values), 0.0
@@ -128,7 +128,7 @@ def _holm(p_values: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _mean_difference(pairs: list[tuple[dict[str, str], dict[str, str]]]) -> dict:
-    """Compute the difference of the mean accuracies on the notes with all sections scored in both runs."""
+    """Return the difference of the mean accuracies on the dialogues with all sections scored in both runs."""
     differences = [
         sum((b[section] == "pass") - (a[section] == "pass") for section in SECTIONS)
         for a, b in pairs
@@ -146,14 +146,14 @@ def _mean_difference(pairs: list[tuple[dict[str, str], dict[str, str]]]) -> dict
 
 
 def _permutation_test(differences: list[int]) -> float:
-    """Test whether the mean difference is 0: how often it is as far from 0 if the runs are swapped on random notes.
+    """Return p for a mean difference of 0: how often swapping the runs on some notes gives one at least as far from 0.
 
-    All swaps are counted if at most 13 notes changed, else 9,999 random ones: then p is at least 0.0002.
+    All swaps are counted if at most 13 notes changed. Otherwise 9,999 random ones are, and p is at least 0.0002.
     """
     import numpy as np
     from scipy.stats import permutation_test
 
-    # Swapping the others changes nothing. Sorted, so that the order of the records changes no figure.
+    # Swapping unchanged notes has no effect. Sorting makes p independent of the order of the records.
     changed = sorted(difference for difference in differences if difference)
     if len(changed) < 2:
         return 1.0

@@ -1,6 +1,6 @@
 """95% intervals [low, high] for shares, differences of shares, and means over the sections.
 
-The same counts always give the same interval. What each interval covers in simulations is in tests/test_scoring.py.
+The same counts always give the same interval. tests/test_scoring.py simulates each interval's coverage.
 """
 
 import math
@@ -13,7 +13,7 @@ from prompts import SECTIONS
 
 Interval = list[float]
 
-DRAWS = 10_000  # from each distribution; with other draws an interval's ends would move by about 0.2% of probability
+DRAWS = 10_000  # the share of them outside an end of an interval has a standard error of 0.16%
 _Z = 1.959963984540054  # a standard normal variable is within -_Z.._Z with 95% probability
 
 
@@ -29,7 +29,7 @@ def wilson(successes: float, n: float) -> Interval:
 
 
 def share_of(successes: int, n: int) -> tuple[float, Interval] | tuple[None, None]:
-    """Return (successes / n, Wilson's interval); None twice if n is 0."""
+    """Return (successes / n, Wilson's interval), or (None, None) if n is 0."""
     return (successes / n, wilson(successes, n)) if n else (None, None)
 
 
@@ -65,10 +65,10 @@ def independent_difference(a: tuple[float, float], b: tuple[float, float]) -> In
 def bootstrap_mean(passes: list[int]) -> Interval:
     """Return the Bayesian bootstrap's interval for the mean accuracy.
 
-    passes: for each note the number of sections passed, 0 to 4. Whole notes are weighted, because the verdicts on one
-    note are correlated.
-    The weights are drawn from a Dirichlet distribution (Rubin 1981, doi:10.1214/aos/1176345338), with half a note added
-    at both extremes, as in Jeffreys' prior: even if all notes have the same count, others are possible.
+    passes: for each note, the number of sections passed, 0 to 4. Whole notes are weighted, because the verdicts on one
+        note are correlated.
+    The weights are drawn from a Dirichlet distribution (Rubin 1981, doi:10.1214/aos/1176345338). Half a note is added
+    with 0 and half a note with 4 sections passed, as in Jeffreys' prior, so that equal counts still give an interval.
     """
     top, count = len(SECTIONS), Counter(passes)
     values = np.arange(top + 1)
@@ -85,10 +85,10 @@ def paired_mean(differences: list[int]) -> Interval:
 
     differences: for each note, sections passed in the second run minus those passed in the first, -4 to 4.
 
-    This is Student's t interval on whole notes, with a variance that includes one made-up note: half of it better and
-    half of it worse, by the mean square of the changed notes and one that changed in all sections. Without it, the
-    interval would be a point if no note changed, and too narrow if few did (Agresti and Min, doi:10.1002/sim.1781,
-    add such observations for a single section).
+    This is Student's t interval on whole notes. Its variance includes one made-up note, half better and half worse,
+    whose squared change is the mean over the changed notes and one that changed in all sections. Without it, the
+    interval would be a point if no note changed, and too narrow if few did. Agresti and Min (doi:10.1002/sim.1781) add
+    such observations for a single section.
     """
     from scipy.stats import t
 
@@ -111,15 +111,16 @@ def stratified_mean(
 ) -> tuple[float | None, Interval]:
     """Return (estimate, interval) of the mean over all notes and their sections, of which only a sample has labels.
 
-    notes: for each note the strata of its sections; as many sections for each.
+    notes: for each note, the strata of its sections. All notes have the same number of sections.
     labels: {stratum: {position of the note in `notes`: label, 0 to 1}}, a random sample within each stratum.
     known: strata whose sections all have the same, known value.
-    A stratum with neither is open: the estimate is then None, and the interval holds whatever its mean is.
+    A stratum with neither is open: then the estimate is None, and the interval allows for any mean of that stratum.
 
-    Each stratum's mean is weighted by the number of its sections (post-stratification). The interval is Wilson's for
-    as many independent sections as would have the estimate's variance (Korn and Graubard 1998, Survey Methodology
-    24:193). That variance is within the strata (from their means under Jeffreys' prior, so that equal labels do not
-    give 0), between the notes, which are a sample too, and of labels that share a note, by linearization.
+    Each stratum's mean is weighted by the number of its sections (post-stratification). The interval is Wilson's at the
+    effective sample size: as many independent sections as give the estimate's variance (Korn and Graubard 1998, Survey
+    Methodology 24:193). By linearization, that variance has three parts: within the strata (from their means under
+    Jeffreys' prior, so that equal labels do not give 0), between the notes, which are a sample too, and the covariance
+    of labels on one note.
     """
     known = known or {}
     size = Counter(stratum for strata in notes for stratum in strata)
@@ -137,7 +138,7 @@ def stratified_mean(
             parts.setdefault(position, []).append(weights[stratum] * (label - means[stratum]) / n)
 
     def bound(of_open: float, side: int) -> tuple[float, float]:
-        """Return (mean, end of the interval), if the open strata have the mean `of_open`."""
+        """Return (mean, low or high end of the interval) if the open strata have the mean `of_open`."""
         of_strata = dict.fromkeys(size, of_open) | dict(known) | means
         mean = min(1.0, math.fsum(weights[stratum] * of_strata[stratum] for stratum in size))
         of_notes = [(math.fsum(of_strata[s] for s in note) / len(note) - mean) / len(notes) for note in notes]

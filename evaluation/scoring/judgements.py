@@ -1,8 +1,8 @@
 """Sort judgements into verdicts on notes, controls and attacks.
 
-"unscored" is never a pass or a fail. A run's pass rate is pass / all notes, with `worst` and `best` beside it. All else
-(the judge's rates, differences, tests, attacks) counts only what is scored: for a pair, in both of its members; for a
-mean over the sections, in all of them.
+A verdict is pass, fail or unscored. A run's pass rate is pass / all notes; `worst` and `best` count the unscored as
+failed and as passed. All other figures (the judge's rates, differences, tests, attacks) leave them out: a pair counts
+if both members are scored, and a mean over the sections if all sections are.
 """
 
 import sys
@@ -15,8 +15,8 @@ Verdict = tuple[str, str]  # ("pass", "fail" or "unscored", its source: "judge" 
 NoteVerdicts = dict[int, dict[str, Verdict]]  # index -> section -> verdict on the model's note
 SectionKey = tuple[int, str]  # (index of the dialogue, section)
 
-# Sections without text are not sampled: those of an unreadable note and empty ones fail by definition; one that the
-# engine failed to write is unknown.
+# Sections without text are not sampled. Empty ones, and those of an unreadable note, fail by definition; those that the
+# engine failed to write are unknown.
 STRATA = ("passed by the judge", "failed by the judge", "failed by rule", "unscored", "no text", "not written")
 PASSED, FAILED, FAILED_BY_RULE, UNSCORED, NO_TEXT, NOT_WRITTEN = STRATA
 TO_LABEL = (PASSED, FAILED, FAILED_BY_RULE, UNSCORED)
@@ -44,19 +44,19 @@ def sort_judgements(
             notes.setdefault(index, {})[sys.intern(section)] = _shared_verdict(record["verdict"], record["source"])
         else:
             raise ValueError(f"row {index}, section {section} is judged but has no prediction")
-    for records in (controls, attacks):  # answers arrive in any order, which must not change a figure
+    for records in (controls, attacks):  # verdicts arrive in any order, which must not change a figure
         records.sort(key=lambda record: [str(part) for part in record_key(record)])
     return notes, controls, attacks
 
 
 @cache
 def _shared_verdict(verdict: str, source: str) -> Verdict:
-    """Return the same object for equal verdicts: a large run has 100,000, and only a few different ones."""
+    """Return one shared object for equal verdicts, to save memory: a large run has 100,000 of a few kinds."""
     return verdict, source
 
 
 def stratum_of(verdict: Verdict, has_text: bool) -> str:
-    """Return the one of STRATA to which a section with this verdict belongs."""
+    """Return the member of STRATA to which a section with this verdict belongs."""
     verdict, source = verdict
     if not has_text:
         return NOT_WRITTEN if verdict == "unscored" else NO_TEXT

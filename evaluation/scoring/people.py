@@ -1,8 +1,8 @@
-"""People's verdicts on a sample of the notes: the pass rate that they imply, the judge's errors, the raters' agreement.
+"""Estimate pass rates, the judge's errors and the raters' agreement from people's verdicts on a sample of the notes.
 
-People label whichever sections they like, often as many of those that passed as of those that failed. So the share that
-people pass is estimated within each stratum, the sections on which the judge or a rule gave the same verdict, and
-weighted by the stratum's size. That is right for any choice of strata, if the sections within each are a random sample.
+People often label as many sections that passed as sections that failed, whatever their numbers in the run. So the share
+that people pass is estimated within each stratum (the sections with the same verdict by judge or rule) and weighted by
+the stratum's size. The estimate is valid if the labelled sections are a random sample within each stratum.
 """
 
 import math
@@ -18,16 +18,17 @@ from prompts import SECTIONS
 
 
 class LabelError(ValueError):
-    """A label that cannot be used; the message begins with its place."""
+    """A label that cannot be used; the message begins with its file and row, or its number."""
 
 
 Labels = dict[str, dict[SectionKey, bool]]  # rater ("" if unknown) -> section -> whether the rater passes it
 
 
 def read_labels(labels: Iterable[dict], notes: NoteVerdicts, hashes: dict[SectionKey, str]) -> Labels:
-    """Check labels against the run: {"index", "section", "verdict", and if known "note_hash", "rater", "where"}.
+    """Check labels against the run, and return them by rater. Raises LabelError.
 
-    hashes: `note_hash` of the run's sections, at least of those that have labels. Raises LabelError.
+    labels: {"index", "section", "verdict", and optionally "note_hash", "rater", "where"}.
+    hashes: `note_hash` of the run's sections, at least of those with labels.
     """
     by_rater: Labels = {}
     for number, label in enumerate(labels, 1):
@@ -57,23 +58,25 @@ def read_labels(labels: Iterable[dict], notes: NoteVerdicts, hashes: dict[Sectio
 def check_against_people(
     labels: Labels, notes: NoteVerdicts, indices: list[int], without_text: set[SectionKey]
 ) -> tuple[dict[str, dict], dict]:
-    """Return ({S: figures}, figures of all sections together). Labels are taken as the truth.
+    """Return ({S: figures}, figures of all sections together). People's labels count as the truth.
 
     indices: all dialogues of the run; without_text: their sections that have no text.
 
     Figures of a section, None where a stratum that they need has no label:
       corrected_accuracy, corrected_ci95: share of sections that people would pass, from `stratified_mean`. The interval
-          is always there; a stratum without a label leaves it open.
+          is never None; it allows for any mean of a stratum without a label.
       strata: {one of STRATA: {n, labelled, passed: by people; with several raters, the sum of their shares}}
-      sensitivity, specificity: shares that the judge passed and failed of the sections that people would pass and fail,
-          each with _ci95; both for the sections that the judge scored
+      sensitivity, specificity: of the sections that the judge scored, the share that it passed of those that people
+          would pass, and the share that it failed of those that people would fail; each with _ci95
       n_good, n_bad: labelled sections, scored by the judge, that most raters passed or failed
-      informative: whether people pass a larger share of those that the judge passed than of those that it failed: the
-          difference's interval lies above 0
+      informative: whether people pass a larger share of the sections that the judge passed than of those that it
+          failed: the interval of the difference is above 0
       agreement: share of the labelled sections, scored by the judge, on which people and judge agree
       by_kind: {}, as for controls
-    Of all sections: accuracy, ci95: the same for the mean over the sections; labelled: number of sections; labels:
-    number of labels; raters; kappas: `_kappas`; open: the strata without a label
+    Figures of all sections together:
+      accuracy, ci95: like corrected_accuracy and corrected_ci95, for the mean over the sections
+      labelled: number of labelled sections; labels: number of labels; raters: their names; kappas: from `_kappas`
+      open: the strata without a label in some section
     """
     shares = _shares(labels)
     strata = {
@@ -95,9 +98,7 @@ def check_against_people(
     notes_strata = [tuple((section, strata[index, section]) for section in SECTIONS) for index in indices]
     all_labels = {(section, name): values for section in SECTIONS for name, values in sampled[section].items()}
     accuracy, interval = stratified_mean(notes_strata, all_labels, {(s, NO_TEXT): 0.0 for s in SECTIONS})
-    is_open = {
-        stratum[1] for stratum in set().union(*notes_strata) if stratum not in all_labels and stratum[1] != NO_TEXT
-    }
+    unlabelled = {name for _, name in set().union(*notes_strata) - all_labels.keys()} - {NO_TEXT}
     return by_section, {
         "accuracy": accuracy,
         "ci95": interval,
@@ -105,14 +106,14 @@ def check_against_people(
         "labels": sum(map(len, labels.values())),
         "raters": sorted(filter(None, labels)),
         "kappas": _kappas(labels),
-        "open": [stratum for stratum in STRATA if stratum in is_open],
+        "open": [stratum for stratum in STRATA if stratum in unlabelled],
     }
 
 
 def _shares(labels: Labels) -> dict[SectionKey, float]:
-    """Return for each labelled section the share of its raters who pass it, such as 1/2 if two disagree.
+    """Return the share of raters who pass each labelled section, such as 1/2 if two disagree.
 
-    So each section counts once, however many raters it has.
+    Each section counts once, however many raters it has.
     """
     verdicts = defaultdict(list)
     for by_rater in labels.values():
@@ -161,10 +162,10 @@ Rate = tuple[float, Interval] | None
 def _error_rates(n_passed: int, passed: list[float], n_failed: int, failed: list[float]) -> tuple[Rate, Rate]:
     """Return (sensitivity, specificity) of the judge on the n_passed + n_failed sections that it scored.
 
-    passed, failed: people's verdicts on samples of the two. Shares among the labelled sections would depend on how many
-    of either were labelled, so both samples are weighted to their stratum (Begg and Greenes 1983, doi:10.2307/2530820).
+    passed, failed: people's verdicts on samples of the two strata. Raw shares would depend on how many of each stratum
+        were labelled, so each sample is weighted to its stratum's size (Begg and Greenes 1983, doi:10.2307/2530820).
     Intervals: the middle 95% of 10,000 draws of the strata's sizes and shares from their posteriors under Jeffreys'
-    prior. None if a stratum has no label, or if people passed none, or failed none.
+    prior. Both are None if a stratum has no label; one is None if people passed none, or failed none.
     """
     if (n_passed and not passed) or (n_failed and not failed) or not (passed or failed):
         return None, None
@@ -187,7 +188,7 @@ def _error_rates(n_passed: int, passed: list[float], n_failed: int, failed: list
 
 
 def _kappas(labels: Labels) -> list[dict]:
-    """Return [{raters: [a, b], n: sections that both labelled, agreement, kappa}] for every two raters with n > 0.
+    """Return [{raters: [a, b], n: sections that both labelled, agreement, kappa}] for each pair of raters with n > 0.
 
     kappa: Cohen's (1960, doi:10.1177/001316446002000104), None if both gave all sections the same verdict.
     """

@@ -1,6 +1,6 @@
 """Score one run: pass rates with intervals, ROUGE-L, and the checks of its judge.
 
-All rates are 0 to 1. The same records give the same figures, in whatever order they come.
+All rates are 0 to 1. The order of the records changes no figure.
 """
 
 import math
@@ -24,8 +24,8 @@ def score_run(
 ) -> dict:
     """Compute all figures of a run.
 
-    predictions, judgements: the records in any order, controls and attacks among the judgements. Both are read once,
-        and no text of a note or verdict is kept. A section without a judgement counts as unscored.
+    predictions, judgements: the records in any order; the judgements include controls and attacks. Both are read once,
+        and the texts of notes and verdicts are not kept. A section without a judgement counts as unscored.
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
     human_labels: people's verdicts on the same notes, as for `people.read_labels`.
 
@@ -33,7 +33,7 @@ def score_run(
       n, valid_notes: counts; finish_reasons: {reason: count}
       sections: {S: {pass, fail, unscored: counts; accuracy: pass / n; ci95: Wilson; worst, best: accuracy if all
           unscored failed / passed; rougeL: mean F-measure over all n, without stemming, 0 for an invalid note;
-          rougeL_readable: the same over the valid notes, None without any}}
+          rougeL_readable: the same over the valid notes, None if there are none}}
       mean: {accuracy, ci95}: mean over the sections, bootstrap over whole notes
       judge_controls, judge_controls_all: None without controls, else `trust.check_against_controls`
       human_labels, human_labels_all: None without labels, else `people.check_against_people`
@@ -76,7 +76,7 @@ def score_run(
 
 
 class NoteTexts(NamedTuple):
-    """What scoring keeps of the notes. rouge: ROUGE-L of each section, in the order of the indices."""
+    """The data on the notes that scoring keeps. rouge: ROUGE-L of each section, in the order of the indices."""
 
     indices: list[int]
     valid: int
@@ -87,9 +87,9 @@ class NoteTexts(NamedTuple):
 
 
 def read_notes(predictions: Iterable[Prediction], rows: Rows, to_hash: Iterable[SectionKey] = ()) -> NoteTexts:
-    """Read the notes once, with the `note_hash` of the sections in `to_hash`.
+    """Read the notes once, and compute the `note_hash` of the sections in `to_hash`.
 
-    Raises ValueError if there is no prediction.
+    Raises ValueError if there are no predictions.
     """
     to_hash = set(to_hash)
     texts = NoteTexts([], 0, Counter(), {section: [] for section in SECTIONS}, set(), {})
@@ -114,7 +114,7 @@ def read_notes(predictions: Iterable[Prediction], rows: Rows, to_hash: Iterable[
 
 def _section_figures(verdicts: list[str], rouge: list[float], valid: int) -> dict:
     n, count = len(verdicts), Counter(verdicts)
-    total_rouge = math.fsum(rouge)  # the same in any order; invalid notes add 0
+    total_rouge = math.fsum(rouge)  # exact, so independent of the order; invalid notes add 0
     return {
         "pass": count["pass"],
         "fail": count["fail"],
@@ -129,10 +129,10 @@ def _section_figures(verdicts: list[str], rouge: list[float], valid: int) -> dic
 
 
 def _rouge_l() -> Callable[[str, str], float]:
-    """Return a function of (reference, prediction) that gives ROUGE-L's F-measure, in about 1 ms for 80 words.
+    """Return a function that computes ROUGE-L's F-measure of (reference, prediction), in about 1 ms for 80 words.
 
     The library's time and memory grow with the product of the lengths, so only the first 20,000 characters count.
-    It recognizes only the letters a-z and digits: text in another script scores 0.
+    It sees only the letters a-z and digits, so text in another script scores 0.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

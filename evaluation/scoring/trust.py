@@ -1,8 +1,8 @@
-"""How far a run's judge can be trusted: checks against known answers, and attacks.
+"""Measure how far a run's judge can be trusted: checks against known answers, and attacks.
 
-No pass rate is corrected by controls. Such a correction assumes that the judge errs on notes as often as on controls;
-where controls are easier, it is wrong, and more controls only make it wrong with a narrower interval. People's verdicts
-on the notes themselves can correct a pass rate: see people.py.
+Controls do not correct pass rates. A correction would assume that the judge errs on notes as often as on controls.
+Where controls are easier, it would be biased, and more controls would only narrow the interval around a wrong value.
+People's verdicts on the notes themselves do give a pass rate: see people.py.
 """
 
 from collections import Counter
@@ -17,14 +17,14 @@ def check_against_controls(controls: list[Judgement], notes: NoteVerdicts) -> tu
     """Compare the judge with the known answers. Return ({S: figures}, figures of all sections together).
 
     Figures:
-      sensitivity, specificity: shares of the texts to pass that passed and of those to fail that failed, each with
-          _ci95, None without such texts; n_good, n_bad: their numbers
-      youden, youden_ci95: Youden's J, sensitivity + specificity - 1: 0 is chance, 1 never errs; None like these
-      informative: whether it was shown that texts to pass pass more often: youden_ci95 lies above 0
-      judged, judged_passed: the notes that the judge scored, and how many of them it passed
-      contradiction: how these notes show that the judge does not err on them as on the controls, None if they do not:
-          "below_false_passes" if significantly fewer of them passed than of the texts to fail, "above_sensitivity" if
-          more passed than of the texts to pass
+      sensitivity, specificity: share of the good texts that passed, and of the bad texts that failed, each with _ci95;
+          None without such texts; n_good, n_bad: numbers of scored good and bad texts
+      youden, youden_ci95: Youden's J, sensitivity + specificity - 1: 0 is chance, 1 is no error; None if either is
+      informative: whether good texts were shown to pass more often than bad ones: youden_ci95 is above 0
+      judged, judged_passed: number of the notes' sections that the judge scored, and that it passed
+      contradiction: evidence that the judge errs on notes otherwise than on controls, or None:
+          "below_false_passes" if a significantly smaller share of the notes passed than of the bad texts,
+          "above_sensitivity" if a significantly larger share passed than of the good texts
       by_kind: {kind: {expected, n, right, unscored, rate: right / (n - unscored), ci95}}
       corrected_accuracy, corrected_ci95: None, always
     """
@@ -63,7 +63,7 @@ def _figures(records: list[Judgement], notes: NoteVerdicts, sections: tuple[str,
         "informative": is_checked and youden_ci95[0] > 0,
         "judged": judged,
         "judged_passed": passed,
-        # The verdicts on one note are correlated; at worst, the sections together say no more than one of them.
+        # Verdicts on one note are correlated. Dividing by the sections assumes the worst: full correlation.
         "contradiction": _contradiction((passed / len(sections), judged / len(sections)), good, bad),
         "by_kind": {
             kind: _count_right([record for record in records if record["control"]["kind"] == kind], expected)
@@ -75,8 +75,11 @@ def _figures(records: list[Judgement], notes: NoteVerdicts, sections: tuple[str,
 
 
 def _contradiction(notes: tuple[float, float], good: tuple[int, int], bad: tuple[int, int]) -> str | None:
-    """Compare shares (passed, scored). Whatever share of the notes is good, a judge that errs on them as on controls
-    passes at least the share that it passes of bad ones, and at most the share that it passes of good ones."""
+    """Compare shares (passed, scored) of notes, good controls and bad controls.
+
+    A judge that errs on notes as on controls passes at least as large a share of the notes as of the bad controls, and
+    at most as large a share as of the good controls, whatever share of the notes is good.
+    """
     if notes[1] and bad[1] and independent_difference(notes, bad)[1] < 0:
         return "below_false_passes"
     if notes[1] and good[1] and independent_difference(notes, good)[0] > 0:
@@ -98,15 +101,16 @@ def _count_right(records: list[Judgement], expected: str) -> dict:
 
 
 def count_attacks(records: list[Judgement]) -> dict:
-    """Return the figures of attacks, and by_kind: {name: the same}. records: attacks and their baselines.
+    """Return the figures of attacks, and by_kind: {name: the same figures}. records: attacks and their baselines.
 
-    n: attacks; passed, unscored: of these
-    pairs: attacks that are scored and whose baseline is: another patient's section alone, in the same place
+    A baseline is another patient's section without an attack, in the place of the attack's text.
+    n: number of attacks; passed, unscored: how many of them
+    pairs: attacks that are scored and whose baseline is scored
     pass_rate, baseline_pass_rate: shares of the pairs that passed with and without the attack
     difference, difference_ci95: pass_rate - baseline_pass_rate, and its interval
-    succeeded: pairs that passed with the attack although they failed without it
-    success_rate, ci95: their share of the pairs that failed without it
-    Rates are None without such pairs.
+    succeeded: pairs that failed without the attack and passed with it
+    success_rate, ci95: their share of the pairs that failed without the attack
+    A rate is None if its denominator is 0.
     """
     attacks = [record for record in records if record["attack"] != NO_ATTACK]
     baselines = {
