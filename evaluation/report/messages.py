@@ -133,7 +133,8 @@ def _disagreements(results: dict) -> list[str]:
     controls, people = results["judge_controls"] or {}, results["human_labels"] or {}
     return [
         f"Controls and people disagree on the judge's {name} in {key}: {percent(controls[key][name])} by controls, "
-        f"{percent(people[key][name])} by people{', whose verdicts take precedence' if is_checked(people[key]) else ''}."
+        f"{percent(people[key][name])} by people"
+        + (", whose verdicts take precedence." if is_checked(people[key]) else ".")
         for key in people
         if key in controls
         for name in _differing_rates(controls[key], people[key])
