@@ -11,9 +11,9 @@ def validate(best: BestStep, losses: dict[int, float], saved: tuple[int, ...] = 
     """Run validations, and states saved after some of them; return the steps whose exports are there."""
     there = set(best.exported)
     for step, loss in losses.items():
-        if best.improves(step, loss):
+        if best.record_validation(step, loss):
             there.add(step)
-            best.note_export(there.remove)
+            best.record_export(there.remove)
         if step in saved:
             best.keep_only_best(there.remove)
     return there
@@ -45,12 +45,12 @@ def test_a_run_that_a_kill_sent_back_repeats_its_decisions():
 
 def test_what_a_stopped_run_exported_before_any_validation_goes_with_the_first_best_step():
     best, removed = BestStep(), []
-    best.note_stopgap(5)
+    best.record_interim_export(5)
     best.keep_only_best(removed.append)
     assert removed == []
     resumed = BestStep.from_state(best.as_state())
-    resumed.improves(6, 0.9)
-    resumed.note_export(removed.append)
+    resumed.record_validation(6, 0.9)
+    resumed.record_export(removed.append)
     assert removed == [5] and resumed.exported == [6]
 
 

@@ -184,7 +184,7 @@ def test_the_demo_trains_again_where_a_kill_left_half_a_checkpoint_or_a_run_was_
 def test_a_yaml_that_is_given_to_the_preview_is_answered_with_the_command_that_trains():
     done = subprocess.run([sys.executable, "train.py", FULL.name], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.endswith(f"training itself is: arctic_training {FULL.name}\n")
+    assert done.stderr.endswith(f"to train, run: arctic_training {FULL.name}\n")
 
 
 def test_a_yaml_of_the_user_s_own_that_the_preview_cannot_use_is_passed_over_or_told(tmp_path, monkeypatch, capsys):
@@ -196,7 +196,7 @@ def test_a_yaml_of_the_user_s_own_that_the_preview_cannot_use_is_passed_over_or_
     (tmp_path / "e-config.yaml").write_text("data: [")
     monkeypatch.setattr(preview, "load_split", lambda *_: Dataset.from_list(rows(4)))
     assert preview.main(["--model", "m"]) == 2
-    assert f"error: {tmp_path / 'e-config.yaml'} is no YAML" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'e-config.yaml'} is not valid YAML" in capsys.readouterr().err
 
 
 def test_the_preview_counts_what_each_yaml_would_drop(monkeypatch, capsys):

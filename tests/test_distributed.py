@@ -115,7 +115,7 @@ def test_two_processes_that_were_killed_go_on_and_end_as_unbroken_ones(workplace
     kill_when_resumable(config, *TWO)
     status, output = run(config)
     assert status == 2, "a state of two processes is none for one"
-    assert len(error_lines(output)) == 1 and "another world_size (2, now 1)" in error_lines(output)[0]
+    assert len(error_lines(output)) == 1 and "a different world_size (2, now 1)" in error_lines(output)[0]
     resumed = finished(config, *TWO)
     assert re.findall(r"resumed at step \d+ of 12", resumed.output) != []
     assert_same_course(resumed.log, double.log)

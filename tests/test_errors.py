@@ -70,7 +70,7 @@ def test_a_value_that_the_yaml_may_not_hold_is_told_with_its_name():
 
 def test_a_file_that_cannot_be_used_is_told_with_its_name(tmp_path):
     problem, remedy = explain(raised((tmp_path / "none").read_text))
-    assert "none" in problem and "name another one in the YAML" in remedy
+    assert "none" in problem and "set a different one in the YAML" in remedy
     full = raised(fail, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors"))
     assert explain(full)[1] == "make room on the disk"
 

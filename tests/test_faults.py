@@ -285,7 +285,7 @@ FAULTS = {
     "rate in words": Fault(TRAIN, setting("optimizer.learning_rate", "fast"), "optimizer.learning_rate: "),
     "unknown optimizer": Fault(TRAIN, setting("optimizer.type", "adamm"), "adamm is not a registered OptimizerFactory"),
     "unknown schedule": Fault(TRAIN, setting("scheduler.name", "cosinus"), "cosinus is not a valid SchedulerType"),
-    "unknown checkpoint": Fault(TRAIN, setting("checkpoint.0.type", "exprt"), "(there are ['deepspeed', 'huggingface'"),
+    "unknown checkpoint": Fault(TRAIN, setting("checkpoint.0.type", "exprt"), "(choose from ['deepspeed', 'huggingface'"),
     "no model at all": Fault(TRAIN, setting("model", None), "model: Field required"),
     "no steps between losses": Fault(TRAIN, setting("eval_interval", 0), "`eval_interval` must be set"),
     "two ways to pack": Fault(TRAIN, setting("data.pack_samples", True), "exclude each other"),
@@ -330,13 +330,13 @@ FAULTS = {
     "too short for any row": Fault(TRAIN, setting("data.max_length", 16), "No data left after filtering"),
     # arctic_training: the files
     "wrong model name": Fault(
-        TRAIN, setting("model.name_or_path", "no such model?"), "no such model? is no model that can"
+        TRAIN, setting("model.name_or_path", "no such model?"), "no such model? cannot be loaded as a model"
     ),
     "model off an unreachable hub": Fault(
-        TRAIN, setting("model.name_or_path", "nobody/nothing"), "nobody/nothing is no model"
+        TRAIN, setting("model.name_or_path", "nobody/nothing"), "nobody/nothing cannot be loaded as a model"
     ),
     "model of no kind": Fault(
-        TRAIN, lambda: remove("model/config.json"), "model is no model that can be loaded (Unrecognized"
+        TRAIN, lambda: remove("model/config.json"), "model cannot be loaded as a model (Unrecognized"
     ),
     "cut-off config": Fault(TRAIN, lambda: cut("model/config.json", 99), "model/config.json"),
     "no tokenizer": Fault(
@@ -357,7 +357,7 @@ FAULTS = {
     "checkpoints without permission": Fault(
         TRAIN, lambda: (close(folder(), 0o500), change("train.yaml", ("checkpoint.0.output_dir", "folder/x"))), "folder"
     ),
-    "log that is another file": Fault(TRAIN, setting("train_log_metrics_path", "notes.jsonl"), "no log of training"),
+    "log that is another file": Fault(TRAIN, setting("train_log_metrics_path", "notes.jsonl"), "not a training log"),
     "resume states among other files": Fault(TRAIN, setting("checkpoint.1.output_dir", "."), "data: 16 rows, 0", 0),
     "stale kill switch": Fault(TRAIN, lambda: put("train/stop", b""), "the kill switch train/stop exists"),
     "two trainings at once": Fault(TRAIN, lambda: hold("train/train-log.jsonl"), "another run is writing"),
@@ -370,7 +370,7 @@ FAULTS = {
     "resume state half written": Fault(
         RESUME, lambda: remove(f"unfinished/resume/{STATE}/complete.json"), "data: 16 rows, 0 longer", 0
     ),
-    "resume state of another run": Fault(RESUME, lambda: change("unfinished.yaml", ("seed", 7)), "with another seed"),
+    "resume state of another run": Fault(RESUME, lambda: change("unfinished.yaml", ("seed", 7)), "a different seed ("),
     "list of a resume state cut off": Fault(
         RESUME, lambda: cut(f"unfinished/resume/{STATE}/complete.json", 9), f"{STATE} is damaged"
     ),

@@ -43,7 +43,7 @@ def train(model: torch.nn.Module, steps: int, max_norm: float = 0.0, accumulated
     optimizer.attach(accumulated, max_norm)
     for step in range(steps):
         for part in range(accumulated):
-            optimizer.expect(first=part == 0, last=part == accumulated - 1)
+            optimizer.begin_backward(first=part == 0, last=part == accumulated - 1)
             (loss(model, step * accumulated + part) / accumulated).backward()
         optimizer.step()
     return optimizer
@@ -80,7 +80,7 @@ def test_in_bfloat16_updates_smaller_than_its_rounding_add_up_in_the_master_weig
     optimizer = MixedAdamW(groups(model), lr=1e-5, betas=(0.9, 0.95))
     optimizer.attach(1, 1.0)
     for step in range(120):
-        optimizer.expect(first=True, last=True)
+        optimizer.begin_backward(first=True, last=True)
         loss(model, step).backward()
         optimizer.step()
         if step == 0:
@@ -96,7 +96,7 @@ def test_gradients_of_several_micro_batches_are_summed_in_float32():
     optimizer = MixedAdamW(groups(model), **SETTINGS)
     optimizer.attach(64, 0.0)
     for part in range(64):
-        optimizer.expect(first=part == 0, last=part == 63)
+        optimizer.begin_backward(first=part == 0, last=part == 63)
         loss(model, part).backward()
         loss(exact, part).backward()
     optimizer.step()
@@ -110,7 +110,7 @@ def test_a_step_with_a_gradient_that_is_no_number_changes_nothing():
     optimizer = train(model, 2, 1.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     moments = [bucket.mean.clone() for bucket in optimizer.buckets]
-    optimizer.expect(first=True, last=True)
+    optimizer.begin_backward(first=True, last=True)
     (loss(model, 9) * float("inf")).backward()
     optimizer.step()
     assert not optimizer.gradient_norm.isfinite()
@@ -129,7 +129,7 @@ def test_a_saved_state_goes_on_as_an_unbroken_run():
     optimizer.load_state_dict(first.state_dict())
     optimizer.load_process_state(first.process_state())
     for step in (3, 4):
-        optimizer.expect(first=True, last=True)
+        optimizer.begin_backward(first=True, last=True)
         loss(resumed, step).backward()
         optimizer.step()
     assert all(a.equal(b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
@@ -139,7 +139,7 @@ def test_weights_without_a_gradient_are_told():
     model = make_model()
     optimizer = MixedAdamW(groups(model), **SETTINGS)
     optimizer.attach(1, 1.0)
-    optimizer.expect(first=True, last=True)
+    optimizer.begin_backward(first=True, last=True)
     model[0](torch.ones(1, 7)).sum().backward()
     with pytest.raises(RuntimeError, match="does not depend on all trained weights"):
         optimizer.step()
@@ -212,7 +212,7 @@ model = one.make_model()
 optimizer = one.MixedAdamW(one.groups(model), **one.SETTINGS)
 optimizer.attach(1, 0.5)
 for step in range(4):
-    optimizer.expect(first=True, last=True)
+    optimizer.begin_backward(first=True, last=True)
     one.loss(model, step * processes + rank).backward()
     optimizer.step()
 held = sum(bucket.master.numel() for bucket in optimizer.buckets)

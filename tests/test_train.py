@@ -405,7 +405,7 @@ def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(tr
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "data: 4 rows, 1 longer than max_length 1,024 and left out, 2 packs; 2 steps in 1 epochs"),
+        ({}, "data: 4 rows, 1 longer than max_length 1,024 and dropped, 2 packs; 2 steps in 1 epochs"),
         ({"min_iterations": 9}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
         ({"train_eval_split": (0.5, 0.5)}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
     ],
@@ -438,7 +438,7 @@ def test_a_run_too_short_for_a_resume_state_says_so(train_module, tmp_path, caps
     packs.dataset = Dataset.from_dict({"input_ids": [[1]] * 2})
     trainer = SimpleNamespace(config=config, train_dataloader=packs, plan=packs.batch_sampler.plan, training_horizon=2)
     train_module.SOAPTrainer._print_data(trainer)
-    line = f"resume: no state before the end, because save_every_n_steps is {every}"
+    line = f"resume: no state will be saved before the end, because save_every_n_steps is {every}"
     assert (line in capsys.readouterr().out) == told
 
 
@@ -671,7 +671,7 @@ raise {}
 """
 NO_ROOM = 'torch.OutOfMemoryError("no room")'
 MORE_ROOM = (
-    "set `model.disable_activation_checkpoint: false` in the YAML, which an unfinished run goes on with, "
+    "set `model.disable_activation_checkpoint: false` in the YAML, with which an unfinished run can resume, "
     "then lower `data.max_length`"
 )
 NO_TYPE = 'RegistryError("no type. Ensure that it is there: soap")'  # as each process reads in the YAML
@@ -682,7 +682,7 @@ NO_TYPE = 'RegistryError("no type. Ensure that it is there: soap")'  # as each p
     [
         (NO_ROOM, "0", ["", f"error: out of memory (no room): {MORE_ROOM}"]),
         (NO_ROOM, "1", ["", f"error: out of memory (no room) (process 1): {MORE_ROOM}"]),
-        (NO_TYPE, "0", ["", "error: no type (there are soap): correct the YAML"]),
+        (NO_TYPE, "0", ["", "error: no type (choose from soap): correct the YAML"]),
         (NO_TYPE, "1", [""]),
     ],
 )
@@ -713,9 +713,9 @@ def test_an_error_that_all_processes_of_a_machine_meet_is_told_once(monkeypatch,
         ("overfit_first_batch", True, "set `sample_count`"),
         ("eval_log_iter_interval", 2, "raise `eval_interval`"),
         ("mem_profiler", "step", "`e2e` records the whole run"),
-        ("data.mask_inputs", False, "the loss is on the note alone"),
+        ("data.mask_inputs", False, "the loss covers only the note"),
         ("data.ignore_empty_think", True, "is masked anyway"),
-        ("data.drop_last", True, "works with pack_samples alone"),
+        ("data.drop_last", True, "works only with pack_samples"),
         ("wandb", {"enable": True}, "`train_log_metrics_path` gets"),
     ],
 )
@@ -766,7 +766,7 @@ def test_a_resume_state_goes_only_when_the_finished_model_was_exported(
     trainer.checkpoint_engines, trainer.saved_at, trainer.global_step = [resume_engine.engine, *saved], saved, 2
     train_module.SOAPTrainer.post_train_callback(trainer)
     assert state.exists() != cleared
-    assert (f"{state} is kept: the same command goes on from there" in capsys.readouterr().out) != cleared
+    assert (f"{state} is kept: rerun the same command to resume" in capsys.readouterr().out) != cleared
 
 
 @pytest.mark.parametrize(("every", "early_stop", "due"), [(5, True, True), (0, True, False), (5, False, False)])
@@ -856,13 +856,13 @@ def test_each_step_is_logged_with_the_norm_of_its_gradients(unbroken):
 
 @pytest.mark.slow
 def test_the_packs_that_are_too_few_for_another_step_are_told_in_a_line(unbroken):
-    assert unbroken.output.count("data: the last 2 packs are too few for another step of 4\n") == 1
+    assert unbroken.output.count("data: the last 2 packs are dropped: a step needs 4\n") == 1
 
 
 @pytest.mark.slow
 def test_rows_over_max_length_are_counted(unbroken):
     assert (
-        "data: 29 rows, 2 longer than max_length 1,024 and left out, 9 packs; 13 steps in 6 epochs" in unbroken.output
+        "data: 29 rows, 2 longer than max_length 1,024 and dropped, 9 packs; 13 steps in 6 epochs" in unbroken.output
     )
 
 
@@ -878,7 +878,7 @@ def test_an_unfinished_run_refuses_another_learning_rate_in_one_line(workplace, 
     status, output = run(write_config(workplace, model_path, "faster", optimizer=optimizer))
     assert status == 2
     assert (
-        len(error_lines(output)) == 1 and "another optimizer.learning_rate (0.001, now 0.002)" in error_lines(output)[0]
+        len(error_lines(output)) == 1 and "a different optimizer.learning_rate (0.001, now 0.002)" in error_lines(output)[0]
     )
     assert "Traceback" not in output
 
@@ -899,7 +899,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(workplace, broken, unb
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_from_its_last_step(workplace, model_path, unbroken):
     status, output = run(write_config(workplace, model_path, "stopped", exit_iteration_this_run=5))
-    assert status == 0 and "global_step_5 is kept: the same command goes on from there" in output, output[-3000:]
+    assert status == 0 and "global_step_5 is kept: rerun the same command to resume" in output, output[-3000:]
     status, output = run(write_config(workplace, model_path, "stopped"))
     assert status == 0 and "resumed at step 5 of 13" in output, output[-3000:]
     resumed = losses(read_log(workplace / "stopped"))
