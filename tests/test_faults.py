@@ -285,7 +285,9 @@ FAULTS = {
     "rate in words": Fault(TRAIN, setting("optimizer.learning_rate", "fast"), "optimizer.learning_rate: "),
     "unknown optimizer": Fault(TRAIN, setting("optimizer.type", "adamm"), "adamm is not a registered OptimizerFactory"),
     "unknown schedule": Fault(TRAIN, setting("scheduler.name", "cosinus"), "cosinus is not a valid SchedulerType"),
-    "unknown checkpoint": Fault(TRAIN, setting("checkpoint.0.type", "exprt"), "(choose from ['deepspeed', 'huggingface'"),
+    "unknown checkpoint": Fault(
+        TRAIN, setting("checkpoint.0.type", "exprt"), "(choose from ['deepspeed', 'huggingface'"
+    ),
     "no model at all": Fault(TRAIN, setting("model", None), "model: Field required"),
     "no steps between losses": Fault(TRAIN, setting("eval_interval", 0), "`eval_interval` must be set"),
     "two ways to pack": Fault(TRAIN, setting("data.pack_samples", True), "exclude each other"),
