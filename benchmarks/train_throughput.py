@@ -70,7 +70,7 @@ def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
 
 
 def executed_flops(shape: dict, config: dict, totals: dict[str, int]) -> float:
-    """Return the FLOPs of forward and backward over `totals`: tokens, labelled tokens and summed squared sample lengths.
+    """Return forward and backward FLOPs for `totals`: tokens, labelled tokens and summed squared sample lengths.
 
     Each weight of a matrix product costs 2 FLOPs per token forward and 4 backward (2 if the weight is frozen). Causal
     attention costs 2 x layers x heads x head_dim x length^2 per sample forward, and twice that backward. The output
@@ -89,7 +89,7 @@ def executed_flops(shape: dict, config: dict, totals: dict[str, int]) -> float:
 
 
 def gpus(count: int) -> dict[str, str]:
-    """Return the environment variable that limits DeepSpeed to the first `count` visible GPUs; by default it uses all."""
+    """Return the environment variable that limits DeepSpeed to the first `count` visible GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else map(str, range(count))
     return {"CUDA_VISIBLE_DEVICES": ",".join(list(names)[:count])}
@@ -248,7 +248,7 @@ def print_table(results: list[dict]) -> None:
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for result in results:
         print("| " + " | ".join(str(result[column]) for column in columns) + " |")
-    print("\nSeconds from launch to the end of the first step:\n")
+    print("\nFrom the launch to the end of the first step, in seconds:\n")
     for result in results:
         print(f"- {result['run']}: " + ", ".join(f"{part} {seconds}" for part, seconds in result["start"].items()))
 
