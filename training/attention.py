@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 VARLEN = "varlen"
 
 # Keywords of transformers' attention interface that cannot affect attention in a pack. Any other keyword is rejected.
-_IGNORED_KEYWORDS = {
+_HARMLESS_KEYWORDS = {
     *("position_ids", "position_embeddings", "cache_position", "past_key_value", "past_key_values", "use_cache"),
     *("cu_seq_lens_k", "max_length_k", "num_items_in_batch", "output_router_logits", "output_hidden_states"),
 }
@@ -22,8 +22,8 @@ _IGNORED_KEYWORDS = {
 class UnsupportedAttention(ValueError):
     """The model requests a feature that variable-length attention does not support."""
 
-    def __init__(self, what: str, instead: str = "eager") -> None:
-        self.problem = f"varlen attention cannot apply {what}, which this model requires"
+    def __init__(self, feature: str, instead: str = "eager") -> None:
+        self.problem = f"varlen attention cannot apply {feature}, which this model requires"
         self.remedy = f"set `model.attn_implementation: {instead}`"
         super().__init__(f"{self.problem}: {self.remedy}")
 
@@ -109,7 +109,7 @@ def _varlen_attention(
     if is_causal is False:
         raise UnsupportedAttention("attention to later tokens")
     unknown = [name for name, value in others.items() if not (value is None or value is False)]
-    if unknown := sorted(set(unknown) - _IGNORED_KEYWORDS):
+    if unknown := sorted(set(unknown) - _HARMLESS_KEYWORDS):
         raise UnsupportedAttention(f"`{unknown[0]}`")
     query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     bounds, longest = cu_seq_lens_q, max_length_q

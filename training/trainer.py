@@ -47,7 +47,7 @@ class SOAPTrainer(SFTTrainer):
     gas_boundary = False  # if true, arctic_training's Ray launcher reports metrics that only its own `epoch` sets
 
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
-        """Set up a run. With `mode` "process-data", only fill the token cache; `train` cannot be called then."""
+        """Set up a run. With `mode` "process-data", stop once the token cache is filled; `train` is then impossible."""
         self.best = BestStep()
         if mode == "train":
             self._claim_folders(config)
