@@ -144,7 +144,7 @@ def test_a_fixed_date_is_reported_with_its_model(tiny_model, tmp_path):
 def test_a_tokenizer_that_cannot_be_loaded_is_reported_in_one_line(tiny_model, tmp_path):
     damaged = changed_model(tiny_model, tmp_path / "damaged", CHATML)
     (damaged / "tokenizer.json").write_text("{")
-    with pytest.raises(TemplateError, match=f"^{damaged}: its tokenizer cannot be loaded"):
+    with pytest.raises(TemplateError, match=f"^{damaged}: cannot load its tokenizer"):
         load_tokenizers([str(damaged)])
 
 

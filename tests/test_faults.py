@@ -351,7 +351,7 @@ FAULTS = {
     "no weights": Fault(TRAIN, lambda: remove("model/model.safetensors"), "model.safetensors"),
     "cut-off weights": Fault(TRAIN, lambda: cut("model/model.safetensors", 5_000), "weights is damaged"),
     "training without data": Fault(TRAIN, lambda: shutil.rmtree("soap_dataset"), "python preprocess_data.py"),
-    "training on an absent split": Fault(TRAIN, setting("data.sources.0.split", "dev"), "no split 'dev'"),
+    "training on an absent split": Fault(TRAIN, setting("data.sources.0.split", "dev"), "has no split dev ("),
     "training on a cut-off table": Fault(TRAIN, lambda: cut(TABLE, 300), "soap_dataset cannot be read"),
     "cache that is a file": Fault(TRAIN, setting("data.cache_dir", "notes.jsonl"), "notes.jsonl"),
     "checkpoints into a file": Fault(TRAIN, setting("checkpoint.0.output_dir", "notes.jsonl"), "notes.jsonl"),
