@@ -261,8 +261,8 @@ FAULTS = {
     "a file as dataset": Fault(f"{PREVIEW} --dataset_path notes.jsonl", nothing, "python preprocess_data.py"),
     "cut-off table": Fault(PREVIEW, lambda: cut(TABLE, 300), "soap_dataset cannot be read"),
     "cut-off list of splits": Fault(PREVIEW, lambda: cut("soap_dataset/dataset_dict.json", 5), "cannot be read"),
-    "absent split": Fault(f"{PREVIEW} --split dev", nothing, "has no split dev (: try train"),
-    "row beyond the end": Fault(f"{PREVIEW} --index 99", nothing, "train has the rows 0 to 15"),
+    "absent split": Fault(f"{PREVIEW} --split dev", nothing, "no split dev (it has: train, validation"),
+    "row beyond the end": Fault(f"{PREVIEW} --index 99", nothing, "train has rows 0 to 15"),
     "missing column": Fault(
         f"{PREVIEW} --dataset_path other", lambda: save("other", {"train": without("P")}), "no column P of text"
     ),
