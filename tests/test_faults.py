@@ -270,7 +270,9 @@ FAULTS = {
         f"{PREVIEW} --dataset_path other", lambda: save("other", {"train": [rows(1)[0] | {"A": 7}]}), "no column A of"
     ),
     "row with a hole": Fault(
-        f"{PREVIEW} --dataset_path other --split test", lambda: dataset(*rows(2), rows(1)[0] | {"P": None}), "without P"
+        f"{PREVIEW} --dataset_path other --split test",
+        lambda: dataset(*rows(2), rows(1)[0] | {"P": None}),
+        "row 2: P is",
     ),
     "preview of no model": Fault(f"{PREVIEW} --model nobody/nothing", nothing, "nobody/nothing: no such folder, and"),
     "preview, no template": Fault(f"{PREVIEW} --model model", lambda: remove("model/chat_template.jinja"), "template"),
