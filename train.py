@@ -1,4 +1,4 @@
-"""Train a model to write SOAP notes: registers the data source and the trainer for arctic_training.
+"""Register the data source and trainer with which arctic_training trains a model to write SOAP notes.
 
 Reads ./soap_dataset (from preprocess_data.py); writes ./ckpt/<run>/global_step_N, train-log.jsonl and loss.png.
 
@@ -15,9 +15,9 @@ if __name__ == "__main__":  # the preview needs neither torch nor arctic_trainin
 
     sys.exit(main())
 
-# Packs can differ in length; without this the allocator keeps memory for each size. Read at the first allocation.
+# Packs vary in length; by default the allocator caches blocks of every size. PyTorch reads this at first allocation.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-os.umask(0o077)  # token caches and checkpoints hold patients' text: only the user may read them
+os.umask(0o077)  # only the user may read token caches and checkpoints: they contain patient data
 
 from training.data import SOAPDataFactory, SOAPDataSource  # noqa: E402
 from training.errors import report_in_one_line  # noqa: E402

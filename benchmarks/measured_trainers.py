@@ -1,11 +1,11 @@
-"""The stock trainer and ours, each with a stopwatch: `code:` of the configurations that train_throughput.py runs.
+"""Time the stock trainer and ours: the `code:` of the configurations that train_throughput.py runs.
 
-After each step every process adds a line to a file of its own, MEASURE_LOG with `.<rank>.jsonl`: seconds since the
-line before (all that a user waits for; the first counts from MEASURE_START, the launch), tokens without padding, the
-labelled ones among them, the sum of squared sample lengths, and the highest memory so far in bytes. The first line has
-the seconds of each part of the start, too. With MEASURE_MEMORY_GB the process gets no more GPU memory than that. With
-MEASURE_PROFILE the steps from MEASURE_PROFILE_FROM on are traced, and that file gets where their time went. For
-experiments: MEASURE_COMPILE compiles the decoder layers, MEASURE_LIGER_NORMS leaves all norms to Liger.
+After each step, every process appends a line to its own file, MEASURE_LOG plus `.<rank>.jsonl`: seconds since the
+previous line (total wall time; the first counts from MEASURE_START, the launch), tokens without padding, labelled
+tokens, the sum of squared sample lengths, and peak memory so far in bytes. The first line also has the seconds of each
+part of the start. MEASURE_MEMORY_GB limits the GPU memory of the process. If MEASURE_PROFILE is set, a few steps from
+MEASURE_PROFILE_FROM on are traced, and a summary is written to that file. For experiments, MEASURE_COMPILE compiles the
+decoder layers, and MEASURE_LIGER_NORMS keeps Liger's norms.
 """
 
 import json
@@ -34,7 +34,7 @@ if limit := os.environ.get("MEASURE_MEMORY_GB"):
 
 
 def timed(part: str, owner: object, name: str) -> None:
-    """Have each call of `owner.name` add its seconds to a part of the start."""
+    """Make each call of `owner.name` add its seconds to a part of the start."""
     function = getattr(owner, name)
 
     def timed_function(*args: object, **kwargs: object) -> object:
@@ -54,7 +54,7 @@ timed("model", ModelFactory, "__call__")
 timed("engine", deepspeed, "initialize")
 
 
-KINDS = {  # of kernels, by words in their names; the first that holds
+KINDS = {  # of kernels, by words in their names; the first match counts
     "attention": ("flash",),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma"),
     "optimizer": ("adam", "multi_tensor"),
@@ -66,7 +66,7 @@ KINDS = {  # of kernels, by words in their names; the first that holds
 
 
 def profile(step: int, steps: int = 3) -> None:
-    """Begin the trace at step 0, end it after `steps` ones, and write what it holds."""
+    """Start the trace at step 0, end it after `steps` steps, and write a summary."""
     if step == 0:
         profile.trace = torch.profiler.profile()
         torch.cuda.synchronize()
@@ -79,7 +79,7 @@ def profile(step: int, steps: int = 3) -> None:
     profile.trace.stop()
     averages = profile.trace.key_averages()
     on_gpu = [event for event in averages if event.self_device_time_total and event.device_type.name == "CUDA"]
-    kernels = [event for event in on_gpu if "#" not in event.key]  # which marks a span of kernels, as of an optimizer
+    kernels = [event for event in on_gpu if "#" not in event.key]  # "#" marks a span of kernels, such as an optimizer's
     sums = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in kernels:
         name = event.key.lower()

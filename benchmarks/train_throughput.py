@@ -1,7 +1,7 @@
 """Time training: the reference recipe against our two YAMLs, on the same rows and the same model shape.
 
-Runs `arctic_training` once for each configuration, as a user would, and reads each iteration's wall time, tokens and
-memory. Checkpoints and validation are off in all of them. Needs a soap_dataset and a model folder; random weights do.
+Runs `arctic_training` once per configuration, as a user would, and reads each iteration's wall time, tokens and memory.
+Checkpoints and validation are off in all runs. Needs a soap_dataset and a model folder; random weights are enough.
 
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B
     python benchmarks/train_throughput.py --model /tmp/Qwen3-1.7B --only full LoRA --iterations 100
@@ -32,7 +32,7 @@ CONFIGS = {
     "LoRA": ROOT / "Qwen3-1.7B-LoRA-config.yaml",
 }
 PEAK_FLOPS = 798e12  # bf16, measured on an H100 80GB HBM3 with an 8192 x 8192 x 8192 product of random matrices
-NOMINAL_FLOPS = 989e12  # by the card's data sheet
+NOMINAL_FLOPS = 989e12  # from the card's data sheet
 FULL_DATASET_ROWS, EPOCHS = 9250, 2
 
 
@@ -44,7 +44,7 @@ def override(config: dict, dotted: str, value: object) -> None:
 
 
 def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
-    """The YAML's own settings, but for what is run on, how long, and what is written."""
+    """Return the YAML's settings with another model, dataset, duration and output location."""
     config = yaml.safe_load(path.read_text())
     config["type"] = "measured_" + config["type"]
     config["code"] = str(ROOT / "benchmarks/measured_trainers.py")
@@ -59,7 +59,9 @@ def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
         "train_iters": args.warmup + args.iterations + 4 * args.profile,
         "epochs": 1,
     }
-    config["train_log_metrics_path"] = str(args.work_dir / f"{config['type']}-metrics.jsonl")  # trainers differ in it
+    config["train_log_metrics_path"] = str(
+        args.work_dir / f"{config['type']}-metrics.jsonl"
+    )  # the two trainers write different formats
     config["kill_switch_path"] = str(args.work_dir / "stop")
     for setting in args.set:
         dotted, _, text = setting.partition("=")
@@ -68,12 +70,13 @@ def benchmark_config(path: Path, args: argparse.Namespace) -> dict:
 
 
 def executed_flops(shape: dict, config: dict, totals: dict[str, int]) -> float:
-    """FLOPs of forward and backward over `totals`: tokens, labelled ones, and the sum of squared sample lengths.
+    """Return forward and backward FLOPs for `totals`: tokens, labelled tokens and summed squared sample lengths.
 
-    Each weight of a matrix product costs 2 a token forward and 4 backward (2 where the weight itself is frozen); causal
-    attention costs 2 x layers x heads x head_dim x length^2 a sample forward, twice that backward. The output head runs
-    on labelled tokens alone in our trainer, and on all in the stock one. Not counted: the input embedding, a table, and
-    what is done twice (activation checkpointing) or for nothing (padding, attention between samples).
+    Each weight of a matrix product costs 2 FLOPs per token forward and 4 backward (2 if the weight is frozen). Causal
+    attention costs 2 x layers x heads x head_dim x length^2 per sample forward, and twice that backward. The output
+    head runs only on labelled tokens in our trainer, and on all tokens in the stock one. Not counted: the input
+    embedding (a table lookup), recomputation (activation checkpointing) and wasted work (padding, attention between
+    samples).
     """
     hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
@@ -86,19 +89,19 @@ def executed_flops(shape: dict, config: dict, totals: dict[str, int]) -> float:
 
 
 def gpus(count: int) -> dict[str, str]:
-    """The environment variable that leaves the first `count` visible GPUs to DeepSpeed, which would take them all."""
+    """Return the environment variable that limits DeepSpeed to the first `count` visible GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else map(str, range(count))
     return {"CUDA_VISIBLE_DEVICES": ",".join(list(names)[:count])}
 
 
 def config_file(name: str, args: argparse.Namespace) -> Path:
-    """Where the YAML of a run is written, and beside it what comes of it."""
+    """Return the path of a run's YAML; its logs are written beside it."""
     return args.work_dir / f"{Path(name).stem.replace(' ', '-')}.yaml"
 
 
 def run(name: str, args: argparse.Namespace) -> list[dict]:
-    """Train; return one record a step, as measured_trainers.py writes them, with the tokens of all processes."""
+    """Train; return one record per step, as measured_trainers.py writes it, with the tokens of all processes."""
     path = config_file(name, args)
     path.write_text(yaml.safe_dump(benchmark_config(CONFIGS.get(name) or Path(name), args), sort_keys=False))
     log, output = path.with_suffix(""), path.with_suffix(".log")
@@ -126,7 +129,7 @@ def run(name: str, args: argparse.Namespace) -> list[dict]:
 
 
 def joined(processes: list[list[dict]]) -> list[dict]:
-    """The first process's record of each step, with the tokens of all."""
+    """Return the first process's record of each step, with token counts summed over all processes."""
     steps = zip(*processes, strict=True)
     summed = [key for key in ("tokens", "squares", "labelled") if key in processes[0][0]]
     return [step[0] | {key: sum(record[key] for record in step) for key in summed} for step in steps]
@@ -185,7 +188,7 @@ def hardware() -> str:
 
 
 def append(output: Path | None, result: dict) -> None:
-    """Add a line of JSON to the file, if there is to be one, at once: what comes next may fail."""
+    """Append a line of JSON to the file, if one is given, at once, because a later run may fail."""
     if output:
         with output.open("a") as out:
             out.write(json.dumps(result) + "\n")
@@ -203,13 +206,15 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(CONFIGS)}, or YAML files (default: these four)",
     )
     parser.add_argument("--iterations", type=int, default=60, help="timed iterations (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=10, help="untimed ones before them (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=10, help="untimed iterations before them (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings in every run")
     parser.add_argument("--profile", action="store_true", help="trace 3 more iterations, after the timed ones")
-    parser.add_argument("--no_launcher", action="store_true", help="one process, begun by arctic_training_run itself")
-    parser.add_argument("--memory_gb", type=float, help="let the process have no more GPU memory (default: all)")
+    parser.add_argument(
+        "--no_launcher", action="store_true", help="start one process directly with arctic_training_run"
+    )
+    parser.add_argument("--memory_gb", type=float, help="GPU memory limit per process, in GB (default: none)")
     parser.add_argument("--num_gpus", type=int, default=1, help="GPUs of this machine to use (default: %(default)s)")
-    parser.add_argument("--name", help="what to call the runs in the table, besides their configuration")
+    parser.add_argument("--name", help="label for the runs in the table, added to the configuration")
     parser.add_argument("--master_port", type=int, default=29500, help="DeepSpeed's port (default: %(default)s)")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "benchmarks/build", help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="append the results to this JSONL file")
@@ -224,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     args.tokens_per_row = mean_tokens_per_row(args)
     machine = hardware()
     versions = {package: version(package) for package in ("torch", "deepspeed", "arctic_training", "transformers")}
-    print(f"{machine}; {versions}; {args.tokens_per_row:.0f} tokens a row")
+    print(f"{machine}; {versions}; {args.tokens_per_row:.0f} tokens per row")
     results = []
     for name in args.only:
         records = run(name, args)

@@ -1,4 +1,4 @@
-"""Chat templates that refuse, drop or change a prompt are found before any work; the date in a prompt is fixed."""
+"""Test that chat templates which reject, drop or change a prompt are found early, and that the date is fixed."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ MERGED = (
     "{% if loop.first %}{{ system + '\\n\\n' }}{% endif %}{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# As Llama 3.1's and 3.2's, which let the caller give the date, and as gpt-oss' and SmolLM3's, which do not.
+# Llama 3.1 and 3.2 let the caller set the date (DATE_STRING); gpt-oss and SmolLM3 do not (CLOCK).
 DATE_STRING = (
     "{% if not date_string is defined %}{% if strftime_now is defined %}"
     "{% set date_string = strftime_now('%d %b %Y') %}"
@@ -53,7 +53,7 @@ def with_template(base_tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("template", [CHATML, QWEN3_LIKE, CHAT_TEMPLATE, MERGED], ids=str.__len__)
-def test_a_template_with_both_messages_once_is_taken(with_template, template):
+def test_a_template_with_both_messages_once_is_accepted(with_template, template):
     assert check_template(with_template(template)) is None
 
 
@@ -69,14 +69,14 @@ def test_a_template_with_both_messages_once_is_taken(with_template, template):
         (ESCAPED, "drops the system message, or changes its text"),
     ],
 )
-def test_a_template_that_refuses_or_changes_a_prompt_is_found_with_the_cause(with_template, template, words):
+def test_a_template_that_rejects_or_changes_a_prompt_is_reported(with_template, template, words):
     with pytest.raises(TemplateError, match=words) as error:
         check_template(with_template(template))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM_ROLE, DROPPED, TWICE, ESCAPED])
-def test_training_refuses_such_a_template_and_names_the_model(tiny_model, tmp_path, template):
+def test_training_rejects_such_a_template_and_names_the_model(tiny_model, tmp_path, template):
     folder = changed_model(tiny_model, tmp_path / "model", template)
     with pytest.raises(TemplateError, match=str(folder)):
         load_tokenizer(folder)
@@ -86,7 +86,7 @@ def test_training_refuses_such_a_template_and_names_the_model(tiny_model, tmp_pa
 
 
 @pytest.mark.parametrize("template", [DATE_STRING, CLOCK, WEEKDAY, HOUR], ids=["Llama", "gpt-oss", "weekday", "hour"])
-def test_a_template_with_a_clock_is_noticed(with_template, template):
+def test_a_template_that_inserts_the_date_is_detected(with_template, template):
     assert check_template(with_template(template)) == DATE_NOTICE
 
 
@@ -99,19 +99,19 @@ def test_the_date_in_a_prompt_is_fixed_in_training_and_evaluation(with_template,
     assert encode_example(tokenizer, messages)["input_ids"][: len(prompt)] == prompt
 
 
-def test_the_prompt_of_a_template_without_a_clock_is_the_librarys_own(with_template):
+def test_without_a_date_the_prompt_equals_the_librarys(with_template):
     tokenizer, messages = with_template(QWEN3_LIKE), prompts.note_messages("Doctor: Hello.")
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **prompts.CHAT_TEMPLATE_KWARGS)
     assert encode_prompt(tokenizer, messages) == expected
 
 
-def test_a_server_gets_the_date_in_the_words_of_llama(with_template):
+def test_a_server_gets_the_date_in_llamas_format(with_template):
     options = chat_template.SERVED_TEMPLATE_KWARGS
     text = with_template(DATE_STRING).apply_chat_template(prompts.note_messages("Hello."), tokenize=False, **options)
     assert text == render_chat(with_template(DATE_STRING), prompts.note_messages("Hello."), False)
 
 
-def test_todays_date_is_in_no_prompt(with_template):
+def test_no_prompt_contains_todays_date(with_template):
     text = render_chat(with_template(DATE_STRING), prompts.note_messages("Hello."))
     assert f"{datetime.now():%d %b %Y}" not in text
 
@@ -136,19 +136,19 @@ def test_the_templates_of_all_models_are_checked_before_an_engine_starts(tiny_mo
     assert "\n" not in str(error.value)
 
 
-def test_the_fixed_date_of_a_model_is_a_line_for_the_user(tiny_model, tmp_path):
+def test_a_fixed_date_is_reported_with_its_model(tiny_model, tmp_path):
     dated = changed_model(tiny_model, tmp_path / "dated", DATE_STRING)
     assert load_tokenizers([str(tiny_model), str(dated)])[1] == [f"{dated}: {DATE_NOTICE}"]
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_one_line(tiny_model, tmp_path):
+def test_a_tokenizer_that_cannot_be_loaded_is_reported_in_one_line(tiny_model, tmp_path):
     damaged = changed_model(tiny_model, tmp_path / "damaged", CHATML)
     (damaged / "tokenizer.json").write_text("{")
-    with pytest.raises(TemplateError, match=f"^{damaged}: its tokenizer cannot be loaded"):
+    with pytest.raises(TemplateError, match=f"^{damaged}: cannot load its tokenizer"):
         load_tokenizers([str(damaged)])
 
 
-def test_a_prompt_that_becomes_no_tokens_carries_its_cause():
+def test_a_prompt_that_cannot_be_tokenized_carries_its_cause():
     class Lines:
         left = [json.dumps({"id": 7, "messages": []})]  # noqa: RUF012
 

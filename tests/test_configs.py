@@ -1,4 +1,4 @@
-"""The YAMLs load through arctic_training's own code and differ only where they mean to."""
+"""Test that arctic_training's own code loads the YAMLs, and that they differ only where intended."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RUN_FOLDERS = {FULL: "./ckpt/Qwen3-1.7B-finetuned", LORA: "./ckpt/Qwen3-1.7B-LoR
 VARIANTS = sorted((ROOT / "configs").glob("*.yaml"))
 CONFIGS = [FULL, LORA, *VARIANTS, *sorted((ROOT / "demo").glob("*.yaml"))]
 
-# Loads each YAML as `arctic_training` does, with a model that is on this machine. The code registers its classes once.
+# Load each YAML as `arctic_training` does, with a local model. The code may register its classes only once.
 LOAD = """
 import json, os, sys
 from pathlib import Path
@@ -35,7 +35,7 @@ for number, path in enumerate(map(Path, paths)):
     config = get_config({**config, **({} if number else {"code": str(code)})})
     loaded[path.name] = config.model_dump(serialize_as_any=True)
 
-def spelled(value):  # as in the YAML
+def spelled(value):  # as written in the YAML
     return os.path.relpath(value) if isinstance(value, Path) else getattr(value, "name", str(value)).lower()
 
 Path("loaded.json").write_text(json.dumps(loaded, default=spelled))
@@ -47,7 +47,7 @@ def read(path: Path) -> dict:
 
 
 def flat(value: object, prefix: str = "") -> dict[str, object]:
-    """Leaves of nested dicts and lists by their dotted names, in the order of the file."""
+    """Return the leaves of nested dicts and lists by dotted name, in file order."""
     if not isinstance(value, dict | list):
         return {prefix: value}
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
@@ -71,7 +71,7 @@ def loaded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_yaml_loads_through_arctic_training_and_every_key_keeps_its_value(loaded, path):
+def test_arctic_training_loads_each_yaml_and_keeps_every_value(loaded, path):
     config = flat(loaded[path.name])
     wanted = {
         key: os.path.normpath(value) if isinstance(value, str) and value.startswith("./") else value
@@ -83,12 +83,12 @@ def test_a_yaml_loads_through_arctic_training_and_every_key_keeps_its_value(load
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_code_stands_where_the_yaml_says(path):
+def test_the_code_path_in_the_yaml_is_train_py(path):
     assert (path.parent / read(path)["code"]).resolve() == ROOT / "train.py"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_all_files_of_a_run_lie_in_its_own_folder(path):
+def test_all_files_of_a_run_are_in_its_own_folder(path):
     config = read(path)
     folder = Path(checkpoints(config)["export"]["output_dir"])
     assert Path(checkpoints(config)["resume"]["output_dir"]) == folder / "resume"
@@ -102,12 +102,12 @@ def test_no_two_runs_share_a_folder():
 
 
 @pytest.mark.parametrize("path", RUN_FOLDERS, ids=lambda path: path.name)
-def test_the_checkpoint_is_written_below_the_folder_that_the_readme_names(path):
+def test_the_checkpoint_is_written_to_the_folder_named_in_the_readme(path):
     assert checkpoints(read(path))["export"]["output_dir"] == RUN_FOLDERS[path]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_what_decides_the_packs_is_pinned(path):
+def test_settings_that_determine_the_packs_are_explicit(path):
     config = read(path)
     data = config["data"]
     assert {"max_length", "num_proc", "best_fit_packing", "cache_dir"} <= data.keys() and "seed" in config
@@ -116,7 +116,7 @@ def test_what_decides_the_packs_is_pinned(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_run_validates_warms_up_and_resumes_by_itself(path):
+def test_a_run_validates_warms_up_and_resumes_automatically(path):
     config = read(path)
     assert config["eval_interval"] > 0
     assert config["scheduler"]["name"] == "cosine" and config["scheduler"]["warmup_ratio"] > 0
@@ -125,7 +125,7 @@ def test_a_run_validates_warms_up_and_resumes_by_itself(path):
     assert "save_every_n_steps" in checkpoints(config)["resume"]
 
 
-def test_both_qwen_yamls_have_their_keys_in_one_order():
+def test_both_qwen_yamls_have_the_same_key_order():
     full, lora = list(flat(read(FULL))), list(flat(read(LORA)))
     assert [key for key in lora if not key.startswith("model.peft_config")] == full
 
@@ -138,28 +138,28 @@ def differing(one: Path, other: Path) -> set[str]:
     return {key for key in settings.keys() | others.keys() if settings.get(key) != others.get(key)}
 
 
-def test_the_qwen_yamls_differ_in_adapter_rate_and_folder_only():
+def test_the_qwen_yamls_differ_only_in_adapter_rate_and_folder():
     adapter = {key for key in flat(read(LORA)) if key.startswith("model.peft_config")}
     assert differing(FULL, LORA) == adapter | PLACES | {"optimizer.learning_rate"}
 
 
 @pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.name)
-def test_a_variant_changes_where_things_are_kept_and_no_number_that_decides_what_is_learned(path):
+def test_a_variant_changes_memory_use_but_no_learning_setting(path):
     base = LORA if "LoRA" in path.name else FULL
     memory = {"data.max_length", "model.disable_activation_checkpoint", "optimizer.type", "code"}
-    memory |= {"eval_interval", "checkpoint.1.save_every_n_steps"}  # in steps, of which shorter packs make more
+    memory |= {"eval_interval", "checkpoint.1.save_every_n_steps"}  # counted in steps; shorter packs give more steps
     changed = {key for key in differing(base, path) - PLACES if not key.startswith("deepspeed.")}
     assert changed <= memory and "optimizer.type" in changed
 
 
-def test_the_variant_for_24_gb_computes_layers_again_and_keeps_the_optimizer_on_the_cpu():
+def test_the_24_gb_variant_recomputes_layers_and_offloads_the_optimizer():
     variant = flat(read(ROOT / "configs/Qwen3-1.7B-24GB.yaml"))
     assert variant["model.disable_activation_checkpoint"] is False
     assert variant["deepspeed.zero_optimization.offload_optimizer.device"] == "cpu"
     assert variant["optimizer.type"] == "cpu_adam"
 
 
-def test_the_adapter_is_one_that_vllm_loads():
+def test_the_adapter_settings_are_supported_by_vllm():
     adapter = read(LORA)["model"]["peft_config"]
     assert adapter["peft_type"] == "Lora"
     assert not {"modules_to_save", "use_dora"} & adapter.keys()
@@ -170,9 +170,7 @@ def test_the_adapter_is_one_that_vllm_loads():
     ("checkpoint", "unfinished", "status"),
     [("global_step_48", False, 0), ("global_step_48.incomplete", False, 1), ("global_step_48", True, 1)],
 )
-def test_the_demo_trains_again_where_a_kill_left_half_a_checkpoint_or_a_run_was_stopped(
-    tmp_path, checkpoint, unfinished, status
-):
+def test_the_demo_retrains_after_a_killed_or_stopped_run(tmp_path, checkpoint, unfinished, status):
     (tmp_path / checkpoint).mkdir()
     if unfinished:
         (tmp_path / "resume").mkdir()
@@ -181,13 +179,13 @@ def test_the_demo_trains_again_where_a_kill_left_half_a_checkpoint_or_a_run_was_
     assert subprocess.run(["bash", "-c", f'{function}\ntrained "$0"', tmp_path], timeout=60).returncode == status
 
 
-def test_a_yaml_that_is_given_to_the_preview_is_answered_with_the_command_that_trains():
+def test_the_preview_answers_a_yaml_with_the_training_command():
     done = subprocess.run([sys.executable, "train.py", FULL.name], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.endswith(f"training itself is: arctic_training {FULL.name}\n")
+    assert done.stderr.endswith(f"to train, run: arctic_training {FULL.name}\n")
 
 
-def test_a_yaml_of_the_user_s_own_that_the_preview_cannot_use_is_passed_over_or_told(tmp_path, monkeypatch, capsys):
+def test_the_preview_skips_other_yamls_and_rejects_invalid_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preview, "ROOT", tmp_path)
     (tmp_path / "a-config.yaml").write_text("data: {max_length: 100}")
     for name, text in {"b": "data: {}", "c": "- x", "d": ""}.items():
@@ -196,11 +194,11 @@ def test_a_yaml_of_the_user_s_own_that_the_preview_cannot_use_is_passed_over_or_
     (tmp_path / "e-config.yaml").write_text("data: [")
     monkeypatch.setattr(preview, "load_split", lambda *_: Dataset.from_list(rows(4)))
     assert preview.main(["--model", "m"]) == 2
-    assert f"error: {tmp_path / 'e-config.yaml'} is no YAML" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'e-config.yaml'} is not valid YAML" in capsys.readouterr().err
 
 
-def test_the_preview_counts_what_each_yaml_would_drop(monkeypatch, capsys):
-    """A row of 16,384 tokens is kept by both, one of 16,385 by none."""
+def test_the_preview_counts_the_rows_that_each_yaml_would_drop(monkeypatch, capsys):
+    """Expect both YAMLs to keep a row of 16,384 tokens and to drop one of 16,385."""
     for path in (FULL, LORA):
         assert preview.yaml_limits()[path.name] == read(path)["data"]["max_length"]
     lengths = iter([8192, 8193, 16384, 16385] * 2)

@@ -1,4 +1,4 @@
-"""train.py in two processes on the CPU: the loss of one process, one checkpoint, one log; and spread over both."""
+"""Test train.py in two processes on the CPU: same loss as one process, one checkpoint, one log; and ZeRO-3."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from test_train import (
 )
 
 TWO = ("--num_gpus", "2")  # the launcher's name for processes
-SINGLE_STEP = {"epochs": 3, "gradient_accumulation_steps": 2}  # of 8 packs: 12 steps
+SINGLE_STEP = {"epochs": 3, "gradient_accumulation_steps": 2}  # 8 packs per epoch: 12 steps
 SHARED_STEP = {"epochs": 3, "gradient_accumulation_steps": 1}
 RUN_FILES = ["global_step_12", "loss.png", "train-log.jsonl"]
 YAMLS = ["Qwen3-1.7B-ZeRO3.yaml", "Qwen3-1.7B-LoRA-ZeRO3.yaml"]
@@ -35,7 +35,7 @@ YAMLS = ["Qwen3-1.7B-ZeRO3.yaml", "Qwen3-1.7B-LoRA-ZeRO3.yaml"]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A dataset of 8 packs, and one pack for validation, fewer than processes; processes that take the CPU."""
+    """Write a dataset of 8 training packs and one validation pack, fewer than processes; use the CPU."""
     folder = tmp_path_factory.mktemp("runs")
     save_dataset(folder / "soap_dataset", {"train": rows(24), "validation": rows(26)[24:]})
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +71,7 @@ def double(workplace: Path, model_path: Path) -> SimpleNamespace:
 
 
 def assert_same_course(one: list[dict], other: list[dict]) -> None:
-    """Steps, losses, rates, tokens and validation losses of two logs agree within rounding."""
+    """Assert that the steps, losses, rates, tokens and validation losses of two logs agree within rounding."""
     assert list(losses(one)) == list(losses(other)) == list(range(1, 13))
     assert list(losses(one).values()) == pytest.approx(list(losses(other).values()), rel=1e-4)
     assert len(validation_losses(one)) == 2
@@ -92,13 +92,13 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_that_accumulates_two_packs(single, double):
+def test_two_processes_train_like_one_that_accumulates_two_packs(single, double):
     assert_same_course(double.log, single.log)
     assert_same_weights(double.folder / "global_step_12", single.folder / "global_step_12")
 
 
 @pytest.mark.slow
-def test_two_processes_leave_one_checkpoint_and_tell_everything_once(double):
+def test_two_processes_leave_one_checkpoint_and_print_each_line_once(double):
     assert sorted(path.name for path in double.folder.iterdir()) == RUN_FILES
     for line in (
         "data: 24 rows, 0 longer",
@@ -110,12 +110,12 @@ def test_two_processes_leave_one_checkpoint_and_tell_everything_once(double):
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_killed_go_on_and_end_as_unbroken_ones(workplace, model_path, double):
+def test_two_killed_processes_resume_and_end_like_an_uninterrupted_run(workplace, model_path, double):
     config = write_config(workplace, model_path, "killed", **SHARED_STEP)
     kill_when_resumable(config, *TWO)
     status, output = run(config)
-    assert status == 2, "a state of two processes is none for one"
-    assert len(error_lines(output)) == 1 and "another world_size (2, now 1)" in error_lines(output)[0]
+    assert status == 2, "one process must not resume a state of two"
+    assert len(error_lines(output)) == 1 and "a different world_size (2, now 1)" in error_lines(output)[0]
     resumed = finished(config, *TWO)
     assert re.findall(r"resumed at step \d+ of 12", resumed.output) != []
     assert_same_course(resumed.log, double.log)
@@ -123,7 +123,7 @@ def test_two_processes_that_were_killed_go_on_and_end_as_unbroken_ones(workplace
 
 
 @pytest.mark.slow
-def test_the_projects_optimizer_spread_over_two_processes_goes_on_after_a_kill(workplace, model_path, double):
+def test_mixed_adamw_sharded_over_two_processes_resumes_after_a_kill(workplace, model_path, double):
     optimizer = {"type": "mixed_adamw", "learning_rate": 1e-3, "weight_decay": 0.0}
     config = write_config(workplace, model_path, "spread", optimizer=optimizer, **SHARED_STEP)
     kill_when_resumable(config, *TWO)
@@ -134,11 +134,11 @@ def test_the_projects_optimizer_spread_over_two_processes_goes_on_after_a_kill(w
 
 
 @pytest.mark.slow
-def test_two_machines_that_share_a_folder_leave_one_run(workplace, model_path, double):
-    """Each machine's own launcher starts one process, which is the first one there."""
+def test_two_machines_with_a_shared_folder_leave_one_run(workplace, model_path, double):
+    """Start one launcher per machine. Each starts one process, the first one of its machine."""
     config = write_config(workplace, model_path, "machines", **SHARED_STEP)
     settings = yaml.safe_load(config.read_text())
-    settings["data"]["cache_fs_type"] = "shared"  # of folders that machines share this is found out
+    settings["data"]["cache_fs_type"] = "shared"  # detected automatically for a folder that machines share
     config.write_text(yaml.safe_dump(settings))
     (workplace / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     machines = ["--hostfile", str(workplace / "hosts"), "--no_ssh", "--master_addr", "127.0.0.1"]
@@ -151,7 +151,7 @@ def test_two_machines_that_share_a_folder_leave_one_run(workplace, model_path, d
     assert output.count("data: 24 rows, 0 longer") == output.count("*** Training finished normally.") == 1
 
 
-# Of two processes the second one alone sees the stop file, as happens on a file system that machines share.
+# Only the second of two processes sees the stop file, as may happen on a shared file system.
 SWITCH = """
 import sys
 from pathlib import Path
@@ -171,7 +171,7 @@ torch.distributed.destroy_process_group()
 
 
 def in_two_processes(folder: Path, script: str, *arguments: str) -> list[str]:
-    """What a script prints that two processes run."""
+    """Run a script in two processes; return the lines it prints."""
     (folder / "script.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), "script.py", *arguments]
@@ -182,12 +182,12 @@ def in_two_processes(folder: Path, script: str, *arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_kill_switch_that_one_process_sees_stops_all(workplace):
+def test_a_kill_switch_seen_by_one_process_stops_all(workplace):
     (workplace / "stop").touch()
     assert in_two_processes(workplace, SWITCH, "stop") == ["[False, True]"] * 2
 
 
-# Validation of packs with known losses and numbers of labelled tokens, by the trainer's own code.
+# Validate packs with known losses and numbers of labelled tokens, using the trainer's own code.
 VALIDATION = """
 import sys
 from types import SimpleNamespace
@@ -215,7 +215,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_one_two_and_three_validation_packs_count_once_each_on_two_processes(workplace):
+def test_each_validation_pack_counts_once_on_two_processes(workplace):
     assert in_two_processes(workplace, VALIDATION) == ["right"] * 2
 
 
@@ -223,13 +223,13 @@ def test_one_two_and_three_validation_packs_count_once_each_on_two_processes(wor
 
 
 def sharded_block(name: str, offload: bool = False) -> dict:
-    """How a YAML for several GPUs sets DeepSpeed up; `offload` takes its commented lines in."""
+    """Return the DeepSpeed block of a YAML for several GPUs; `offload` uncomments its offload lines."""
     text = (ROOT / "configs" / name).read_text()
     return yaml.safe_load(text.replace("# offload", "offload") if offload else text)["deepspeed"]
 
 
 @pytest.mark.parametrize("name", YAMLS)
-def test_both_yamls_for_models_that_do_not_fit_one_gpu_spread_weights_and_offer_to_offload(name):
+def test_the_zero_3_yamls_shard_weights_and_offer_offloading(name):
     assert sharded_block(name)["zero_optimization"]["stage"] == 3
     added = sharded_block(name, offload=True)["zero_optimization"].keys() - sharded_block(name)["zero_optimization"]
     assert added == {"offload_optimizer", "offload_param"}
@@ -237,7 +237,7 @@ def test_both_yamls_for_models_that_do_not_fit_one_gpu_spread_weights_and_offer_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
-def test_a_model_spread_over_two_processes_learns_and_is_saved_as_a_whole_one(workplace, model_path, double, offload):
+def test_a_model_sharded_over_two_processes_learns_and_is_saved_whole(workplace, model_path, double, offload):
     from evaluation.engines.models import resolve_model
 
     block = sharded_block(YAMLS[0], offload)
@@ -247,13 +247,13 @@ def test_a_model_spread_over_two_processes_learns_and_is_saved_as_a_whole_one(wo
     checkpoint = sharded.folder / "global_step_12"
     assert_same_weights(checkpoint, double.folder / "global_step_12")
     model = load_model(checkpoint)
-    assert model.lm_head.weight is model.model.embed_tokens.weight, "the tied weights of this model"
+    assert model.lm_head.weight is model.model.embed_tokens.weight, "this model ties its weights"
     assert (checkpoint / "generation_config.json").exists()
     assert resolve_model(str(checkpoint)).weight_bytes > 0
 
 
 @pytest.mark.slow
-def test_an_adapter_of_a_model_spread_over_two_processes_goes_on_after_a_kill(workplace, model_path):
+def test_an_adapter_of_a_sharded_model_resumes_after_a_kill(workplace, model_path):
     from peft import PeftModel
 
     lora = {"peft_type": "Lora", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -273,10 +273,10 @@ def test_an_adapter_of_a_model_spread_over_two_processes_goes_on_after_a_kill(wo
 
 
 @pytest.mark.slow
-def test_the_variant_for_24_gb_learns_as_the_plain_run_within_the_rounding_of_bfloat16(workplace, model_path, single):
+def test_the_24_gb_variant_trains_like_the_plain_run_within_rounding(workplace, model_path, single):
     whole = yaml.safe_load((ROOT / "configs/Qwen3-1.7B-24GB.yaml").read_text())
     block = {section: whole[section] for section in ("model", "deepspeed", "optimizer")}
-    assert block["model"].pop("type") == "liger", "kernels for GPUs"
+    assert block["model"].pop("type") == "liger", "needs a GPU"
     block["model"]["name_or_path"] = str(model_path)
     block["optimizer"]["learning_rate"] = 1e-3  # as in the plain run
     variant = finished(write_config(workplace, model_path, "variant", **block, **SINGLE_STEP))

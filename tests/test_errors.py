@@ -1,4 +1,4 @@
-"""Which errors of a training are the user's: told in one line; all others keep their traceback."""
+"""Test that user mistakes in training are reported in one line, and that bugs keep their traceback."""
 
 import errno
 import os
@@ -35,11 +35,11 @@ def fail(error: BaseException) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_of_the_program_keeps_its_traceback(error):
+def test_a_program_bug_keeps_its_traceback(error):
     assert explain(raised(fail, error)) is None
 
 
-def test_the_library_that_reads_a_setting_speaks_of_that_setting():
+def test_an_error_from_a_library_names_the_setting_it_read():
     from peft import LoraConfig, get_peft_model
     from transformers import get_scheduler
 
@@ -51,7 +51,7 @@ def test_the_library_that_reads_a_setting_speaks_of_that_setting():
     assert explain(schedule)[1] == "correct `scheduler` in the YAML" and "cosinus" in explain(schedule)[0]
 
 
-def test_a_length_that_leaves_no_row_names_its_setting():
+def test_a_length_limit_that_drops_every_row_names_its_setting():
     from arctic_training.data.sft_factory import filter_dataset_length
     from datasets import Dataset
 
@@ -60,7 +60,7 @@ def test_a_length_that_leaves_no_row_names_its_setting():
     assert explain(error) == (str(error), "correct `data.max_length` in the YAML")
 
 
-def test_a_value_that_the_yaml_may_not_hold_is_told_with_its_name():
+def test_an_invalid_yaml_value_is_reported_with_its_key():
     class Settings(BaseModel):
         epochs: int
 
@@ -68,12 +68,12 @@ def test_a_value_that_the_yaml_may_not_hold_is_told_with_its_name():
     assert problem.startswith("epochs: ") and remedy == "correct the YAML"
 
 
-def test_a_file_that_cannot_be_used_is_told_with_its_name(tmp_path):
+def test_an_unusable_file_is_reported_with_its_name(tmp_path):
     problem, remedy = explain(raised((tmp_path / "none").read_text))
-    assert "none" in problem and "name another one in the YAML" in remedy
+    assert "none" in problem and "set a different one in the YAML" in remedy
     full = raised(fail, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors"))
     assert explain(full)[1] == "make room on the disk"
 
 
-def test_attention_that_is_not_there_is_told_with_what_to_set():
+def test_unsupported_attention_is_reported_with_the_setting_to_use():
     assert explain(UnsupportedAttention("`s_aux`"))[1] == "set `model.attn_implementation: eager`"

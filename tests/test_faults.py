@@ -261,8 +261,8 @@ FAULTS = {
     "a file as dataset": Fault(f"{PREVIEW} --dataset_path notes.jsonl", nothing, "python preprocess_data.py"),
     "cut-off table": Fault(PREVIEW, lambda: cut(TABLE, 300), "soap_dataset cannot be read"),
     "cut-off list of splits": Fault(PREVIEW, lambda: cut("soap_dataset/dataset_dict.json", 5), "cannot be read"),
-    "absent split": Fault(f"{PREVIEW} --split dev", nothing, "no split 'dev': try train"),
-    "row beyond the end": Fault(f"{PREVIEW} --index 99", nothing, "train has the rows 0 to 15"),
+    "absent split": Fault(f"{PREVIEW} --split dev", nothing, "no split dev (it has: train, validation"),
+    "row beyond the end": Fault(f"{PREVIEW} --index 99", nothing, "train has rows 0 to 15"),
     "missing column": Fault(
         f"{PREVIEW} --dataset_path other", lambda: save("other", {"train": without("P")}), "no column P of text"
     ),
@@ -270,7 +270,9 @@ FAULTS = {
         f"{PREVIEW} --dataset_path other", lambda: save("other", {"train": [rows(1)[0] | {"A": 7}]}), "no column A of"
     ),
     "row with a hole": Fault(
-        f"{PREVIEW} --dataset_path other --split test", lambda: dataset(*rows(2), rows(1)[0] | {"P": None}), "without P"
+        f"{PREVIEW} --dataset_path other --split test",
+        lambda: dataset(*rows(2), rows(1)[0] | {"P": None}),
+        "row 2: P is",
     ),
     "preview of no model": Fault(f"{PREVIEW} --model nobody/nothing", nothing, "nobody/nothing: no such folder, and"),
     "preview, no template": Fault(f"{PREVIEW} --model model", lambda: remove("model/chat_template.jinja"), "template"),
@@ -285,7 +287,9 @@ FAULTS = {
     "rate in words": Fault(TRAIN, setting("optimizer.learning_rate", "fast"), "optimizer.learning_rate: "),
     "unknown optimizer": Fault(TRAIN, setting("optimizer.type", "adamm"), "adamm is not a registered OptimizerFactory"),
     "unknown schedule": Fault(TRAIN, setting("scheduler.name", "cosinus"), "cosinus is not a valid SchedulerType"),
-    "unknown checkpoint": Fault(TRAIN, setting("checkpoint.0.type", "exprt"), "(there are ['deepspeed', 'huggingface'"),
+    "unknown checkpoint": Fault(
+        TRAIN, setting("checkpoint.0.type", "exprt"), "(choose from ['deepspeed', 'huggingface'"
+    ),
     "no model at all": Fault(TRAIN, setting("model", None), "model: Field required"),
     "no steps between losses": Fault(TRAIN, setting("eval_interval", 0), "`eval_interval` must be set"),
     "two ways to pack": Fault(TRAIN, setting("data.pack_samples", True), "exclude each other"),
@@ -330,13 +334,13 @@ FAULTS = {
     "too short for any row": Fault(TRAIN, setting("data.max_length", 16), "No data left after filtering"),
     # arctic_training: the files
     "wrong model name": Fault(
-        TRAIN, setting("model.name_or_path", "no such model?"), "no such model? is no model that can"
+        TRAIN, setting("model.name_or_path", "no such model?"), "no such model? cannot be loaded as a model"
     ),
     "model off an unreachable hub": Fault(
-        TRAIN, setting("model.name_or_path", "nobody/nothing"), "nobody/nothing is no model"
+        TRAIN, setting("model.name_or_path", "nobody/nothing"), "nobody/nothing cannot be loaded as a model"
     ),
     "model of no kind": Fault(
-        TRAIN, lambda: remove("model/config.json"), "model is no model that can be loaded (Unrecognized"
+        TRAIN, lambda: remove("model/config.json"), "model cannot be loaded as a model (Unrecognized"
     ),
     "cut-off config": Fault(TRAIN, lambda: cut("model/config.json", 99), "model/config.json"),
     "no tokenizer": Fault(
@@ -349,7 +353,7 @@ FAULTS = {
     "no weights": Fault(TRAIN, lambda: remove("model/model.safetensors"), "model.safetensors"),
     "cut-off weights": Fault(TRAIN, lambda: cut("model/model.safetensors", 5_000), "weights is damaged"),
     "training without data": Fault(TRAIN, lambda: shutil.rmtree("soap_dataset"), "python preprocess_data.py"),
-    "training on an absent split": Fault(TRAIN, setting("data.sources.0.split", "dev"), "no split 'dev'"),
+    "training on an absent split": Fault(TRAIN, setting("data.sources.0.split", "dev"), "has no split dev ("),
     "training on a cut-off table": Fault(TRAIN, lambda: cut(TABLE, 300), "soap_dataset cannot be read"),
     "cache that is a file": Fault(TRAIN, setting("data.cache_dir", "notes.jsonl"), "notes.jsonl"),
     "checkpoints into a file": Fault(TRAIN, setting("checkpoint.0.output_dir", "notes.jsonl"), "notes.jsonl"),
@@ -357,7 +361,7 @@ FAULTS = {
     "checkpoints without permission": Fault(
         TRAIN, lambda: (close(folder(), 0o500), change("train.yaml", ("checkpoint.0.output_dir", "folder/x"))), "folder"
     ),
-    "log that is another file": Fault(TRAIN, setting("train_log_metrics_path", "notes.jsonl"), "no log of training"),
+    "log that is another file": Fault(TRAIN, setting("train_log_metrics_path", "notes.jsonl"), "not a training log"),
     "resume states among other files": Fault(TRAIN, setting("checkpoint.1.output_dir", "."), "data: 16 rows, 0", 0),
     "stale kill switch": Fault(TRAIN, lambda: put("train/stop", b""), "the kill switch train/stop exists"),
     "two trainings at once": Fault(TRAIN, lambda: hold("train/train-log.jsonl"), "another run is writing"),
@@ -370,7 +374,7 @@ FAULTS = {
     "resume state half written": Fault(
         RESUME, lambda: remove(f"unfinished/resume/{STATE}/complete.json"), "data: 16 rows, 0 longer", 0
     ),
-    "resume state of another run": Fault(RESUME, lambda: change("unfinished.yaml", ("seed", 7)), "with another seed"),
+    "resume state of another run": Fault(RESUME, lambda: change("unfinished.yaml", ("seed", 7)), "a different seed ("),
     "list of a resume state cut off": Fault(
         RESUME, lambda: cut(f"unfinished/resume/{STATE}/complete.json", 9), f"{STATE} is damaged"
     ),

@@ -1,4 +1,4 @@
-"""The fused LoRA layers: outputs and gradients are those of PEFT, for any adapter, with and without checkpointing."""
+"""Test that fused LoRA layers give PEFT's outputs and gradients, for any adapter, with and without checkpointing."""
 
 import copy
 
@@ -29,7 +29,7 @@ def adapted(family: str = "qwen3", **lora) -> torch.nn.Module:
     model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ALL} | lora))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)  # zero at first, which would hide every mistake
+            torch.nn.init.normal_(parameter, std=0.1)  # initially zero, which would hide every error
     return model
 
 
@@ -43,7 +43,7 @@ def outcome(model: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tenso
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 @pytest.mark.parametrize("targets", [ALL, ["q_proj", "v_proj"], ["k_proj", "up_proj"], ["o_proj"]], ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_outputs_and_gradients_are_those_of_peft(family, targets, checkpointing):
+def test_outputs_and_gradients_equal_those_of_peft(family, targets, checkpointing):
     model = adapted(family, target_modules=targets)
     reference = copy.deepcopy(model)
     assert fuse(model) == 3 * len(targets)
@@ -60,7 +60,7 @@ def test_outputs_and_gradients_are_those_of_peft(family, targets, checkpointing)
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
 
 
-def test_layers_of_unlike_scale_and_rank_keep_their_own():
+def test_layers_that_differ_in_scale_and_rank_match_peft():
     model = adapted(rank_pattern={"k_proj": 2}, alpha_pattern={"up_proj": 3})
     reference = copy.deepcopy(model)
     fuse(model)
@@ -69,11 +69,11 @@ def test_layers_of_unlike_scale_and_rank_keep_their_own():
 
 
 @pytest.mark.parametrize("lora", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_what_the_fused_forward_cannot_do_is_left_to_peft(lora):
+def test_unsupported_lora_variants_keep_pefts_forward(lora):
     assert fuse(adapted(**lora)) == 0
 
 
-def test_what_is_saved_is_the_same(tmp_path):
+def test_fusing_leaves_the_saved_weights_unchanged(tmp_path):
     model = adapted()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     fuse(model)
@@ -82,7 +82,7 @@ def test_what_is_saved_is_the_same(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_model_that_calls_its_layers_otherwise_is_told_what_to_do():
+def test_an_unexpected_call_order_raises_an_error_with_the_remedy():
     model = adapted()
     fuse(model)
     attention = model.get_base_model().model.layers[0].self_attn

@@ -1,4 +1,4 @@
-"""Cross-entropy in pieces equals cross-entropy in one piece."""
+"""Test that chunked cross-entropy equals ordinary cross-entropy."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from training.loss import _ROWS, chunked_cross_entropy
 
 @pytest.mark.parametrize("tokens", [1, _ROWS, _ROWS + 1, 3 * _ROWS - 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_and_gradient_are_those_of_one_piece(tokens, dtype):
+def test_loss_and_gradient_equal_those_of_one_chunk(tokens, dtype):
     torch.manual_seed(tokens)
     logits = (4 * torch.randn(tokens, 50)).to(dtype).requires_grad_()
     targets = torch.randint(50, (tokens,))

@@ -1,4 +1,4 @@
-"""MixedAdamW: AdamW's updates on float32 master weights, on one process and on several."""
+"""Test MixedAdamW: AdamW updates of float32 master weights, in one process and in several."""
 
 import os
 import subprocess
@@ -43,14 +43,14 @@ def train(model: torch.nn.Module, steps: int, max_norm: float = 0.0, accumulated
     optimizer.attach(accumulated, max_norm)
     for step in range(steps):
         for part in range(accumulated):
-            optimizer.expect(first=part == 0, last=part == accumulated - 1)
+            optimizer.begin_backward(first=part == 0, last=part == accumulated - 1)
             (loss(model, step * accumulated + part) / accumulated).backward()
         optimizer.step()
     return optimizer
 
 
 def train_as_torch(model: torch.nn.Module, steps: int, max_norm: float, accumulated: int) -> list[float]:
-    """The same with PyTorch's AdamW; returns the norms before clipping."""
+    """Train like `train` with PyTorch's AdamW; return the norms before clipping."""
     optimizer, norms = torch.optim.AdamW(groups(model), **SETTINGS), []
     for step in range(steps):
         for part in range(accumulated):
@@ -63,24 +63,24 @@ def train_as_torch(model: torch.nn.Module, steps: int, max_norm: float, accumula
 
 @pytest.mark.parametrize("bucket", [10, 700, 10**9])
 @pytest.mark.parametrize(("max_norm", "accumulated"), [(0.0, 1), (0.5, 1), (0.5, 3)])
-def test_in_float32_weights_and_norm_are_those_of_pytorchs_adamw(monkeypatch, bucket, max_norm, accumulated):
+def test_float32_weights_and_norm_equal_those_of_pytorchs_adamw(monkeypatch, bucket, max_norm, accumulated):
     monkeypatch.setattr(mixed_adamw, "BUCKET", bucket)
     model, reference = make_model(), make_model()
     optimizer = train(model, 4, max_norm, accumulated)
     norms = train_as_torch(reference, 4, max_norm, accumulated)
-    assert max_norm == 0 or max(norms) > max_norm, "clipping had nothing to do"
+    assert max_norm == 0 or max(norms) > max_norm, "no gradient needed clipping"
     assert optimizer.gradient_norm.item() == pytest.approx(norms[-1], rel=1e-5)
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_in_bfloat16_updates_smaller_than_its_rounding_add_up_in_the_master_weights():
+def test_updates_below_bfloat16_rounding_accumulate_in_master_weights():
     model = make_model(torch.bfloat16)
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer = MixedAdamW(groups(model), lr=1e-5, betas=(0.9, 0.95))
     optimizer.attach(1, 1.0)
     for step in range(120):
-        optimizer.expect(first=True, last=True)
+        optimizer.begin_backward(first=True, last=True)
         loss(model, step).backward()
         optimizer.step()
         if step == 0:
@@ -96,7 +96,7 @@ def test_gradients_of_several_micro_batches_are_summed_in_float32():
     optimizer = MixedAdamW(groups(model), **SETTINGS)
     optimizer.attach(64, 0.0)
     for part in range(64):
-        optimizer.expect(first=part == 0, last=part == 63)
+        optimizer.begin_backward(first=part == 0, last=part == 63)
         loss(model, part).backward()
         loss(exact, part).backward()
     optimizer.step()
@@ -105,12 +105,12 @@ def test_gradients_of_several_micro_batches_are_summed_in_float32():
     assert optimizer.gradient_norm.item() == pytest.approx(norm.item(), rel=2e-3)
 
 
-def test_a_step_with_a_gradient_that_is_no_number_changes_nothing():
+def test_a_step_with_a_non_finite_gradient_changes_nothing():
     model = make_model()
     optimizer = train(model, 2, 1.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     moments = [bucket.mean.clone() for bucket in optimizer.buckets]
-    optimizer.expect(first=True, last=True)
+    optimizer.begin_backward(first=True, last=True)
     (loss(model, 9) * float("inf")).backward()
     optimizer.step()
     assert not optimizer.gradient_norm.isfinite()
@@ -118,9 +118,9 @@ def test_a_step_with_a_gradient_that_is_no_number_changes_nothing():
     assert all(bucket.mean.equal(moment) for bucket, moment in zip(optimizer.buckets, moments, strict=True))
 
 
-def test_a_saved_state_goes_on_as_an_unbroken_run():
-    model, unbroken = make_model(torch.bfloat16), make_model(torch.bfloat16)
-    train(unbroken, 5, 1.0)
+def test_a_restored_optimizer_continues_like_an_uninterrupted_one():
+    model, uninterrupted = make_model(torch.bfloat16), make_model(torch.bfloat16)
+    train(uninterrupted, 5, 1.0)
     first = train(model, 3, 1.0)
     resumed = make_model(torch.bfloat16)
     resumed.load_state_dict(model.state_dict())
@@ -129,17 +129,17 @@ def test_a_saved_state_goes_on_as_an_unbroken_run():
     optimizer.load_state_dict(first.state_dict())
     optimizer.load_process_state(first.process_state())
     for step in (3, 4):
-        optimizer.expect(first=True, last=True)
+        optimizer.begin_backward(first=True, last=True)
         loss(resumed, step).backward()
         optimizer.step()
-    assert all(a.equal(b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
+    assert all(a.equal(b) for a, b in zip(resumed.parameters(), uninterrupted.parameters(), strict=True))
 
 
-def test_weights_without_a_gradient_are_told():
+def test_weights_without_a_gradient_raise_an_error():
     model = make_model()
     optimizer = MixedAdamW(groups(model), **SETTINGS)
     optimizer.attach(1, 1.0)
-    optimizer.expect(first=True, last=True)
+    optimizer.begin_backward(first=True, last=True)
     model[0](torch.ones(1, 7)).sum().backward()
     with pytest.raises(RuntimeError, match="does not depend on all trained weights"):
         optimizer.step()
@@ -162,14 +162,14 @@ for dtype in (torch.bfloat16, torch.float32):
     torch.testing.assert_close(master, expected.data)
     torch.testing.assert_close(mean, optimizer.state[expected]["exp_avg"])
     torch.testing.assert_close(square, optimizer.state[expected]["exp_avg_sq"])
-    torch.testing.assert_close(weights.float(), master, rtol=2**-7, atol=0)  # the interpreter cuts bfloat16 off
+    torch.testing.assert_close(weights.float(), master, rtol=2**-7, atol=0)  # the interpreter truncates to bfloat16
     before = master.clone()
     launch(weights, gradient, master, mean, square, torch.tensor(float("nan")), *numbers)
     assert master.equal(before)
 """
 
 
-def test_the_kernel_computes_pytorchs_adamw(tmp_path: Path):
+def test_the_kernel_equals_pytorchs_adamw(tmp_path: Path):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     (tmp_path / "kernel.py").write_text(KERNEL)
     done = subprocess.run([sys.executable, "kernel.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -178,7 +178,7 @@ def test_the_kernel_computes_pytorchs_adamw(tmp_path: Path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_the_kernel_trains_as_pytorch_does_on_a_cpu(dtype):
+def test_on_a_gpu_the_kernel_equals_the_cpu_implementation(dtype):
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     model, reference = make_model(dtype).cuda(), make_model(dtype)
@@ -212,7 +212,7 @@ model = one.make_model()
 optimizer = one.MixedAdamW(one.groups(model), **one.SETTINGS)
 optimizer.attach(1, 0.5)
 for step in range(4):
-    optimizer.expect(first=True, last=True)
+    optimizer.begin_backward(first=True, last=True)
     one.loss(model, step * processes + rank).backward()
     optimizer.step()
 held = sum(bucket.master.numel() for bucket in optimizer.buckets)
@@ -223,7 +223,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_both_their_batches_and_hold_half_of_the_state_each(tmp_path: Path):
+def test_two_processes_train_like_one_and_hold_half_the_state_each(tmp_path: Path):
     (tmp_path / "spread.py").write_text(SPREAD)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "spread.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

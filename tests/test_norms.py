@@ -1,4 +1,4 @@
-"""Native RMSNorm in place of Liger's: the same output and gradients, for the layers it is meant for."""
+"""Test that native RMSNorm matches Liger's, and replaces only the intended layers."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from training import norms
 
 
 class LigerRMSNorm(torch.nn.Module):
-    """What Liger's layer holds. Its kernel needs a GPU, so this computes the same in float32."""
+    """A layer with the attributes of Liger's, whose kernel needs a GPU; this one computes the same in float32."""
 
     def __init__(self, size: int, offset: float = 0.0) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class LigerRMSNorm(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_output_and_gradients_are_the_same(dtype):
+def test_native_rms_norm_has_the_same_output_and_gradients(dtype):
     torch.manual_seed(0)
     layer = LigerRMSNorm(2048).to(dtype)
     results = []
@@ -35,6 +35,6 @@ def test_output_and_gradients_are_the_same(dtype):
         torch.testing.assert_close(found, expected)
 
 
-def test_short_rows_and_layers_with_an_offset_keep_their_own():
+def test_short_rows_and_layers_with_an_offset_are_not_replaced():
     model = torch.nn.Sequential(LigerRMSNorm(128), LigerRMSNorm(2048, offset=1.0), torch.nn.LayerNorm(2048))
     assert norms.use_native(model) == 0

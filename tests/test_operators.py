@@ -1,4 +1,4 @@
-"""DeepSpeed's operators are compiled once, and a run that was killed meanwhile holds up no other."""
+"""Test that a run killed while compiling DeepSpeed's operators does not block later runs."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from conftest import ROOT
 
 
 @pytest.mark.slow
-def test_what_a_run_left_that_was_killed_while_compiling_holds_up_no_other():
+def test_the_lock_of_a_run_killed_while_compiling_blocks_no_later_run():
     from torch.utils.cpp_extension import _get_build_directory
 
     command = [sys.executable, "-c", "from training.operators import compile_operators as c; c('cpu_adam')"]

@@ -1,4 +1,4 @@
-"""Whole runs of arctic_training with models, layers and templates that this machine or packing cannot have."""
+"""Test complete runs with models, layers and templates that this machine or packing does not support."""
 
 import shutil
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def model_folder(place: Path, tiny_model: Path, name: str | None, template: str = QWEN3_LIKE) -> Path:
-    """A model of this type with random weights, or the tiny Qwen3, with that chat template."""
+    """Write a random model of this type, or the tiny Qwen3 if None, with this chat template; return its folder."""
     path = place / "model"
     if name is None:
         shutil.copytree(tiny_model, path)
@@ -60,7 +60,7 @@ def error_line(ended: Ended) -> str:
     return line
 
 
-def test_liger_without_a_gpu_becomes_plain_layers_with_a_line(launcher, place, tiny_model):
+def test_without_a_gpu_liger_becomes_plain_layers_with_a_notice(launcher, place, tiny_model):
     ended = train(launcher, place, {"name_or_path": model_folder(place, tiny_model, None), "type": "liger"})
     assert ended.status == 0, ended.errors[-3000:]
     assert "layers: huggingface instead of liger, because there is no GPU\n" in ended.output
@@ -68,7 +68,7 @@ def test_liger_without_a_gpu_becomes_plain_layers_with_a_line(launcher, place, t
 
 
 @pytest.mark.parametrize("name", ["falcon", "mamba"])
-def test_a_model_that_mixes_samples_trains_without_packing_alone(launcher, place, tiny_model, name):
+def test_a_model_that_mixes_samples_trains_only_without_packing(launcher, place, tiny_model, name):
     model = {"name_or_path": model_folder(place, tiny_model, name)}
     for packing in ("best_fit_packing", "pack_samples"):
         chosen = {"best_fit_packing": False, "pack_samples": False, packing: True}
@@ -79,12 +79,12 @@ def test_a_model_that_mixes_samples_trains_without_packing_alone(launcher, place
     assert read_log(place / "run")[-1]["step"] == 8
 
 
-def test_the_date_of_a_template_is_fixed_with_a_line_in_training(launcher, place, tiny_model):
+def test_training_fixes_the_date_of_a_template_and_prints_a_notice(launcher, place, tiny_model):
     ended = train(launcher, place, {"name_or_path": model_folder(place, tiny_model, None, DATE_STRING)})
     assert ended.status == 0, ended.errors[-3000:]
     assert ended.output.count("the chat template inserts the date: training and evaluation both use 26 Jul 2024\n") == 1
 
 
-def test_a_template_that_drops_the_system_prompt_ends_a_training(launcher, place, tiny_model):
+def test_a_template_that_drops_the_system_prompt_stops_training(launcher, place, tiny_model):
     ended = train(launcher, place, {"name_or_path": model_folder(place, tiny_model, None, DROPPED)})
     assert "drops the system message" in error_line(ended)

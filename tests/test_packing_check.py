@@ -1,4 +1,4 @@
-"""Models that would mix the samples of a pack, or lose a part of their attention, are refused before the first step."""
+"""Test that models which mix packed samples, or need unsupported attention, are rejected before the first step."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ MIXED = {
 
 
 def tiny(name: str, implementation: str | None = None, dtype: torch.dtype = torch.float32, **changes):
-    """A model with random weights, of the type that is the first word of `name`, and its attention in training."""
+    """Return a random model, of the type given by the first word of `name`, and its attention in training."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[name.split()[0]](**{**SIZES, **APART.get(name, {}), **MIXED.get(name, {}), **changes})
     if implementation is None:
@@ -67,17 +67,17 @@ TOKENS = list(range(3, 3 + 3 * SAMPLE))
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("name", APART)
-def test_a_model_that_keeps_samples_apart_is_taken(name, dtype):
+def test_a_model_that_separates_samples_is_accepted(name, dtype):
     assert neighbours_effect(calls(*tiny(name, dtype=dtype)), TOKENS) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", MIXED)
-def test_a_model_that_mixes_samples_is_found(name, dtype):
+def test_a_model_that_mixes_samples_is_detected(name, dtype):
     assert neighbours_effect(calls(*tiny(name, dtype=dtype)), TOKENS) > ROUNDING[dtype]
 
 
-def test_a_model_that_mixes_samples_is_refused_with_packing_alone(capsys):
+def test_a_model_that_mixes_samples_is_rejected_only_with_packing(capsys):
     call = calls(*tiny("mamba"))
     check_model(call, TOKENS, "mamba", packed=False)
     with pytest.raises(SystemExit) as end:
@@ -88,11 +88,11 @@ def test_a_model_that_mixes_samples_is_refused_with_packing_alone(capsys):
     assert "set `data.best_fit_packing: false`" in line
 
 
-def test_a_model_that_forgets_the_positions_is_found_though_it_mixes_nothing():
+def test_a_model_that_ignores_positions_is_detected_even_without_mixing():
     call = calls(*tiny("llama"))
 
     def with_one_count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        parts = batch["input_ids"].split(SAMPLE, dim=1)  # each alone, so that nothing is mixed
+        parts = batch["input_ids"].split(SAMPLE, dim=1)  # separate calls, so that nothing is mixed
         positions = torch.arange(3 * SAMPLE)[None].split(SAMPLE, dim=1)
         kept = {"logits_to_keep": torch.arange(SAMPLE), "targets": batch["targets"][:SAMPLE]}
         logits = [
@@ -104,38 +104,38 @@ def test_a_model_that_forgets_the_positions_is_found_though_it_mixes_nothing():
     assert neighbours_effect(with_one_count, TOKENS) > 0.25
 
 
-def test_rounding_in_one_of_the_two_measures_refuses_no_model():
+def test_rounding_in_only_one_of_the_two_measures_is_accepted():
     call = calls(*tiny("qwen3", dtype=torch.bfloat16))
 
     def by_another_kernel(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         logits = call(batch)
-        logits[SAMPLE:] *= 1.05  # the same for all neighbours
+        logits[SAMPLE:] *= 1.05  # the same for every neighbour
         return logits
 
     assert neighbours_effect(by_another_kernel, TOKENS) == 0
 
 
 @pytest.mark.parametrize("tokens", [[5, 6, 7], TOKENS[:100]], ids=len)
-def test_a_pack_of_few_tokens_is_enough(tokens):
+def test_a_pack_of_few_tokens_is_enough_for_the_check(tokens):
     assert neighbours_effect(calls(*tiny("qwen3")), tokens) == 0
     assert neighbours_effect(calls(*tiny("falcon")), tokens) > 0.1
 
 
-def test_the_check_leaves_the_random_numbers_of_the_run_alone():
+def test_the_check_draws_no_random_numbers():
     call = calls(*tiny("qwen3"))
     before = torch.get_rng_state()
     neighbours_effect(call, TOKENS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_model_without_the_keywords_of_training_is_refused_in_one_line(capsys):
+def test_a_model_without_the_training_keywords_is_rejected_in_one_line(capsys):
     with pytest.raises(SystemExit):
         check_model(calls(*tiny("bloom", n_layer=2, n_head=4)), TOKENS, "bloom", packed=False)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: bloom models cannot be trained here") and "logits_to_keep" in line
 
 
-def test_logits_are_cut_to_the_kept_ones_where_the_model_does_not():
+def test_logits_are_reduced_to_the_kept_ones_if_the_model_returns_all():
     model, implementation = tiny("mamba")
     batch = {"input_ids": torch.tensor([TOKENS]), "position_ids": torch.arange(len(TOKENS))[None]}
     kept = torch.tensor([3, 70, 150])
@@ -143,7 +143,7 @@ def test_logits_are_cut_to_the_kept_ones_where_the_model_does_not():
     assert torch.equal(logits, model(input_ids=batch["input_ids"]).logits[0, kept])
 
 
-# --- attention that varlen has no part of
+# --- attention features that varlen does not support
 
 
 def varlen(**keywords):
@@ -167,12 +167,12 @@ def varlen(**keywords):
         ("dropout", 0.1, "sdpa"),
     ],
 )
-def test_a_keyword_that_would_be_left_out_is_refused(keyword, value, instead):
+def test_an_attention_keyword_that_would_be_ignored_is_rejected(keyword, value, instead):
     with pytest.raises(UnsupportedAttention, match=rf"cannot apply .*set `model.attn_implementation: {instead}`"):
         varlen(**{keyword: value})
 
 
-def test_keywords_without_effect_are_taken(monkeypatch):
+def test_attention_keywords_without_effect_are_accepted(monkeypatch):
     import torch.nn.attention.varlen as module
 
     monkeypatch.setattr(module, "varlen_attn", lambda query, *_, **__: query)
@@ -181,7 +181,7 @@ def test_keywords_without_effect_are_taken(monkeypatch):
     assert varlen(**harmless)[0].shape == (1, 4, 2, 16)
 
 
-def test_a_model_with_sinks_is_refused_before_the_first_step(capsys):
+def test_a_model_with_sinks_is_rejected_before_the_first_step(capsys):
     attention.register_varlen()
     call = calls(*tiny("gpt_oss", "varlen", **EXPERTS))
     with pytest.raises(SystemExit):
@@ -190,7 +190,7 @@ def test_a_model_with_sinks_is_refused_before_the_first_step(capsys):
     assert "`s_aux`" in line and "set `model.attn_implementation: eager`" in line
 
 
-def test_a_model_whose_config_asks_for_dropout_is_refused_in_training():
+def test_attention_dropout_is_rejected_in_training():
     attention.register_varlen()
     model, _ = tiny("qwen3", "varlen", attention_dropout=0.1)
     with pytest.raises(UnsupportedAttention, match="dropout"):
@@ -207,7 +207,7 @@ def test_a_model_whose_config_asks_for_dropout_is_refused_in_training():
         ("qwen3", "eager", "eager", None),
     ],
 )
-def test_a_model_gets_an_attention_that_it_has(monkeypatch, name, wanted, used, reason):
+def test_a_model_gets_an_attention_that_it_supports(monkeypatch, name, wanted, used, reason):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[name]]
@@ -227,6 +227,6 @@ def test_a_model_gets_an_attention_that_it_has(monkeypatch, name, wanted, used, 
         (False, "", "qwen3", "", None),
     ],
 )
-def test_liger_gives_way_to_plain_layers_with_a_reason(monkeypatch, gpu, wanted, model_type, used, reason):
+def test_liger_falls_back_to_plain_layers_and_gives_the_reason(monkeypatch, gpu, wanted, model_type, used, reason):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert supported_layers(wanted, model_type) == (used, reason)

@@ -1,4 +1,4 @@
-"""The plan of a run: the same packs a step on any number of processes, and true counts of labelled tokens."""
+"""Test the plan of a run: the same packs per step on any number of processes, and correct token counts."""
 
 import pytest
 from datasets import Dataset
@@ -14,7 +14,7 @@ def make_plan(capacity: int | None = 100, **settings) -> RunPlan:
 
 
 def seen(plan: RunPlan) -> list[list[list[int]]]:
-    """The packs of each step, as the samplers deal them out to the processes."""
+    """Return the packs of each step, as the samplers of all processes yield them."""
     dealt = []
     for process in range(plan.processes):
         sampler, packs = PackSampler(plan, process), []
@@ -40,7 +40,7 @@ def test_a_step_has_the_same_packs_however_it_is_split(accumulation, processes):
 
 
 @pytest.mark.parametrize("capacity", [100, None])
-def test_each_epoch_has_every_row_once_and_packs_of_its_own(capacity):
+def test_each_epoch_has_every_row_once_in_new_packs(capacity):
     plan = make_plan(capacity)
     sampler, epochs = PackSampler(plan, 0), []
     for epoch in range(2):
@@ -51,14 +51,14 @@ def test_each_epoch_has_every_row_once_and_packs_of_its_own(capacity):
 
 
 @pytest.mark.parametrize("capacity", [100, None])
-def test_the_seed_decides_the_order_and_the_composition_of_packs(capacity):
+def test_the_seed_determines_the_order_and_content_of_packs(capacity):
     plans = [make_plan(capacity, seed=seed) for seed in (1, 1, 2)]
     first, again, other = ([plan.pack(position) for position in range(plan.total_packs)] for plan in plans)
     assert first == again != other
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 17])
-def test_a_resumed_run_sees_what_was_left(done):
+def test_a_resumed_run_trains_on_the_remaining_packs(done):
     plan = make_plan(accumulation=2)
     micro_batch = done * plan.accumulation
     rest, sampler = [], PackSampler(plan, 0)
@@ -68,7 +68,7 @@ def test_a_resumed_run_sees_what_was_left(done):
     assert rest == [pack for step in range(done, plan.steps) for pack in plan.step_packs(step)]
 
 
-def test_counts_of_a_step_are_those_of_its_rows():
+def test_token_counts_of_a_step_are_the_sums_over_its_rows():
     plan = make_plan(accumulation=2, processes=2)
     for step in range(plan.steps):
         taken = [row for pack in plan.step_packs(step) for row in pack]
@@ -76,14 +76,14 @@ def test_counts_of_a_step_are_those_of_its_rows():
         assert plan.tokens(step) == sum(LENGTHS[row] for row in taken)
 
 
-def test_iterations_beyond_the_epochs_come_from_further_ones():
+def test_more_iterations_than_the_epochs_hold_add_further_epochs():
     plan = make_plan(train_iters=70)
     assert plan.steps == len(seen(plan)) == 70 and plan.epochs > 2 and plan.left_over == 0
     few = make_plan(train_iters=3)
     assert few.steps == len(seen(few)) == 3 and few.epochs == 1
 
 
-def test_rows_are_repeated_for_an_epoch_of_so_many_iterations():
+def test_rows_are_repeated_to_reach_the_minimum_iterations():
     plan = make_plan(epochs=1, min_iterations=70, accumulation=2)
     counts = [0] * 50
     for step in seen(plan):
@@ -93,7 +93,7 @@ def test_rows_are_repeated_for_an_epoch_of_so_many_iterations():
     assert plan.steps >= 70 and min(counts) >= 7
 
 
-def test_rows_are_measured_in_tokens_and_labels():
+def test_row_sizes_count_tokens_and_labels():
     labels = [[-100, -100, 5], [-100, 7, 8, 9], [-100]]
     dataset = Dataset.from_dict({"input_ids": labels, "labels": labels})
     assert RowSizes.of(dataset) == RowSizes([3, 4, 1], [1, 3, 0])
@@ -101,7 +101,7 @@ def test_rows_are_measured_in_tokens_and_labels():
 
 
 @pytest.mark.parametrize(("packs", "processes"), [(1, 2), (3, 2), (4, 2), (5, 4), (2, 1)])
-def test_each_validation_pack_counts_once_and_every_process_has_as_many(packs, processes):
+def test_each_validation_pack_counts_once_and_processes_get_equal_shares(packs, processes):
     shares = [SharedPacks([[number] for number in range(packs)], process, processes) for process in range(processes)]
     assert len({len(list(share)) for share in shares}) == 1
     counted = [pack for share in shares for batch, pack in enumerate(share) if share.counts(batch)]

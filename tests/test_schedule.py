@@ -1,4 +1,4 @@
-"""The learning rate: a warm-up of one step at least, no step without effect, and the peak in between."""
+"""Test the learning rate: at least one warm-up step, then the peak, and no step at rate 0."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from training.schedule import SOAPSchedulerFactory
 
 
 def rates(steps: int, ratio: float, name: str = "cosine") -> list[float]:
-    """The rate of each step, as the optimizer uses it."""
+    """Return the rate that the optimizer uses in each step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     trainer = SimpleNamespace(training_horizon=steps, optimizer=optimizer)
     scheduler = SOAPSchedulerFactory(trainer, HFSchedulerConfig(name=name, warmup_ratio=ratio))()
@@ -23,7 +23,7 @@ def rates(steps: int, ratio: float, name: str = "cosine") -> list[float]:
 
 
 @pytest.mark.parametrize(("steps", "ratio", "warmup"), [(13, 0.1, 1), (4, 0.05, 1), (100, 0.05, 5), (20, 0.0, 0)])
-def test_the_warm_up_has_its_share_of_the_steps_and_one_at_least(steps, ratio, warmup):
+def test_the_warm_up_has_its_share_of_the_steps_and_at_least_one(steps, ratio, warmup):
     used = rates(steps, ratio)
     assert used[: warmup + 1] == pytest.approx([2.0 * (step + 1) / (warmup + 1) for step in range(warmup + 1)])
     assert used[warmup:] == sorted(used[warmup:], reverse=True)

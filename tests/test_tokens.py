@@ -1,4 +1,4 @@
-"""The tokens that training sees: prompts as evaluation sends them, labels on the note alone, and packs."""
+"""Test the tokens used in training: prompts as in evaluation, labels only on the note, and packs."""
 
 import os
 import random
@@ -20,7 +20,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# As Qwen3's: an empty think block stands before the last answer, and in the generation prompt when thinking is off.
+# Like Qwen3's: an empty think block precedes the last answer, and ends the generation prompt if thinking is off.
 QWEN3_LIKE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
     "{% if message.role == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}"
@@ -59,14 +59,14 @@ def test_labelled_tokens_decode_to_the_note_and_its_end_token(tokenizer, row):
     assert prompts.read_note(text.removesuffix("<|im_end|>")) == {key: row[key] for key in prompts.SECTIONS}
 
 
-def test_labels_are_the_tokens_they_stand_at(tokenizer):
+def test_each_label_equals_the_token_at_its_position(tokenizer):
     example = encode_example(tokenizer, chat("The note."))
     assert len(example["labels"]) == len(example["input_ids"])
     assert all(label in (IGNORE_INDEX, token) for token, label in zip(*example.values(), strict=True))
 
 
 @pytest.mark.parametrize("answer", ["{}", "\u00e9 38.5 \u00b0C", " leading space", "\u4f53\u6e29", "</think>"])
-def test_the_prompt_in_training_is_the_one_that_evaluation_sends_token_for_token(tokenizer, answer):
+def test_the_training_prompt_has_exactly_the_tokens_sent_in_evaluation(tokenizer, answer):
     messages = chat(answer)
     sent = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **prompts.CHAT_TEMPLATE_KWARGS)
     example = encode_example(tokenizer, messages)
@@ -84,7 +84,7 @@ def test_the_empty_think_block_belongs_to_the_prompt(base_tokenizer):
     assert base_tokenizer.decode(labelled(example)) == "{}<|im_end|>"
 
 
-def test_an_answer_that_also_stands_in_the_prompt_is_labelled_only_as_the_answer(tokenizer):
+def test_an_answer_that_repeats_prompt_text_is_labelled_only_once(tokenizer):
     answer = "Fluids and rest."
     example = encode_example(tokenizer, chat(answer, dialogue=f"Doctor: {answer} {answer}"))
     assert tokenizer.decode(labelled(example)) == answer + "<|im_end|>"
@@ -98,20 +98,20 @@ def test_leading_newlines_of_an_answer_are_labelled(base_tokenizer):
     assert base_tokenizer.decode(labelled(example)) == "\n\nThe note.<|im_end|>"
 
 
-def test_a_template_that_cuts_the_leading_newlines_is_refused(base_tokenizer):
+def test_a_template_that_strips_leading_newlines_is_rejected(base_tokenizer):
     base_tokenizer.chat_template = QWEN3_LIKE
     with pytest.raises(TemplateError, match="changes the prompt or the answer"):
         encode_example(base_tokenizer, chat("\n\nThe note."))
 
 
 @pytest.mark.parametrize("ending", ["", "\\n", " END\\n"])
-def test_a_template_without_an_end_token_is_refused(base_tokenizer, ending):
+def test_a_template_without_an_end_token_is_rejected(base_tokenizer, ending):
     base_tokenizer.chat_template = CHATML.replace("<|im_end|>\\n", ending)
     with pytest.raises(TemplateError, match="generation would not stop"):
         encode_example(base_tokenizer, chat("The note."))
 
 
-def test_a_template_whose_prompt_does_not_precede_the_answer_is_refused(base_tokenizer):
+def test_a_template_whose_prompt_does_not_precede_the_answer_is_rejected(base_tokenizer):
     base_tokenizer.chat_template = CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>scribe\\n'")
     with pytest.raises(TemplateError, match="changes the prompt or the answer"):
         encode_example(base_tokenizer, chat("The note."))
@@ -125,20 +125,20 @@ def test_control_tokens_in_a_dialogue_stay_text(tokenizer):
         assert example["input_ids"].count(number) == plain["input_ids"].count(number)
 
 
-def test_a_tokenizer_that_also_returns_token_types_gives_only_what_a_pack_can_hold(base_tokenizer, monkeypatch):
+def test_token_types_from_a_tokenizer_are_ignored(base_tokenizer, monkeypatch):
     base_tokenizer.chat_template = CHATML
     monkeypatch.setattr(base_tokenizer, "model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
     assert "token_type_ids" in base_tokenizer("text")
     assert set(encode_example(base_tokenizer, chat("{}"))) == {"input_ids", "labels"}
 
 
-def test_a_hub_that_cannot_be_reached_is_told_at_once_and_in_one_line(tmp_path):
+def test_an_unreachable_hub_is_reported_at_once_in_one_line(tmp_path):
     save_dataset(tmp_path / "soap_dataset", {"train": rows(1)})
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     command = [sys.executable, ROOT / "train.py", "--model", "Qwen/Qwen3-1.7B"]
     began = time.monotonic()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert time.monotonic() - began < 20, "it tried again"
+    assert time.monotonic() - began < 20, "it retried"
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: Qwen/Qwen3-1.7B: no such folder, and the model hub cannot be reached")
@@ -161,11 +161,11 @@ def test_no_two_packs_would_fit_into_one(lengths):
     assert len(sizes) < 2 or sizes[0] + sizes[1] > 100
 
 
-def test_an_item_goes_where_the_least_room_is_left():
+def test_an_item_goes_into_the_fullest_bin_with_room():
     assert best_fit_packs([60, 50, 40, 10], 100) == [[0, 2], [1, 3]]
 
 
-def test_packs_of_dialogues_are_almost_full_where_filling_in_order_wastes_a_tenth():
+def test_best_fit_fills_packs_that_in_order_filling_leaves_a_tenth_empty():
     draw = random.Random(0)
     lengths = [int(draw.gauss(1300, 250)) for _ in range(1000)]
     in_order, room = 1, 8192
@@ -178,6 +178,6 @@ def test_packs_of_dialogues_are_almost_full_where_filling_in_order_wastes_a_tent
     assert sum(lengths) / (8192 * in_order) < 0.93
 
 
-def test_an_item_over_the_capacity_is_refused_by_its_number():
+def test_an_item_over_the_capacity_is_rejected_by_index():
     with pytest.raises(ValueError, match="item 1 has length 101"):
         best_fit_packs([5, 101], 100)

@@ -1,4 +1,4 @@
-"""train.py: the loss is the stock one, runs learn and go on after a kill, and mistakes are told in one line."""
+"""Test train.py: the loss equals the stock one, runs learn and resume after a kill, errors take one line."""
 
 import json
 import math
@@ -22,7 +22,7 @@ import prompts
 
 BIN = Path(sys.executable).parent
 MAX_LENGTH = 1024
-RUN_FILES = ["global_step_13", "loss.png", "train-log.jsonl"]  # what a finished run leaves
+RUN_FILES = ["global_step_13", "loss.png", "train-log.jsonl"]  # the files that a finished run leaves
 
 
 # --- loss ------------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ RUN_FILES = ["global_step_13", "loss.png", "train-log.jsonl"]  # what a finished
 
 @pytest.fixture(scope="module")
 def train_module():
-    """The trainer's module, with those of its data, plan and settings as attributes."""
+    """Return the trainer module, with the data, plan and settings modules as attributes."""
     import train  # noqa: F401 - registers the classes of `type: soap`
     from training import data, plan, settings, trainer
 
@@ -39,7 +39,7 @@ def train_module():
 
 @pytest.fixture(scope="module")
 def model_path(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a chat template that puts the empty think block into the answer's turn, as Qwen3's does."""
+    """Return the tiny model with a chat template that opens the answer with an empty think block, like Qwen3's."""
     path = tmp_path_factory.mktemp("models") / "tiny"
     shutil.copytree(tiny_model, path)
     (path / "chat_template.jinja").write_text(QWEN3_LIKE)
@@ -54,7 +54,7 @@ def load_model(path: Path, attention: str = "sdpa", **config):
 
 
 def make_pack(train, model_path: Path, n: int = 3):
-    """The examples of n rows, and the batch that packing and arctic_training's collator make of them (with padding)."""
+    """Return the examples of n rows, and their padded batch from packing and arctic_training's collator."""
     from arctic_training.data.sft_factory import DataCollatorForCausalLM
     from transformers import AutoTokenizer
 
@@ -89,7 +89,7 @@ def assert_same_gradients(ours: dict, stock: dict) -> None:
 
 
 def per_sample_attention(query, key, value, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-    """What varlen_attn computes, one sample after the other, on the CPU."""
+    """Compute the result of varlen_attn on the CPU, one sample at a time."""
     import torch
 
     before, after = window_size
@@ -106,7 +106,7 @@ def per_sample_attention(query, key, value, cu_q, cu_k, max_q, max_k, *, scale=N
     return torch.cat(outputs)
 
 
-def test_loss_and_gradients_of_a_pack_equal_the_stock_ones(train_module, model_path):
+def test_loss_and_gradients_of_a_pack_equal_the_stock_trainers(train_module, model_path):
     model = load_model(model_path)
     _, batch = make_pack(train_module, model_path)
     stock_batch = {key: batch[key] for key in ("input_ids", "labels", "position_ids")}
@@ -118,7 +118,7 @@ def test_loss_and_gradients_of_a_pack_equal_the_stock_ones(train_module, model_p
 
 
 class Engine:
-    """What DeepSpeed's engine does for one process: it divides the loss by the micro-batches of a step."""
+    """DeepSpeed's engine for one process: it divides the loss by the number of micro-batches in a step."""
 
     def __init__(self, model, accumulation: int):
         self.model, self.accumulation, self.global_steps, self.device = model, accumulation, 0, model.device
@@ -134,8 +134,8 @@ class Engine:
         self.global_steps = 1
 
 
-def test_loss_and_gradients_of_a_step_are_those_of_one_big_batch(train_module, model_path, monkeypatch):
-    """Three packs of 1, 2 and 4 samples, which the mean of means would weigh by their packs."""
+def test_loss_and_gradients_of_a_step_equal_those_of_one_big_batch(train_module, model_path, monkeypatch):
+    """Use packs of 1, 2 and 4 samples, which a mean of means would weigh equally."""
     import torch
 
     from training import processes
@@ -152,7 +152,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_one_big_batch(train_module, m
         total, labelled = total + model(**batch, use_cache=False).loss * number, labelled + number
     expected = gradients(model, total / labelled)
     means = [model(**{k: p[k] for k in ("input_ids", "labels", "position_ids")}, use_cache=False).loss for p in packs]
-    assert abs(sum(means) / 3 - total / labelled) > 1e-3, "the packs are too much alike for this test"
+    assert abs(sum(means) / 3 - total / labelled) > 1e-3, "the packs are too similar for this test"
 
     trainer = train_module.SOAPTrainer.__new__(train_module.SOAPTrainer)
     plan = SimpleNamespace(packs_per_step=3, labelled=lambda _: labelled, tokens=lambda _: 0)
@@ -176,7 +176,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_one_big_batch(train_module, m
 
 
 @pytest.mark.parametrize("logged", [False, True])
-def test_a_stop_file_seen_in_a_step_ends_the_run_whether_the_step_is_logged_yet_or_not(train_module, logged):
+def test_a_stop_file_ends_the_run_before_and_after_its_step_is_logged(train_module, logged):
     trainer = train_module.SOAPTrainer.__new__(train_module.SOAPTrainer)
     config = SimpleNamespace(exit_iteration_this_run=0, exit_iteration=0, early_stopping_patience=0)
     config.kill_switch_path = Path("stop")
@@ -201,7 +201,7 @@ def test_the_output_head_runs_on_labelled_positions_only(train_module, model_pat
     assert rows_seen == [(batch["labels"][0, 1:] != -100).sum().item()]
 
 
-def test_a_pack_has_the_loss_and_gradients_of_its_samples_apart(train_module, model_path):
+def test_a_pack_has_the_loss_and_gradients_of_its_separate_samples(train_module, model_path):
     import torch
 
     model = load_model(model_path)
@@ -236,7 +236,7 @@ def test_variable_length_attention_gives_the_stock_loss_and_gradients(train_modu
     assert_same_gradients(gradients(model, ours), stock_gradients)
 
 
-def test_a_model_that_caps_attention_is_told_which_attention_can(train_module):
+def test_a_model_with_capped_attention_gets_an_error_that_names_eager(train_module):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     train_module.attention.register_varlen()
@@ -248,7 +248,7 @@ def test_a_model_that_caps_attention_is_told_which_attention_can(train_module):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_loss_and_gradients_are_as_near_to_float32_as_the_stock_ones_in_bfloat16(train_module, model_path):
+def test_on_a_gpu_bfloat16_errors_are_no_larger_than_the_stock_trainers(train_module, model_path):
     import torch
 
     if not torch.cuda.is_available():
@@ -277,7 +277,7 @@ def test_sample_bounds_are_the_starts_and_the_end(train_module):
     assert longest == 4
 
 
-def test_padding_follows_the_last_sample_and_so_reaches_no_label(train_module, model_path):
+def test_padding_follows_the_last_sample_and_has_no_labels(train_module, model_path):
     examples, batch = make_pack(train_module, model_path)
     lengths = [len(example["input_ids"]) for example in examples]
     padding = batch["input_ids"].shape[1] - sum(lengths)
@@ -295,7 +295,7 @@ def test_padding_follows_the_last_sample_and_so_reaches_no_label(train_module, m
         ((8, 0), "bfloat16", "varlen", None),
     ],
 )
-def test_attention_falls_back_to_what_the_machine_can_do_with_a_reason(monkeypatch, gpu, dtype, expected, reason):
+def test_attention_falls_back_to_a_supported_one_and_gives_the_reason(monkeypatch, gpu, dtype, expected, reason):
     import torch
 
     from training.attention import supported_attention
@@ -308,7 +308,7 @@ def test_attention_falls_back_to_what_the_machine_can_do_with_a_reason(monkeypat
     assert why is None if reason is None else reason in why
 
 
-def test_attention_that_was_asked_for_by_name_is_kept():
+def test_an_explicitly_chosen_attention_is_kept():
     import torch
 
     from training.attention import supported_attention
@@ -321,7 +321,7 @@ def test_attention_that_was_asked_for_by_name_is_kept():
 
 @pytest.fixture
 def cache_key(train_module, tmp_path):
-    """A function that says where tokens of tmp_path/soap_dataset are cached."""
+    """Return a function that gives the cache name for tmp_path/soap_dataset."""
 
     def key(template: str = QWEN3_LIKE) -> str:
         class Tokenizer:
@@ -340,14 +340,14 @@ def cache_key(train_module, tmp_path):
     return key
 
 
-def test_the_same_data_meets_its_cache(cache_key, tmp_path):
+def test_the_same_data_uses_the_same_cache(cache_key, tmp_path):
     before = cache_key()
     shutil.rmtree(tmp_path / "soap_dataset")
     save_dataset(tmp_path / "soap_dataset", {"train": rows(3)})
     assert cache_key() == before
 
 
-def test_a_changed_note_at_the_same_path_never_meets_the_old_cache(cache_key, tmp_path):
+def test_a_changed_note_at_the_same_path_gets_a_new_cache(cache_key, tmp_path):
     before = cache_key()
     changed = rows(3)
     changed[1]["P"] = changed[1]["P"].replace("every 6", "every 8")
@@ -356,7 +356,7 @@ def test_a_changed_note_at_the_same_path_never_meets_the_old_cache(cache_key, tm
     assert cache_key() != before
 
 
-def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_module, monkeypatch):
+def test_a_changed_prompt_or_template_gets_a_new_cache(cache_key, train_module, monkeypatch):
     before = cache_key()
     assert cache_key(template=QWEN3_LIKE + " ") != before
     monkeypatch.setattr("training.data.prompts_hash", lambda: "another")
@@ -364,7 +364,7 @@ def test_another_prompt_or_template_never_meets_the_old_cache(cache_key, train_m
 
 
 @pytest.mark.parametrize("name", ["training/data.py", "training/tokens.py", "prompts.py", "common/chat_template.py"])
-def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeypatch, tmp_path, name):
+def test_changed_code_gets_a_new_cache(cache_key, train_module, monkeypatch, tmp_path, name):
     from training import data
 
     before = cache_key()
@@ -380,7 +380,7 @@ def test_another_code_never_meets_the_old_cache(cache_key, train_module, monkeyp
 
 
 def loader(train, packs: int, **settings) -> SimpleNamespace:
-    """What a plan of so many packs an epoch hangs on."""
+    """Return a stand-in for the loader, with a plan of this many packs per epoch."""
     sizes = train.plan.RowSizes([10] * packs, [3] * packs)
     plan = train.RunPlan(sizes, None, **{"seed": 1, "epochs": 1, "accumulation": 1, "processes": 1} | settings)
     return SimpleNamespace(batch_sampler=SimpleNamespace(plan=plan))
@@ -396,7 +396,7 @@ def test_the_schedule_counts_optimizer_steps(train_module):
     assert horizon(train_module, packs=9, epochs=6, accumulation=4, train_iters=5) == 5
 
 
-def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(train_module, capsys):
+def test_too_few_packs_for_one_step_end_the_run_with_an_error(train_module, capsys):
     with pytest.raises(SystemExit):
         horizon(train_module, packs=3, epochs=1, accumulation=4)
     assert "3 packs in 1 epochs are too few for one step of 4: lower" in capsys.readouterr().err
@@ -405,12 +405,14 @@ def test_too_few_packs_for_a_step_are_told_before_an_untrained_model_is_saved(tr
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "data: 4 rows, 1 longer than max_length 1,024 and left out, 2 packs; 2 steps in 1 epochs"),
+        ({}, "data: 4 rows, 1 longer than max_length 1,024 and dropped, 2 packs; 2 steps in 1 epochs"),
         ({"min_iterations": 9}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
         ({"train_eval_split": (0.5, 0.5)}, "data: 4 rows, 2 packs; 2 steps in 1 epochs"),
     ],
 )
-def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_module, tmp_path, capsys, changes, line):
+def test_rows_are_reported_too_long_only_if_nothing_else_changes_the_count(
+    train_module, tmp_path, capsys, changes, line
+):
     from datasets import Dataset
 
     source = {"name_or_path": save_dataset(tmp_path / "soap_dataset", {"train": rows(4)}), "split": "train"}
@@ -426,8 +428,10 @@ def test_rows_are_called_too_long_only_where_nothing_else_moves_rows(train_modul
     assert capsys.readouterr().out.splitlines()[-1] == line
 
 
-@pytest.mark.parametrize(("every", "by_epoch", "told"), [(2, 0, True), (1, 0, False), (2, 1, False), (0, 0, False)])
-def test_a_run_too_short_for_a_resume_state_says_so(train_module, tmp_path, capsys, every, by_epoch, told):
+@pytest.mark.parametrize(("every", "by_epoch", "printed"), [(2, 0, True), (1, 0, False), (2, 1, False), (0, 0, False)])
+def test_a_run_too_short_to_save_a_resume_state_prints_a_notice(
+    train_module, tmp_path, capsys, every, by_epoch, printed
+):
     from datasets import Dataset
 
     data = train_module.settings.SOAPDataConfig(type="soap", sources=[], cache_dir=tmp_path)
@@ -438,16 +442,16 @@ def test_a_run_too_short_for_a_resume_state_says_so(train_module, tmp_path, caps
     packs.dataset = Dataset.from_dict({"input_ids": [[1]] * 2})
     trainer = SimpleNamespace(config=config, train_dataloader=packs, plan=packs.batch_sampler.plan, training_horizon=2)
     train_module.SOAPTrainer._print_data(trainer)
-    line = f"resume: no state before the end, because save_every_n_steps is {every}"
-    assert (line in capsys.readouterr().out) == told
+    line = f"resume: no state will be saved before the end, because save_every_n_steps is {every}"
+    assert (line in capsys.readouterr().out) == printed
 
 
-# --- what a resumed run must share -----------------------------------------------------------------------------------
+# --- settings that must match on resume ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def identity(train_module, tmp_path):
-    """A function that gives the identity of a run, with changed settings by their dotted names."""
+    """Return a function that gives the identity of a run, with settings changed by name (`__` separates levels)."""
     from arctic_training.config.model import ModelConfig
     from arctic_training.config.optimizer import OptimizerConfig
     from arctic_training.config.tokenizer import TokenizerConfig
@@ -501,12 +505,12 @@ def identity(train_module, tmp_path):
         ("world_size", 1, "world_size"),
     ],
 )
-def test_a_setting_that_a_run_cannot_change_on_its_way_is_named(identity, setting, value, key):
+def test_each_setting_that_must_not_change_on_resume_is_named(identity, setting, value, key):
     before, after = identity(), identity(**{setting: value})
     assert [name for name in before | after if before.get(name) != after.get(name)] == [key]
 
 
-def test_other_rows_are_another_run(identity, tmp_path):
+def test_changed_rows_make_a_different_run(identity, tmp_path):
     before = identity()
     shutil.rmtree(tmp_path / "soap_dataset")
     save_dataset(tmp_path / "soap_dataset", {"train": rows(4)[1:]})
@@ -514,14 +518,14 @@ def test_other_rows_are_another_run(identity, tmp_path):
     assert [name for name in before if before[name] != after[name]] == ["rows"]
 
 
-def test_a_run_may_go_on_with_settings_of_speed_memory_and_places(identity, tmp_path):
+def test_a_run_may_resume_with_other_speed_memory_and_path_settings(identity, tmp_path):
     changes = {"model__disable_activation_checkpoint": True, "model__attn_implementation": "eager"}
     changes |= {"data__num_proc": 2, "data__dl_num_workers": 0, "data__cache_dir": tmp_path / "elsewhere"}
     changes |= {"data__eval_sources": [{"name_or_path": tmp_path / "soap_dataset", "split": "validation"}]}
     assert identity(**changes) == identity()
 
 
-def test_all_processes_of_a_run_agree_on_what_it_is(identity, monkeypatch):
+def test_all_processes_of_a_run_compute_the_same_identity(identity, monkeypatch):
     first = identity()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -532,7 +536,7 @@ def test_all_processes_of_a_run_agree_on_what_it_is(identity, monkeypatch):
 
 
 def write_config(folder: Path, model_path: Path, name: str, **changes) -> Path:
-    """A YAML for a run of 13 optimizer steps, each of 4 packs, that saves its state every 2 steps."""
+    """Write a YAML for a run of 13 optimizer steps of 4 packs each, with a resume state every 2 steps."""
     run = folder / name
     soap = {"type": "soap", "name_or_path": str(folder / "soap_dataset")}
     config = {
@@ -585,7 +589,7 @@ def start(config: Path, *arguments: str, mode: str = "train") -> subprocess.Pope
 
 
 def run(config: Path, *arguments: str) -> tuple[int, str]:
-    """Exit status and what this start of the run printed."""
+    """Run to the end; return the exit status and the output."""
     log = config.with_suffix(".log")
     before = log.stat().st_size if log.exists() else 0
     status = start(config, *arguments).wait(timeout=900)
@@ -609,20 +613,20 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(workplace: Path, model_path: Path) -> SimpleNamespace:
+def uninterrupted(workplace: Path, model_path: Path) -> SimpleNamespace:
     before = set(Path("/dev/shm").iterdir())
-    status, output = run(write_config(workplace, model_path, "unbroken"))
+    status, output = run(write_config(workplace, model_path, "uninterrupted"))
     assert status == 0, output[-3000:]
     return SimpleNamespace(
-        folder=workplace / "unbroken",
+        folder=workplace / "uninterrupted",
         output=output,
-        log=read_log(workplace / "unbroken"),
+        log=read_log(workplace / "uninterrupted"),
         shared_memory=[path for path in Path("/dev/shm").glob("deepspeed*") if path not in before],
     )
 
 
 def kill_when_resumable(config: Path, *arguments: str) -> None:
-    """Start a run and end it by SIGKILL, all its processes, once it has written a whole resume state."""
+    """Start a run, and kill all its processes (SIGKILL) once it has written a complete resume state."""
     process = start(config, *arguments)
     deadline = time.monotonic() + 240
     while not list((config.with_suffix("") / "resume").glob("*/complete.json")):
@@ -633,9 +637,9 @@ def kill_when_resumable(config: Path, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def broken(workplace: Path, model_path: Path) -> Path:
-    """The YAML of a run like `unbroken` that was killed."""
-    config = write_config(workplace, model_path, "broken")
+def killed(workplace: Path, model_path: Path) -> Path:
+    """Return the YAML of a killed run with the same settings as `uninterrupted`."""
+    config = write_config(workplace, model_path, "killed")
     kill_when_resumable(config)
     return config
 
@@ -648,7 +652,7 @@ def validation_losses(log: list[dict]) -> list[float]:
     return [record["validation_loss"] for record in log if "validation_loss" in record]
 
 
-def test_a_taken_port_is_told_with_the_option_that_names_another(train_module):
+def test_an_error_about_a_port_in_use_names_the_option_to_change_it(train_module):
     from torch.distributed import TCPStore
 
     from training.errors import explain
@@ -671,10 +675,10 @@ raise {}
 """
 NO_ROOM = 'torch.OutOfMemoryError("no room")'
 MORE_ROOM = (
-    "set `model.disable_activation_checkpoint: false` in the YAML, which an unfinished run goes on with, "
+    "set `model.disable_activation_checkpoint: false` in the YAML, with which an unfinished run can resume, "
     "then lower `data.max_length`"
 )
-NO_TYPE = 'RegistryError("no type. Ensure that it is there: soap")'  # as each process reads in the YAML
+NO_TYPE = 'RegistryError("no type. Ensure that it is there: soap")'  # every process reads this from the YAML
 
 
 @pytest.mark.parametrize(
@@ -682,11 +686,11 @@ NO_TYPE = 'RegistryError("no type. Ensure that it is there: soap")'  # as each p
     [
         (NO_ROOM, "0", ["", f"error: out of memory (no room): {MORE_ROOM}"]),
         (NO_ROOM, "1", ["", f"error: out of memory (no room) (process 1): {MORE_ROOM}"]),
-        (NO_TYPE, "0", ["", "error: no type (there are soap): correct the YAML"]),
+        (NO_TYPE, "0", ["", "error: no type (choose from soap): correct the YAML"]),
         (NO_TYPE, "1", [""]),
     ],
 )
-def test_an_error_that_one_process_meets_alone_is_told_by_it_and_a_common_one_once(error, rank, lines):
+def test_a_common_error_is_printed_once_and_others_by_their_process(error, rank, lines):
     environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank}
     command = [sys.executable, "-c", MISTAKE.format(error)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
@@ -694,15 +698,15 @@ def test_an_error_that_one_process_meets_alone_is_told_by_it_and_a_common_one_on
     assert done.stderr.splitlines() == lines
 
 
-@pytest.mark.parametrize(("local_rank", "told"), [("0", 1), ("1", 0)])
-def test_an_error_that_all_processes_of_a_machine_meet_is_told_once(monkeypatch, capsys, local_rank, told):
+@pytest.mark.parametrize(("local_rank", "printed"), [("0", 1), ("1", 0)])
+def test_an_error_common_to_a_machines_processes_is_printed_once(monkeypatch, capsys, local_rank, printed):
     from training.errors import fail
 
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     with pytest.raises(SystemExit):
         fail("no dataset", "make one")
-    assert capsys.readouterr().err.count("error: no dataset (process 2): make one") == told
+    assert capsys.readouterr().err.count("error: no dataset (process 2): make one") == printed
 
 
 @pytest.mark.parametrize(
@@ -713,13 +717,13 @@ def test_an_error_that_all_processes_of_a_machine_meet_is_told_once(monkeypatch,
         ("overfit_first_batch", True, "set `sample_count`"),
         ("eval_log_iter_interval", 2, "raise `eval_interval`"),
         ("mem_profiler", "step", "`e2e` records the whole run"),
-        ("data.mask_inputs", False, "the loss is on the note alone"),
+        ("data.mask_inputs", False, "the loss covers only the note"),
         ("data.ignore_empty_think", True, "is masked anyway"),
-        ("data.drop_last", True, "works with pack_samples alone"),
+        ("data.drop_last", True, "works only with pack_samples"),
         ("wandb", {"enable": True}, "`train_log_metrics_path` gets"),
     ],
 )
-def test_a_setting_that_this_trainer_leaves_out_is_refused_with_what_to_do_instead(
+def test_an_unsupported_setting_is_rejected_with_the_alternative(
     train_module, model_path, tmp_path, setting, value, remedy
 ):
     from pydantic import ValidationError
@@ -738,7 +742,7 @@ def test_a_setting_that_this_trainer_leaves_out_is_refused_with_what_to_do_inste
 
 @pytest.fixture
 def resume_engine(train_module, monkeypatch, tmp_path):
-    """A resume engine of a run at its second step, whose model saves nothing."""
+    """Return the resume engine of a run at its second step, with a model that saves nothing."""
     from training import checkpoints
 
     monkeypatch.setattr(checkpoints.dist, "barrier", lambda: None)
@@ -756,7 +760,7 @@ def resume_engine(train_module, monkeypatch, tmp_path):
     ("saved", "early_stop", "cleared"),
     [({"export": 2}, False, True), ({"export": 1}, False, False), ({}, False, False), ({"export": 2}, True, False)],
 )
-def test_a_resume_state_goes_only_when_the_finished_model_was_exported(
+def test_a_resume_state_is_removed_only_after_the_final_export(
     train_module, resume_engine, capsys, saved, early_stop, cleared
 ):
     resume_engine.save()
@@ -766,11 +770,11 @@ def test_a_resume_state_goes_only_when_the_finished_model_was_exported(
     trainer.checkpoint_engines, trainer.saved_at, trainer.global_step = [resume_engine.engine, *saved], saved, 2
     train_module.SOAPTrainer.post_train_callback(trainer)
     assert state.exists() != cleared
-    assert (f"{state} is kept: the same command goes on from there" in capsys.readouterr().out) != cleared
+    assert (f"{state} is kept: rerun the same command to resume" in capsys.readouterr().out) != cleared
 
 
 @pytest.mark.parametrize(("every", "early_stop", "due"), [(5, True, True), (0, True, False), (5, False, False)])
-def test_a_stopped_run_saves_its_state_where_resuming_is_on(train_module, resume_engine, every, early_stop, due):
+def test_a_stopped_run_saves_its_state_if_resume_is_enabled(train_module, resume_engine, every, early_stop, due):
     engine = resume_engine.engine
     engine.config = SimpleNamespace(
         enabled=True, save_every_n_steps=every, save_every_n_epochs=0, save_end_of_training=False
@@ -780,7 +784,7 @@ def test_a_stopped_run_saves_its_state_where_resuming_is_on(train_module, resume
     assert train_module.SOAPTrainer._due(trainer, engine) == due
 
 
-def test_a_resume_state_is_complete_in_one_step(resume_engine, monkeypatch):
+def test_a_resume_state_becomes_complete_atomically(resume_engine, monkeypatch):
     def write_half(path: Path, text: str) -> None:
         path.write_bytes(text.encode()[:5])
         raise OSError("killed here")
@@ -795,7 +799,7 @@ def test_a_resume_state_is_complete_in_one_step(resume_engine, monkeypatch):
     assert [path.name for path in resume_engine.engine.newest.iterdir()] == ["complete.json"]
 
 
-def test_each_of_two_exports_that_are_due_at_one_step_is_written(train_module, monkeypatch):
+def test_two_exports_due_at_the_same_step_are_both_written(train_module, monkeypatch):
     saved = []
     monkeypatch.setattr(train_module.ExportEngine, "save", lambda self, _: saved.append(self.config))
     engines = [train_module.ExportEngine(None, number) for number in range(2)]
@@ -807,29 +811,29 @@ def test_each_of_two_exports_that_are_due_at_one_step_is_written(train_module, m
 
 
 @pytest.mark.slow
-def test_a_run_learns_and_logs_each_step_and_the_validation_loss(unbroken):
-    steps = losses(unbroken.log)
-    validation = validation_losses(unbroken.log)
+def test_a_run_learns_and_logs_each_step_and_the_validation_loss(uninterrupted):
+    steps = losses(uninterrupted.log)
+    validation = validation_losses(uninterrupted.log)
     assert list(steps) == list(range(1, 14))
     assert steps[13] < 0.7 * steps[1]
-    assert len(validation) == 3 and validation[-1] < validation[0], "after steps 6, 12, and 13, the last"
-    assert (unbroken.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len(validation) == 3 and validation[-1] < validation[0], "after steps 6, 12 and 13 (the last one)"
+    assert (uninterrupted.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_a_run_leaves_one_checkpoint_that_transformers_loads_and_no_resume_state(unbroken):
+def test_a_run_leaves_one_loadable_checkpoint_and_no_resume_state(uninterrupted):
     from transformers import AutoTokenizer
 
-    assert sorted(path.name for path in unbroken.folder.iterdir()) == RUN_FILES
-    model = load_model(unbroken.folder / "global_step_13")
-    tokenizer = AutoTokenizer.from_pretrained(unbroken.folder / "global_step_13")
+    assert sorted(path.name for path in uninterrupted.folder.iterdir()) == RUN_FILES
+    model = load_model(uninterrupted.folder / "global_step_13")
+    tokenizer = AutoTokenizer.from_pretrained(uninterrupted.folder / "global_step_13")
     assert len(tokenizer) == model.config.vocab_size
     assert tokenizer.chat_template == QWEN3_LIKE
-    assert (unbroken.folder / "global_step_13" / "generation_config.json").exists()
+    assert (uninterrupted.folder / "global_step_13" / "generation_config.json").exists()
 
 
 @pytest.mark.slow
-def test_the_packs_can_be_made_before_the_run(workplace, model_path):
+def test_the_token_cache_can_be_built_before_the_run(workplace, model_path):
     config = write_config(workplace, model_path, "packs")
     assert start(config, mode="process-data").wait(timeout=300) == 0, config.with_suffix(".log").read_text()[-3000:]
     assert config.with_suffix(".log").read_text().count("9 packs; 13 steps in 6 epochs") == 1
@@ -837,77 +841,77 @@ def test_the_packs_can_be_made_before_the_run(workplace, model_path):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_no_shared_memory(unbroken):
-    assert unbroken.shared_memory == []
+def test_a_run_leaves_no_shared_memory(uninterrupted):
+    assert uninterrupted.shared_memory == []
 
 
 @pytest.mark.slow
-def test_each_step_is_logged_with_the_rate_that_it_used(unbroken):
-    """A warm-up of one step, then the peak, then a cosine that would be 0 at step 14: with 4 packs a step, too."""
-    rates = [record["lr"] for record in unbroken.log if "lr" in record]
+def test_each_step_is_logged_with_its_learning_rate(uninterrupted):
+    """Expect a warm-up of one step, the peak, then a cosine that reaches 0 at step 14, with 4 packs per step."""
+    rates = [record["lr"] for record in uninterrupted.log if "lr" in record]
     assert rates == pytest.approx([5e-4] + [5e-4 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])
 
 
 @pytest.mark.slow
-def test_each_step_is_logged_with_the_norm_of_its_gradients(unbroken):
-    norms = [record["gradient_norm"] for record in unbroken.log if "lr" in record]
+def test_each_step_is_logged_with_its_gradient_norm(uninterrupted):
+    norms = [record["gradient_norm"] for record in uninterrupted.log if "lr" in record]
     assert len(norms) == 13 and min(norms) > 0 and len(set(norms)) == 13
 
 
 @pytest.mark.slow
-def test_the_packs_that_are_too_few_for_another_step_are_told_in_a_line(unbroken):
-    assert unbroken.output.count("data: the last 2 packs are too few for another step of 4\n") == 1
+def test_dropped_packs_at_the_end_are_reported(uninterrupted):
+    assert uninterrupted.output.count("data: the last 2 packs are dropped: a step needs 4\n") == 1
 
 
 @pytest.mark.slow
-def test_rows_over_max_length_are_counted(unbroken):
+def test_rows_over_max_length_are_counted(uninterrupted):
     assert (
-        "data: 29 rows, 2 longer than max_length 1,024 and left out, 9 packs; 13 steps in 6 epochs" in unbroken.output
+        "data: 29 rows, 2 longer than max_length 1,024 and dropped, 9 packs; 13 steps in 6 epochs"
+        in uninterrupted.output
     )
 
 
 @pytest.mark.slow
-def test_a_run_on_the_cpu_says_which_attention_it_uses(unbroken):
-    assert unbroken.output.count("attention: sdpa instead of varlen, because there is no GPU") == 1
+def test_a_run_on_the_cpu_prints_the_attention_it_uses(uninterrupted):
+    assert uninterrupted.output.count("attention: sdpa instead of varlen, because there is no GPU") == 1
 
 
 @pytest.mark.slow
-def test_an_unfinished_run_refuses_another_learning_rate_in_one_line(workplace, broken, model_path):
-    shutil.copytree(workplace / "broken", workplace / "faster")
+def test_an_unfinished_run_rejects_another_learning_rate_in_one_line(workplace, killed, model_path):
+    shutil.copytree(workplace / "killed", workplace / "faster")
     optimizer = {"type": "cpu_adam", "learning_rate": 2e-3, "weight_decay": 0.0}
     status, output = run(write_config(workplace, model_path, "faster", optimizer=optimizer))
     assert status == 2
-    assert (
-        len(error_lines(output)) == 1 and "another optimizer.learning_rate (0.001, now 0.002)" in error_lines(output)[0]
-    )
+    (line,) = error_lines(output)
+    assert "a different optimizer.learning_rate (0.001, now 0.002)" in line
     assert "Traceback" not in output
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(workplace, broken, unbroken):
-    status, output = run(broken)
+def test_a_killed_run_resumes_and_ends_like_an_uninterrupted_one(workplace, killed, uninterrupted):
+    status, output = run(killed)
     assert status == 0, output[-3000:]
     (resumed,) = re.findall(r"resumed at step (\d+) of 13", output)
     assert int(resumed) % 2 == 0 and 2 <= int(resumed) < 13
-    log = read_log(workplace / "broken")
-    assert list(losses(log)) == list(losses(unbroken.log))
-    assert list(losses(log).values()) == pytest.approx(list(losses(unbroken.log).values()), rel=1e-4)
-    assert validation_losses(log) == pytest.approx(validation_losses(unbroken.log), rel=1e-4)
-    assert sorted(path.name for path in (workplace / "broken").iterdir()) == RUN_FILES
+    log = read_log(workplace / "killed")
+    assert list(losses(log)) == list(losses(uninterrupted.log))
+    assert list(losses(log).values()) == pytest.approx(list(losses(uninterrupted.log).values()), rel=1e-4)
+    assert validation_losses(log) == pytest.approx(validation_losses(uninterrupted.log), rel=1e-4)
+    assert sorted(path.name for path in (workplace / "killed").iterdir()) == RUN_FILES
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_from_its_last_step(workplace, model_path, unbroken):
+def test_a_stopped_run_resumes_from_its_last_step(workplace, model_path, uninterrupted):
     status, output = run(write_config(workplace, model_path, "stopped", exit_iteration_this_run=5))
-    assert status == 0 and "global_step_5 is kept: the same command goes on from there" in output, output[-3000:]
+    assert status == 0 and "global_step_5 is kept: rerun the same command to resume" in output, output[-3000:]
     status, output = run(write_config(workplace, model_path, "stopped"))
     assert status == 0 and "resumed at step 5 of 13" in output, output[-3000:]
     resumed = losses(read_log(workplace / "stopped"))
-    assert list(resumed.values()) == pytest.approx(list(losses(unbroken.log).values()), rel=1e-4)
+    assert list(resumed.values()) == pytest.approx(list(losses(uninterrupted.log).values()), rel=1e-4)
 
 
 @pytest.mark.slow
-def test_an_adapter_run_goes_on_after_a_kill_and_leaves_an_adapter_that_peft_loads(workplace, model_path):
+def test_a_killed_adapter_run_resumes_and_leaves_an_adapter_that_peft_loads(workplace, model_path):
     from peft import PeftModel
 
     lora = {"peft_type": "Lora", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -925,14 +929,14 @@ def test_an_adapter_run_goes_on_after_a_kill_and_leaves_an_adapter_that_peft_loa
 
 
 def stop_after(workplace: Path, model_path: Path, name: str, steps: int, **changes) -> tuple[int, str]:
-    """A run that is ended after `steps` and started again."""
+    """Stop a run after `steps`, then run it to the end; return the exit status and the output of the second start."""
     status, output = run(write_config(workplace, model_path, name, exit_iteration_this_run=steps, **changes))
     assert status == 0, output[-3000:]
     return run(write_config(workplace, model_path, name, **changes))
 
 
 @pytest.mark.slow
-def test_dropout_is_repeated_exactly_by_a_resumed_run_on_a_cpu_and_without_workers(workplace, model_path):
+def test_a_resumed_run_repeats_dropout_exactly(workplace, model_path):
     lora = {
         "peft_type": "Lora",
         "r": 4,
@@ -953,7 +957,7 @@ def test_dropout_is_repeated_exactly_by_a_resumed_run_on_a_cpu_and_without_worke
 
 
 @pytest.mark.slow
-def test_the_model_of_the_best_validation_is_exported_and_a_run_that_gets_worse_ends(workplace, model_path):
+def test_the_best_step_is_exported_and_a_worsening_run_stops_early(workplace, model_path):
     changes = {"optimizer": {"type": "cpu_adam", "learning_rate": 0.5, "weight_decay": 0.0}, "eval_interval": 1}
     changes |= {"scheduler": {"name": "constant", "warmup_ratio": 0.0}, "early_stopping_patience": 3}
     status, output = run(write_config(workplace, model_path, "worse", **changes))
@@ -973,7 +977,7 @@ def test_the_model_of_the_best_validation_is_exported_and_a_run_that_gets_worse_
 
 
 @pytest.mark.slow
-def test_a_resumed_run_with_the_projects_optimizer_ends_as_an_unbroken_one_in_bfloat16(workplace, model_path):
+def test_a_resumed_mixed_adamw_run_ends_like_an_uninterrupted_one(workplace, model_path):
     model = {"name_or_path": str(model_path), "dtype": "bf16", "attn_implementation": "sdpa"}
     optimizer = {"type": "mixed_adamw", "learning_rate": 1e-3, "weight_decay": 0.01}
     changes = {"model": model, "optimizer": optimizer, "epochs": 3}
@@ -999,7 +1003,7 @@ def test_one_process_needs_no_launcher(workplace, model_path):
 
 
 @pytest.mark.slow
-def test_a_model_in_bfloat16_learns_without_zero_with_the_optimizer_on_the_cpu(workplace, model_path):
+def test_a_bfloat16_model_learns_with_cpu_adam_at_zero_stage_0(workplace, model_path):
     model = {"name_or_path": str(model_path), "dtype": "bf16", "attn_implementation": "sdpa"}
     status, output = run(write_config(workplace, model_path, "half-precision", model=model))
     assert status == 0, output[-3000:]
@@ -1008,7 +1012,7 @@ def test_a_model_in_bfloat16_learns_without_zero_with_the_optimizer_on_the_cpu(w
 
 
 @pytest.mark.slow
-def test_a_missing_dataset_is_told_with_the_command_that_makes_it(tmp_path, model_path):
+def test_a_missing_dataset_error_gives_the_command_to_build_it(tmp_path, model_path):
     status, output = run(write_config(tmp_path, model_path, "nothing"))
     assert status == 2
     assert len(error_lines(output)) == 1 and "python preprocess_data.py" in error_lines(output)[0]

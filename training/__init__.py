@@ -1,1 +1,1 @@
-"""What train.py is made of: tokens and labels, packs, attention, checkpoints, processes, progress."""
+"""The parts of train.py: tokens and labels, packs, attention, checkpoints, processes, progress."""

@@ -1,4 +1,4 @@
-"""The update of AdamW as one Triton kernel: each number is read once and written once."""
+"""AdamW's update as one Triton kernel, which reads and writes each number once."""
 
 import torch
 import triton
@@ -18,8 +18,9 @@ def launch(
 ) -> None:
     """Update `master`, `mean` and `square` (float32) in place, and `weights` (any floating dtype) from `master`.
 
-    All are flat and of one size, but `scale`, a tensor of no axes on the same device. `numbers` are the learning rate,
-    beta1, beta2, eps, the weight decay, 1 - beta1^t and the root of 1 - beta2^t.
+    All tensors are flat and have the same size, except `scale`, a 0-dimensional tensor on the same device. `numbers`
+    are the learning rate, beta1, beta2, eps, the weight decay, 1 - beta1^t and sqrt(1 - beta2^t). Gradients are
+    multiplied by `scale`; elements whose scaled gradient is NaN stay unchanged.
     """
     count = weights.numel()
     _adamw[(triton.cdiv(count, _BLOCK),)](

@@ -1,7 +1,7 @@
-"""Attention inside each packed sample only, without a mask, by PyTorch's own variable-length FlashAttention.
+"""Attend within each packed sample, without a mask, through PyTorch's variable-length FlashAttention.
 
-`sdpa` is right for packed samples too, but transformers gives it a dense mask over the whole pack: it computes the
-attention between samples and throws it away.
+`sdpa` handles packed samples correctly too, but transformers gives it a dense mask over the whole pack: it computes
+attention between samples and then discards it.
 """
 
 from typing import TYPE_CHECKING
@@ -12,35 +12,35 @@ if TYPE_CHECKING:
 
 VARLEN = "varlen"
 
-# Keywords of transformers' attention interface that change nothing in a pack's attention. Any other one may.
-_WITHOUT_EFFECT = {
+# Keywords of transformers' attention interface that cannot affect attention in a pack. Any other keyword is rejected.
+_HARMLESS_KEYWORDS = {
     *("position_ids", "position_embeddings", "cache_position", "past_key_value", "past_key_values", "use_cache"),
     *("cu_seq_lens_k", "max_length_k", "num_items_in_batch", "output_router_logits", "output_hidden_states"),
 }
 
 
 class UnsupportedAttention(ValueError):
-    """A model asks for something that the variable-length attention cannot do."""
+    """The model requests a feature that variable-length attention does not support."""
 
-    def __init__(self, what: str, instead: str = "eager") -> None:
-        self.problem = f"the attention varlen cannot apply {what}, which this model asks for"
+    def __init__(self, feature: str, instead: str = "eager") -> None:
+        self.problem = f"varlen attention cannot apply {feature}, which this model requires"
         self.remedy = f"set `model.attn_implementation: {instead}`"
         super().__init__(f"{self.problem}: {self.remedy}")
 
 
 def register_varlen() -> None:
-    """Make `attn_implementation: varlen` known to transformers."""
+    """Register `attn_implementation: varlen` with transformers."""
     import torch
     from transformers import AttentionInterface
 
-    # The number of samples and the longest one differ from pack to pack: compiled layers step out for the attention.
+    # Sample count and maximum length vary between packs, so compiled layers must run attention uncompiled.
     AttentionInterface.register(VARLEN, torch.compiler.disable(_varlen_attention))
 
 
 def supported_attention(
     wanted: str, dtype: "torch.dtype", model_class: "type[PreTrainedModel] | None" = None
 ) -> tuple[str, str | None]:
-    """The attention to use where `wanted` was asked for, and why it is another one (None when it is not)."""
+    """Return the attention to use for the requested one, and the reason if they differ (else None)."""
     attention, reason = _on_this_machine(wanted, dtype)
     if not model_class:
         return attention, reason
@@ -66,10 +66,10 @@ def _on_this_machine(wanted: str, dtype: "torch.dtype") -> tuple[str, str | None
 
 
 def sample_bounds(position_ids: "torch.Tensor") -> tuple["torch.Tensor", int]:
-    """Where packed samples begin, and the longest one's length.
+    """Return the start of each packed sample, and the length of the longest one.
 
-    `position_ids`: (1, tokens), counting from 0 again in each sample. Returns int32 (samples + 1,) with the total
-    number of tokens last, as FlashAttention's cu_seqlens. On the CPU this costs no synchronisation with the GPU.
+    `position_ids`: (1, tokens), restarting at 0 in each sample. The starts are int32 (samples + 1,), with the total
+    number of tokens last, as FlashAttention's cu_seqlens. Pass a CPU tensor to avoid synchronising with the GPU.
     """
     import torch
 
@@ -93,11 +93,12 @@ def _varlen_attention(
     is_causal: bool | None = None,
     **others: object,
 ) -> tuple["torch.Tensor", None]:
-    """transformers' attention interface: query (1, heads, tokens, head_dim), key and value with fewer heads (GQA).
+    """Implement transformers' attention interface.
 
-    Returns (1, tokens, heads, head_dim). Bounds come from `sample_bounds`, by the names FlashAttention kwargs have.
-    `sliding_window` is how many tokens one attends to, itself among them. Raises UnsupportedAttention for everything
-    that would be left out: dropout, a mask, a soft cap, sinks, biases.
+    `query`: (1, heads, tokens, head_dim); `key` and `value` may have fewer heads (GQA). Returns (1, tokens, heads,
+    head_dim). `cu_seq_lens_q` and `max_length_q` come from `sample_bounds`. `sliding_window` counts the tokens that a
+    token attends to, including itself. Raises UnsupportedAttention for features that this kernel would ignore:
+    dropout, masks, soft caps, sinks, biases.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -108,7 +109,7 @@ def _varlen_attention(
     if is_causal is False:
         raise UnsupportedAttention("attention to later tokens")
     unknown = [name for name, value in others.items() if not (value is None or value is False)]
-    if unknown := sorted(set(unknown) - _WITHOUT_EFFECT):
+    if unknown := sorted(set(unknown) - _HARMLESS_KEYWORDS):
         raise UnsupportedAttention(f"`{unknown[0]}`")
     query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     bounds, longest = cu_seq_lens_q, max_length_q

@@ -1,4 +1,4 @@
-"""Which step had the best validation loss, and the exports of such steps."""
+"""Track the step with the best validation loss, and the exported models of best steps."""
 
 import math
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class BestStep:
-    """The best validation so far, and which exports of best steps are there.
+    """The best validation so far, and the exports of best steps that exist.
 
-    A kill may send the run back to its last saved state. The export that was the best one then stays until the next
-    state is saved (`saved_step`), for a better one may come out otherwise when its steps are run again.
+    A killed run resumes from its last saved state. The export that was best in that state (`saved_step`) is kept until
+    the next state is saved, because repeating the later steps may give a different result.
     """
 
     step: int | None = None
     loss: float = float("inf")
-    without_improvement: int = 0  # validations since
+    without_improvement: int = 0  # validations since the best one
     saved_step: int | None = None
     exported: list[int] = field(default_factory=list)
 
     @classmethod
     def from_state(cls, state: dict[str, object]) -> "BestStep":
-        """The best step as a saved state knows it, from `as_state`."""
+        """Restore the best step from a saved state, as `as_state` returned it."""
         best = cls(**state)
         best.saved_step = best.step
         return best
@@ -29,27 +29,27 @@ class BestStep:
     def as_state(self) -> dict[str, object]:
         return asdict(self)
 
-    def improves(self, step: int, loss: float) -> bool:
-        """Take note of a validation; whether it is the best one so far."""
+    def record_validation(self, step: int, loss: float) -> bool:
+        """Record a validation loss; return whether it is the best so far."""
         if self.step is not None and not math.isnan(self.loss) and not loss < self.loss:
             self.without_improvement += 1
             return False
         self.step, self.loss, self.without_improvement = step, loss, 0
         return True
 
-    def note_export(self, remove: Callable[[int], None]) -> None:
-        """The best step's export is complete: those that nothing needs any more go."""
+    def record_export(self, remove: Callable[[int], None]) -> None:
+        """Record that the best step's export is complete; remove exports that are no longer needed."""
         self.exported = [*(step for step in self.exported if step != self.step), self.step]
         self._remove_all_but({self.step, self.saved_step}, remove)
 
     def keep_only_best(self, remove: Callable[[int], None]) -> None:
-        """The run will not go back before this best step: it is saved in a state, or the run is at its end."""
+        """Remove all other exports, once the best step is in a saved state or the run has ended."""
         self.saved_step = self.step
         if self.step is not None:
             self._remove_all_but({self.step}, remove)
 
-    def note_stopgap(self, step: int) -> None:
-        """A run that was stopped before any validation exported what it had; the first best step replaces it."""
+    def record_interim_export(self, step: int) -> None:
+        """Record the export of a run stopped before any validation; the first best step replaces it."""
         self.exported = [*self.exported, step]
 
     def _remove_all_but(self, kept: set[int | None], remove: Callable[[int], None]) -> None:

@@ -1,6 +1,6 @@
-"""Two kinds of checkpoint: the finished model for evaluation, and the state from which a killed run goes on.
+"""Two kinds of checkpoint: the finished model for evaluation, and the state from which a killed run resumes.
 
-Both appear in one step: whatever stands under its final name is complete.
+Both get their final name only when they are complete.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
 
 from training.mixed_adamw import MixedAdamW
 
-COMPLETE = "complete.json"  # written last into a resume state; holds what the state may be resumed with
-# Settings that may change when a run goes on: of speed, memory, places, and of validation.
-WITHOUT_EFFECT = {
+COMPLETE = "complete.json"  # written last; holds the run settings that must match on resume
+# Settings that may change when a run resumes: they affect speed, memory, locations or validation only.
+MAY_CHANGE_ON_RESUME = {
     *("attn_implementation", "disable_activation_checkpoint", "eval_sources", "num_proc", "dl_num_workers"),
     *("cache_dir", "cache_fs_type", "use_data_cache", "cache_processed_data", "fail_on_missing_cache"),
 }
 
 
 def named_leaves(value: object, name: str = "") -> dict[str, str]:
-    """What nested dicts and lists hold, as text, by dotted names as in `sources.0.split`."""
+    """Flatten nested dicts and lists: dotted names, such as `sources.0.split`, with the values as text."""
     if not isinstance(value, dict | list):
         return {name: str(value)}
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
@@ -33,10 +33,10 @@ def named_leaves(value: object, name: str = "") -> dict[str, str]:
 
 
 class ExportEngine(HFCheckpointEngine):
-    """`type: export`: model or adapter, and tokenizer, in `output_dir/global_step_N`, for transformers and vLLM."""
+    """`type: export`: save model or adapter, and tokenizer, in `output_dir/global_step_N` for transformers and vLLM."""
 
     name = "export"
-    do_checkpoint = False  # SOAPTrainer decides; with it, the Ray launcher would upload folders that are not complete
+    do_checkpoint = False  # SOAPTrainer decides; otherwise the Ray launcher would upload incomplete folders
 
     def directory(self, step: int | None) -> Path:
         return self.config.output_dir / f"global_step_{step}"
@@ -47,21 +47,21 @@ class ExportEngine(HFCheckpointEngine):
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Where the parent class writes: a name that eval.py does not take for a checkpoint."""
+        """Return the folder that the parent class writes to; eval.py ignores folders of this name."""
         path = self.final_dir.with_suffix(".incomplete")
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def remove(self, step: int) -> None:
-        """Remove the export of a step. What a kill leaves of it has a name that eval.py does not take."""
+        """Remove the export of a step. If killed midway, leave only a folder that eval.py ignores."""
         directory = self.directory(step)
         if self.global_rank == 0 and directory.exists():
             draft = directory.with_suffix(".incomplete")
             directory.rename(draft)
             shutil.rmtree(draft)
 
-    def prefer(self, step: int) -> Path:
-        """Make the export of a step the one that was written last, which eval.py takes; return its folder."""
+    def mark_newest(self, step: int) -> Path:
+        """Make the export of a step the newest one, which eval.py uses; return its folder."""
         for config in self.directory(step).glob("*config.json"):
             config.touch()
         return self.directory(step)
@@ -78,9 +78,9 @@ class ExportEngine(HFCheckpointEngine):
 
 
 class ResumeEngine(DSCheckpointEngine):
-    """`type: resume`: weights, optimizer, schedule and random states; the newest one replaces the older ones.
+    """`type: resume`: weights, optimizer and schedule; each saved state replaces the previous one.
 
-    It is there only while a run is unfinished: SOAPTrainer clears it when the finished model has been exported.
+    A state exists only while a run is unfinished: SOAPTrainer removes it once the finished model is exported.
     """
 
     name = "resume"
@@ -88,7 +88,7 @@ class ResumeEngine(DSCheckpointEngine):
 
     @property
     def client_state(self) -> dict[str, Any]:
-        """The counters that DeepSpeed does not have. Random states need not be saved: see SOAPTrainer.step."""
+        """Return the state that DeepSpeed does not save. Random states are not needed: see SOAPTrainer.step."""
         return {"best": self.trainer.best.as_state()}
 
     @property
@@ -124,7 +124,7 @@ class ResumeEngine(DSCheckpointEngine):
         state = self.newest
         if state is None:
             return
-        self._refuse_another_run(state)
+        self._check_same_run(state)
         try:
             _, client_state = model.load_checkpoint(
                 self.config.output_dir,
@@ -135,28 +135,28 @@ class ResumeEngine(DSCheckpointEngine):
                 self.trainer.attach_optimizer()
                 part = torch.load(self._optimizer_file(state), map_location="cpu", weights_only=True)
                 model.optimizer.load_process_state(part)
-        except Exception as error:  # a file that is missing or cut off makes torch raise anything
+        except Exception as error:  # torch raises many types for a missing or truncated file
             self._fail_damaged(state, error)
         self.trainer.restore(client_state)
 
     def clear(self) -> None:
-        """Remove what this engine wrote, and nothing else that may stand in the folder."""
+        """Remove this engine's own files; leave all other files in the folder."""
         dist.barrier()
         if self.global_rank > 0:
             return
         folder = self.config.output_dir
         for state in folder.glob("epoch_*_global_step_*"):
-            (state / COMPLETE).unlink(missing_ok=True)  # first: half a state is none to go on from
+            (state / COMPLETE).unlink(missing_ok=True)  # first: a partly removed state must not be resumed
             shutil.rmtree(state)
         for file in (folder / "latest", *folder.glob("zero_to_*.py")):
             file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else is there
+        with contextlib.suppress(OSError):  # the folder has other files
             folder.rmdir()
 
     def _optimizer_file(self, state: Path) -> Path:
         return state / f"mixed_adamw_process_{self.global_rank}.pt"
 
-    def _refuse_another_run(self, state: Path) -> None:
+    def _check_same_run(self, state: Path) -> None:
         try:
             saved = json.loads((state / COMPLETE).read_text())
         except ValueError as error:
@@ -166,9 +166,9 @@ class ResumeEngine(DSCheckpointEngine):
         if changed:
             was, is_now = (settings.get(changed[0], "not set") for settings in (saved, now))
             self.trainer.fail(
-                f"{state.parent} holds an unfinished run with another {changed[0]} ({was}, now {is_now})",
-                "remove that folder to start anew, or undo the change to go on",
+                f"{state.parent} holds an unfinished run with a different {changed[0]} ({was}, now {is_now})",
+                "remove that folder to start over, or undo the change to resume",
             )
 
     def _fail_damaged(self, state: Path, error: Exception) -> NoReturn:
-        self.trainer.fail(f"{state} is damaged ({error})", f"remove {state.parent} to start anew", alone=True)
+        self.trainer.fail(f"{state} is damaged ({error})", f"remove {state.parent} to start over", one_process=True)

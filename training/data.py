@@ -1,4 +1,4 @@
-"""The data of a run: rows of a soap_dataset -> chats -> tokens with labels -> packs, dealt out to the processes."""
+"""Training data: rows of a soap_dataset -> chats -> tokens with labels -> packs, shared out to the processes."""
 
 import hashlib
 from itertools import chain
@@ -24,24 +24,24 @@ from training import tokens
 from training.errors import fail
 from training.packing import best_fit_packs
 from training.plan import PackSampler, RowSizes, RunPlan, SharedPacks
-from training.settings import WHOLE_MODEL, SOAPDataConfig
+from training.settings import MODEL_REMEDY, SOAPDataConfig
 
-ROWS_FOR_ONE_PROCESS = 20_000  # tokenized in seconds by the tokenizer's own threads; more take `num_proc` processes
+ROWS_FOR_ONE_PROCESS = 20_000  # the tokenizer's own threads take seconds; above this, use `num_proc` processes
 
 
 class SOAPDataSourceConfig(DataSourceConfig):
     name_or_path: Path = Path("./soap_dataset")
-    """ The folder that preprocess_data.py wrote, relative to the working folder. """
+    """ Folder written by preprocess_data.py, relative to the working folder. """
 
 
 class SOAPDataSource(DataSource):
-    """`type: soap`: each row of a soap_dataset split as system prompt, dialogue, and the note as JSON."""
+    """`type: soap`: turn each row of a soap_dataset split into system prompt, dialogue, and the note as JSON."""
 
     name = "soap"
     config: SOAPDataSourceConfig
 
     def load(self, config: SOAPDataSourceConfig, split: str) -> DatasetType:
-        """The split as a dataset with one column, `messages`: a list of {role, content}."""
+        """Return the split as a dataset with one column, `messages`: a list of {role, content}."""
         rows = self.rows
         return rows.map(
             lambda row: {"messages": training_messages(row["dialogue"], {key: row[key] for key in SECTIONS})},
@@ -58,7 +58,7 @@ class SOAPDataSource(DataSource):
 
     @property
     def cache_path_args(self) -> tuple[dict, ...]:
-        """Adds what the tokens are made of, so that other data, prompts or templates never meet an old cache."""
+        """Add everything the tokens depend on, so that changed data, prompts, templates or code get a new cache."""
         template = hashlib.sha256(str(self.trainer.tokenizer.chat_template).encode()).hexdigest()
         code = (__file__, tokens.__file__, prompts.__file__, chat_template.__file__)
         content = {
@@ -72,21 +72,21 @@ class SOAPDataSource(DataSource):
 
 
 class SOAPDataFactory(SFTDataFactory):
-    """`type: soap`: tokens with labels on the note alone, and loaders that deal packs of them out to the processes."""
+    """`type: soap`: tokenize with labels on the note only, and build loaders that share out packs to the processes."""
 
     name = "soap"
     config: SOAPDataConfig
     default_source_cls = SOAPDataSource
 
     def __call__(self) -> tuple[DataLoader, DataLoader | None]:
-        """Loaders for training and, where there is data for it, validation."""
+        """Return the loader for training, and the one for validation if there is validation data."""
         rows, held_out = self._tokenized(self.config.sources), self._tokenized(self.config.eval_sources)
         if self.config.train_eval_split[1]:
             rows, held_out = self.split_data(rows)
         return self.create_dataloader(rows), self.validation_loader(held_out) if held_out else None
 
     def _tokenized(self, source_configs: list[DataSourceConfig]) -> Dataset | None:
-        """The rows of all sources, from the cache. The first process builds it, and one run at a time."""
+        """Return the rows of all sources from the cache. The first process builds it, one run at a time."""
         if not source_configs:
             return None
         sources = self._get_data_sources(source_configs)
@@ -96,7 +96,7 @@ class SOAPDataFactory(SFTDataFactory):
                 if not path.exists():
                     self._build(sources, path)
         dist.barrier()
-        self.trainer._set_seeds(self.trainer.config.seed)  # whether the cache was there or not
+        self.trainer._set_seeds(self.trainer.config.seed)  # building the cache may have drawn random numbers
         return load_from_disk(str(path))
 
     def _build(self, sources: list[DataSource], path: Path) -> None:
@@ -116,14 +116,14 @@ class SOAPDataFactory(SFTDataFactory):
                 desc="Tokenizing",
             )
         except tokens.TemplateError as error:
-            fail(str(error), WHOLE_MODEL)
+            fail(str(error), MODEL_REMEDY)
 
     def _encode(self, rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         examples = tokens.encode_examples(self.tokenizer, rows["messages"])
         return {**examples, "attention_mask": [[1] * len(ids) for ids in examples["input_ids"]]}
 
     def create_dataloader(self, dataset: DatasetType) -> DataLoader:
-        """This process's packs of the run, epoch after epoch."""
+        """Return the loader of this process's packs for all epochs."""
         trainer, config = self.trainer, self.trainer.config
         plan = RunPlan(
             RowSizes.of(dataset),
@@ -138,9 +138,9 @@ class SOAPDataFactory(SFTDataFactory):
         return self._loader(dataset, PackSampler(plan, trainer.global_rank), self.config.dl_num_workers)
 
     def validation_loader(self, rows: DatasetType) -> DataLoader:
-        """This process's share of the validation packs, in the same order each time.
+        """Return the loader of this process's share of the validation packs, in a fixed order.
 
-        Without workers: they would be forked in the middle of training, where another thread may hold a lock.
+        It has no workers: they would be forked during training, when another thread may hold a lock.
         """
         lengths = RowSizes.of(rows).tokens
         packs = [[row] for row in range(len(rows))]
@@ -155,14 +155,14 @@ class SOAPDataFactory(SFTDataFactory):
             batch_sampler=sampler,
             collate_fn=lambda pack: pad([join_rows(pack)]),
             num_workers=workers,
-            persistent_workers=workers > 0,  # arctic_training sets it without workers, too, which PyTorch refuses
-            generator=torch.Generator(),  # of the workers' seeds, which would be drawn from those of dropout
+            persistent_workers=workers > 0,  # arctic_training sets it without workers too, which PyTorch rejects
+            generator=torch.Generator(),  # for the workers' seeds, so that they do not use up dropout's random numbers
         )
 
 
 def join_rows(rows: list[dict[str, list[int]]]) -> dict[str, list[int]]:
-    """Samples end to end as one pack; positions count from 0 in each, which is how attention tells them apart."""
-    if "position_ids" in rows[0]:  # arctic_training's `pack_samples` has joined them
+    """Concatenate samples into one pack. Positions restart at 0 in each sample, which lets attention separate them."""
+    if "position_ids" in rows[0]:  # already joined by arctic_training's `pack_samples`
         return rows[0]
     lengths = [len(row["input_ids"]) for row in rows]
     joined = {key: list(chain.from_iterable(row[key] for row in rows)) for key in ("input_ids", "labels")}

@@ -1,15 +1,15 @@
-"""The model's call in training, the same in each step and in the check before the first one."""
+"""Call the model the same way in every training step and in the check before the first one."""
 
 import torch
 
 from training import attention
-from training.transfer import to_device_unwaited
+from training.transfer import to_device_async
 
 
 def kept_logits(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], attn_implementation: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (kept, vocabulary) of a pack at the positions `logits_to_keep`, and `targets` on the same device.
+    """Return logits (kept, vocabulary) of a pack at the positions `logits_to_keep`, and `targets` on the same device.
 
     `batch`, on the CPU: input_ids and position_ids, each (1, tokens); logits_to_keep and targets, each (kept,).
     """
@@ -17,9 +17,9 @@ def kept_logits(
     if attn_implementation == attention.VARLEN:
         bounds, options["max_length_q"] = attention.sample_bounds(batch["position_ids"])
         batch = {**batch, "cu_seq_lens_q": bounds}
-    batch = to_device_unwaited(batch, device)
+    batch = to_device_async(batch, device)
     targets = batch.pop("targets")
     logits = model(**batch, **options).logits[0]
-    if len(logits) > len(targets):  # this model ignores logits_to_keep, such as Mamba
+    if len(logits) > len(targets):  # some models, such as Mamba, ignore logits_to_keep
         logits = logits[batch["logits_to_keep"]]
     return logits, targets

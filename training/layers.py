@@ -1,10 +1,10 @@
-"""Which implementation of a model's layers this machine can run."""
+"""Choose the implementation of a model's layers that this machine can run."""
 
 LIGER, PLAIN = "liger", "huggingface"
 
 
 def supported_layers(wanted: str, model_type: str) -> tuple[str, str | None]:
-    """The `model.type` to use where `wanted` was asked for, and why it is another one (None when it is not)."""
+    """Return the `model.type` to use for the requested one, and the reason if they differ (else None)."""
     import torch
 
     if wanted != LIGER:

@@ -1,8 +1,8 @@
-"""LoRA layers with fewer passes over the activations than PEFT's, and the same results.
+"""LoRA layers with the same results as PEFT's, but fewer passes over the activations.
 
-PEFT computes a layer's output, the adapter's output, its scaled copy and their sum, one after the other, and reads the
-input anew for each of q, k and v. Here the adapter's part is added inside the matrix product (BLAS's beta), and layers
-with the same input share what is computed from it.
+PEFT computes a layer's output, the adapter's output, its scaled copy and their sum one after the other, and reads the
+input again for each of q, k and v. Here the matrix product adds the adapter's part (BLAS's beta), and layers with the
+same input share its down-projection.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import Linear
 
-# Layers that a decoder calls with the same input, in the order in which it calls them.
+# Layers that a decoder calls with the same input, in call order.
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class AdaptedLinears(torch.autograd.Function):
     """y_i = x W_i^T + s x A_i^T B_i^T for layers i with one input x; gradients for x, A_i and B_i.
 
-    Takes s, x (..., features) and, for each layer, W (out, features), A (rank, features), B (out, rank), one after the
-    other; returns a tuple of y_i (..., out).
+    The arguments are s, x (..., features) and, layer by layer, W (out, features), A (rank, features), B (out, rank).
+    Returns a tuple of y_i (..., out).
     """
 
     @staticmethod
     def forward(ctx, scale: float, x: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
         bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
         tokens = x.flatten(0, -2)
-        down = _joined(downs, 0)
+        down = _concatenated(downs, 0)
         low = (tokens @ down.T).mul_(scale)  # (tokens, sum of ranks)
         lows = low.split([down.shape[0] for down in downs], dim=1)
         outputs = [(tokens @ base.T).addmm_(part, up.T) for base, part, up in zip(bases, lows, ups, strict=True)]
@@ -44,25 +44,26 @@ class AdaptedLinears(torch.autograd.Function):
         bases, downs, ups = weights[0::3], weights[1::3], weights[2::3]
         ranks = [down.shape[0] for down in downs]
         tokens, gradients = x.flatten(0, -2), [gradient.flatten(0, -2) for gradient in gradients]
-        of_low = _joined([gradient @ up for gradient, up in zip(gradients, ups, strict=True)], 1).mul_(ctx.scale)
-        of_x = None
+        low_gradients = [gradient @ up for gradient, up in zip(gradients, ups, strict=True)]
+        low_gradient = _concatenated(low_gradients, 1).mul_(ctx.scale)
+        x_gradient = None
         if ctx.needs_input_grad[1]:
-            of_x = gradients[0] @ bases[0]
+            x_gradient = gradients[0] @ bases[0]
             for gradient, base in zip(gradients[1:], bases[1:], strict=True):
-                of_x.addmm_(gradient, base)
-            of_x = of_x.addmm_(of_low, down).view_as(x)
-        of_downs = (of_low.T @ tokens).split(ranks)
-        of_ups = [gradient.T @ part for gradient, part in zip(gradients, low.split(ranks, dim=1), strict=True)]
-        of_weights = [(None, *pair) for pair in zip(of_downs, of_ups, strict=True)]
-        return None, of_x, *(gradient for triple in of_weights for gradient in triple)
+                x_gradient.addmm_(gradient, base)
+            x_gradient = x_gradient.addmm_(low_gradient, down).view_as(x)
+        down_gradients = (low_gradient.T @ tokens).split(ranks)
+        up_gradients = [gradient.T @ part for gradient, part in zip(gradients, low.split(ranks, dim=1), strict=True)]
+        weight_gradients = [(None, *pair) for pair in zip(down_gradients, up_gradients, strict=True)]
+        return None, x_gradient, *(gradient for triple in weight_gradients for gradient in triple)
 
 
-def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+def _concatenated(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 class _Group:
-    """Adapted layers with one input: the call of the first computes all, the others hand out what is ready."""
+    """Adapted layers with the same input: the first call computes all outputs, the later ones return theirs."""
 
     def __init__(self, layers: list["Linear"]) -> None:
         self.layers = layers
@@ -79,17 +80,18 @@ class _Group:
             self.outputs = list(AdaptedLinears.apply(self.layers[0].scaling["default"], x, *weights))
             self.input = x
         elif x is not self.input:
-            raise RuntimeError("this model does not call its layers as training/lora.py expects: set fused_lora: false")
+            raise RuntimeError("the model calls its layers in an unexpected order: set `fused_lora: false`")
         output, self.outputs[index] = self.outputs[index], None
         if index == len(self.layers) - 1:
-            self.input = None  # activations live no longer than the graph that needs them
+            self.input = None  # keep activations no longer than the autograd graph does
         return output
 
 
 def fuse(model: "PeftModel") -> int:
-    """Give the LoRA layers of `model` the forward above; return how many got it. The others keep PEFT's.
+    """Replace the forward of the LoRA layers in `model` with the one above; return how many layers changed.
 
-    Weights, names and what is saved stay as they are. Left out: layers with dropout, a bias, DoRA and other variants.
+    Layers with dropout, a bias, DoRA or another variant keep PEFT's forward. Weights, their names and saved files are
+    unchanged.
     """
     from peft.tuners.lora import Linear
 

@@ -1,16 +1,16 @@
-"""Cross-entropy in pieces: the float32 copies of all logits at once would be the most memory of a whole step."""
+"""Compute cross-entropy in chunks: a float32 copy of all logits would dominate the memory of a step."""
 
 import torch
 from torch.nn.functional import log_softmax, nll_loss
 
-_ROWS = 512  # 0.3 GB in float32 at Qwen3's 151,936 logits a row
+_ROWS = 512  # 0.3 GB in float32 at Qwen3's 151,936 logits per row
 
 
 def chunked_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy, computed in float32; equal to `cross_entropy(logits.float(), targets)`.
+    """Return the mean cross-entropy, computed in float32; equal to `cross_entropy(logits.float(), targets)`.
 
-    `logits`: (tokens, vocabulary), any floating dtype; `targets`: (tokens,). Where a gradient is wanted it is computed
-    with the loss and takes the place of the logits, which are of no use afterwards.
+    `logits`: (tokens, vocabulary), any floating dtype; `targets`: (tokens,). If a gradient is required, it is computed
+    together with the loss and overwrites `logits`.
     """
     return _CrossEntropy.apply(logits, targets)
 

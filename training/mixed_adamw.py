@@ -1,8 +1,8 @@
-"""AdamW for bfloat16 weights, with float32 master weights and moments spread over the processes.
+"""AdamW for bfloat16 weights, with float32 master weights and moments sharded over the processes.
 
-DeepSpeed's wrapper of stage 0 casts, joins, measures and scales all gradients in float32, one pass after the other, and
-waits for the GPU between them. Here gradients are moved into buckets, which are reduced while the backward pass runs,
-and one kernel updates all that belongs to a weight. Nothing waits for the GPU.
+DeepSpeed's stage 0 wrapper casts, joins, measures and scales all gradients in float32 in separate passes, and waits for
+the GPU between them. Here gradients move into buckets, which are reduced during the backward pass. One kernel then
+updates master weights, moments and weights together. The CPU never waits for the GPU.
 """
 
 import os
@@ -15,15 +15,15 @@ from arctic_training.optimizer.adam_factory import FusedAdamOptimizerFactory
 if TYPE_CHECKING:
     from arctic_training.config.optimizer import OptimizerConfig
 
-BUCKET = 64 * 2**20  # parameters that are reduced together: 128 MiB in bfloat16
-ALIGNMENT = 128  # parameters: each process's part of a bucket begins at a multiple of so many
+BUCKET = 64 * 2**20  # parameters reduced together: 128 MiB in bfloat16
+ALIGNMENT = 128  # each process's shard of a bucket starts at a multiple of this many parameters
 
 
 class Bucket:
-    """Parameters whose gradients are reduced together, and this process's part of their master weights and moments."""
+    """Parameters whose gradients are reduced together, and this process's shard of their master weights and moments."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], group: dict[str, Any], dtype: torch.dtype) -> None:
-        """`dtype` is that of the gradients, in which several micro-batches are summed."""
+        """`dtype` is that of the gradient buffer, in which several micro-batches are summed."""
         rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
         count = sum(parameter.numel() for parameter in parameters)
         part = -(-count // (processes * ALIGNMENT)) * ALIGNMENT
@@ -31,59 +31,59 @@ class Bucket:
         self.parameters, self.group = parameters, group
         self.weights = first.new_zeros(part * processes)
         self.gradients = torch.zeros_like(self.weights, dtype=dtype)
-        self.places: list[torch.Tensor] = []  # of each parameter's gradient
+        self.gradient_views: list[torch.Tensor] = []  # one per parameter
         offset = 0
         for parameter in parameters:
             place = slice(offset, offset + parameter.numel())
             self.weights[place] = parameter.data.flatten()
             parameter.data = self.weights[place].view_as(parameter)
-            self.places.append(self.gradients[place].view_as(parameter))
+            self.gradient_views.append(self.gradients[place].view_as(parameter))
             offset = place.stop
         own = slice(rank * part, (rank + 1) * part)
         self.own_weights, self.own_gradients = self.weights[own], self.gradients[own]
         self.master = self.own_weights.float()
         self.mean, self.square = torch.zeros_like(self.master), torch.zeros_like(self.master)
-        self.missing = len(parameters)  # gradients of this backward pass
+        self.missing = len(parameters)  # gradients not yet computed in this backward pass
         self.work: torch.distributed.Work | None = None
 
-    def take(self, first: bool) -> None:
-        """Move the gradients of all parameters into their places, or add them there."""
+    def collect_gradients(self, first: bool) -> None:
+        """Copy the gradients of all parameters into the buffer, or add them if this is not the `first` micro-batch."""
         gradients = [parameter.grad for parameter in self.parameters]
         if first:
-            torch._foreach_copy_(self.places, gradients)
+            torch._foreach_copy_(self.gradient_views, gradients)
         else:
-            torch._foreach_add_(self.places, gradients)
+            torch._foreach_add_(self.gradient_views, gradients)
         for parameter in self.parameters:
             parameter.grad = None
 
     def reduce(self) -> None:
-        """Begin to sum the gradients over the processes; each needs its own part alone."""
+        """Start summing the gradients over the processes; each needs only its own shard."""
         if torch.distributed.get_world_size() == 1:
             return
         if self.gradients.is_cuda:
             self.work = torch.distributed.reduce_scatter_tensor(self.own_gradients, self.gradients, async_op=True)
-        else:  # gloo has no such operation
+        else:  # gloo has no reduce-scatter
             self.work = torch.distributed.all_reduce(self.gradients, async_op=True)
 
     def gather(self) -> None:
-        """Begin to collect the new weights from all processes."""
+        """Start gathering the updated weights from all processes."""
         if torch.distributed.get_world_size() == 1:
             return
         own = self.own_weights if self.weights.is_cuda else self.own_weights.clone()
         self.work = torch.distributed.all_gather_into_tensor(self.weights, own, async_op=True)
 
     def wait(self) -> None:
-        """Have the GPU's queue, or on a CPU this process, wait for what was begun."""
+        """Make the CUDA stream, or on a CPU this process, wait for the started operation."""
         if self.work:
             self.work.wait()
             self.work = None
 
 
 class MixedAdamW(torch.optim.Optimizer):
-    """AdamW with clipping by the norm of all gradients, as DeepSpeed's FusedAdam does it.
+    """AdamW with clipping by the global gradient norm, as in DeepSpeed's FusedAdam.
 
-    `attach` once the model is where it is to be; then each backward pass begins with `expect`. A step whose gradients
-    are not finite changes nothing. `gradient_norm` is that of the last step, before clipping, as a tensor.
+    Call `attach` once the model is on its device, then `begin_backward` before each backward pass. A step with
+    non-finite gradients changes nothing. `gradient_norm` is the last step's norm before clipping, as a tensor.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
@@ -94,13 +94,13 @@ class MixedAdamW(torch.optim.Optimizer):
         self.first = self.last = True
 
     def attach(self, accumulation: int, max_norm: float) -> None:
-        """Move the weights into buckets, and take each gradient when the backward pass has it; 0: no clipping."""
+        """Move the weights into buckets and hook into the backward pass. A `max_norm` of 0 turns clipping off."""
         self.max_norm = max_norm
         if self.buckets:
             return
         for group in self.param_groups:
             members: list[torch.nn.Parameter] = []
-            for parameter in reversed(group["params"]):  # about as the backward pass comes to them
+            for parameter in reversed(group["params"]):  # roughly the order of the backward pass
                 members.append(parameter)
                 if sum(member.numel() for member in members) >= BUCKET:
                     self._add_bucket(members, group, accumulation)
@@ -119,14 +119,14 @@ class MixedAdamW(torch.optim.Optimizer):
         def count(_: torch.nn.Parameter) -> None:
             bucket.missing -= 1
             if not bucket.missing:
-                bucket.take(self.first)
+                bucket.collect_gradients(self.first)
                 if self.last:
                     bucket.reduce()
 
         return count
 
-    def expect(self, first: bool, last: bool) -> None:
-        """Say which backward pass of a step comes next."""
+    def begin_backward(self, first: bool, last: bool) -> None:
+        """Prepare for the next backward pass; say whether it is the first and the last one of its step."""
         self.first, self.last = first, last
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
@@ -135,7 +135,7 @@ class MixedAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         for bucket in self.buckets:
             if bucket.missing:
-                raise RuntimeError("mixed_adamw: the loss does not depend on all trained weights; use fused_adam")
+                raise RuntimeError("the loss does not depend on all trained weights: set `optimizer.type: fused_adam`")
             bucket.wait()
         self.steps += 1
         scale = self._scale()
@@ -146,7 +146,7 @@ class MixedAdamW(torch.optim.Optimizer):
             bucket.wait()
 
     def _scale(self) -> torch.Tensor:
-        """What the gradients are multiplied with, or NaN where they are not finite: a tensor, for no one to wait."""
+        """Return the factor for the gradients, or NaN if any is not finite, as a tensor to avoid a synchronisation."""
         processes = torch.distributed.get_world_size()
         norms = torch._foreach_norm([bucket.own_gradients for bucket in self.buckets], dtype=torch.float32)
         total = torch.stack(norms).square().sum()
@@ -154,10 +154,10 @@ class MixedAdamW(torch.optim.Optimizer):
             torch.distributed.all_reduce(total)
         self.gradient_norm = norm = total.sqrt() / processes
         scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) if self.max_norm else torch.ones_like(norm)
-        return (scale + (norm - norm)) / processes  # infinity less infinity is NaN, too
+        return (scale + (norm - norm)) / processes  # inf - inf is NaN too
 
     def state_dict(self) -> dict[str, Any]:
-        """Without what `process_state` has, which each process saves for itself."""
+        """Return the state shared by all processes; each saves its own `process_state` separately."""
         return {"param_groups": [{**group, "params": []} for group in self.param_groups], "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class MixedAdamW(torch.optim.Optimizer):
             group.update({key: value for key, value in saved.items() if key != "params"})
 
     def process_state(self) -> list[dict[str, torch.Tensor]]:
-        """Master weights and moments of this process, by bucket."""
+        """Return this process's master weights and moments, one dict per bucket."""
         return [{"master": bucket.master, "mean": bucket.mean, "square": bucket.square} for bucket in self.buckets]
 
     def load_process_state(self, state: list[dict[str, torch.Tensor]]) -> None:
@@ -176,7 +176,7 @@ class MixedAdamW(torch.optim.Optimizer):
 
 
 def update(bucket: Bucket, scale: torch.Tensor, step: int) -> None:
-    """AdamW on this process's part of a bucket; its gradients are multiplied by `scale` first, NaN: no change."""
+    """Apply AdamW to this process's shard of a bucket. Multiply gradients by `scale` first; NaN changes nothing."""
     group = bucket.group
     (beta1, beta2), rate = group["betas"], group["lr"]
     corrections = 1 - beta1**step, (1 - beta2**step) ** 0.5
@@ -204,7 +204,7 @@ class MixedAdamWFactory(FusedAdamOptimizerFactory):
 
     def create_optimizer(self, model: Any, optimizer_config: "OptimizerConfig") -> MixedAdamW:
         for parameter in model.parameters():
-            if parameter.requires_grad:  # peft makes adapters in float32; the master weights are there for that
+            if parameter.requires_grad:  # PEFT creates adapters in float32, which the master weights make unnecessary
                 parameter.data = parameter.data.to(self.trainer.config.model.dtype.value)
         groups = self.get_optimizer_grouped_params(model, optimizer_config.weight_decay)
         return MixedAdamW(groups, lr=optimizer_config.learning_rate, betas=optimizer_config.betas)

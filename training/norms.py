@@ -1,23 +1,23 @@
-"""RMSNorm over the hidden size by PyTorch's own operator, in place of Liger's: its call takes a third of Python's time.
+"""Replace Liger's RMSNorm over the hidden size with PyTorch's operator, which needs a third of the Python time.
 
-Liger's remains for the short rows of query and key norms, a row of which is too little work for a block of threads.
+Query and key norms keep Liger's: their rows are too short to occupy a block of threads.
 """
 
 from functools import partial
 
 import torch
 
-LEAST_ROW = 1024  # numbers
+MIN_ROW_SIZE = 1024  # elements
 
 
 def use_native(model: torch.nn.Module) -> int:
-    """Have Liger's RMSNorm layers with long rows computed by `torch.nn.functional.rms_norm`; return how many.
+    """Make Liger's RMSNorm layers with long rows call `torch.nn.functional.rms_norm`; return how many changed.
 
-    Both compute in float32. Layers with an offset, as Gemma's, keep theirs. Weights and their names stay.
+    Both compute in float32. Layers with an offset, such as Gemma's, are not changed. Weights and their names stay.
     """
     changed = 0
     for module in model.modules():
-        if type(module).__name__ == "LigerRMSNorm" and not module.offset and module.weight.numel() >= LEAST_ROW:
+        if type(module).__name__ == "LigerRMSNorm" and not module.offset and module.weight.numel() >= MIN_ROW_SIZE:
             module.forward = partial(_normalize, module)
             changed += 1
     return changed

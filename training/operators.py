@@ -1,7 +1,7 @@
-"""DeepSpeed's own operators: compiled on a machine's first run, within a minute, and found ready on the next.
+"""Compile DeepSpeed's operators: a machine's first run takes up to a minute, later runs use the cached build.
 
-PyTorch guards a compilation with a file that it removes at the end, and waits for as long as the file is there. A run
-that is killed while it compiles leaves the file, and every later run would wait for ever.
+PyTorch guards a compilation with a lock file, and waits while that file exists. A run killed while compiling leaves the
+file behind, and every later run would wait forever.
 """
 
 import os
@@ -15,13 +15,13 @@ from common.files import lock
 
 
 def compile_operators(optimizer: str) -> None:
-    """Compile what a run with this optimizer needs. One process does so at a time, under a lock that dies with it."""
+    """Compile the operators that this optimizer needs, one process at a time, under a lock released if it is killed."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     root.mkdir(parents=True, exist_ok=True)
     accelerator = get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
     if on_cpu:
-        # It sums over processes for inference alone, takes half a minute to compile, and leaves 66 MB of shared memory.
+        # Only inference uses it. It takes half a minute to compile, and leaves 66 MB of shared memory behind.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     builders = {"cpu_adam": "CPUAdamBuilder"} | ({} if on_cpu else {"fused_adam": "FusedAdamBuilder"})
     if optimizer not in builders:

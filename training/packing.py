@@ -1,17 +1,17 @@
-"""Samples -> packs: which samples share one sequence of at most max_length tokens."""
+"""Assign samples to packs, sequences of at most max_length tokens."""
 
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
-SHUFFLES = 16  # tried for each epoch; 9,250 samples take 0.2 s
+SHUFFLES = 16  # tried per epoch; 9,250 samples take 0.2 s
 
 
 def best_fit_packs(lengths: Sequence[int], capacity: int, order: Iterable[int] | None = None) -> list[list[int]]:
     """Pack items into bins of `capacity`; return each bin's indices into `lengths`.
 
-    Items are taken in `order`, by default the longest first, each into the fullest bin that still has room. Raises
-    ValueError for an item over `capacity`.
+    Place items in `order`, by default longest first, each into the fullest bin with enough room. Raises ValueError for
+    an item over `capacity`.
     """
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
@@ -31,10 +31,11 @@ def best_fit_packs(lengths: Sequence[int], capacity: int, order: Iterable[int] |
 
 
 def shuffled_packs(lengths: Sequence[int], capacity: int, seed: tuple[int, ...]) -> list[list[int]]:
-    """Packs of samples of all lengths, in random order; the same for the same `seed`.
+    """Pack samples so that each pack mixes lengths; return the packs in random order, determined by `seed`.
 
-    Best fit over the sorted samples would give each step samples of one length. Best fit over shuffled ones mixes them
-    and fills the packs as well, if the best of several shuffles is taken: fewest packs, then the fullest least one.
+    Best fit over sorted samples would fill each pack with samples of one length. Best fit over shuffled samples mixes
+    them, and fills packs as well if the best of several shuffles is taken: the one with the fewest packs, then the one
+    whose emptiest pack is fullest.
     """
     generator = random.Random(repr(seed))
     candidates = []

@@ -1,7 +1,7 @@
-"""Before the first step: does this model keep the samples of a pack apart, with the attention that training uses?
+"""Check before the first step that the model, with the attention used in training, keeps packed samples separate.
 
-Models with a state (Mamba, convolutions) or with attention of their own may ignore position_ids, which is how samples
-are told apart. Such a run would learn from mixed-up patients without any sign of it. So it is measured on the model.
+Models with a state (Mamba, convolutions) or their own attention may ignore position_ids, which separate the samples.
+Training would then silently mix patients. So the effect is measured on the model itself.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,20 @@ import torch
 from training.attention import UnsupportedAttention
 from training.errors import fail
 
-SAMPLE = 64  # tokens; attention kernels work in blocks of 64 or 128, so both copies of a sample are computed alike
-# Relative to the spread of a position's logits. On an H100, models that keep samples apart show exactly 0.
+SAMPLE = 64  # tokens; attention kernels use blocks of 64 or 128, so both copies of a sample are computed alike
+# Relative to the spread of a position's logits. On an H100, models that separate samples show exactly 0.
 ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 4e-3}
-WRONG_POSITIONS = 0.25  # rounding stayed below 0.07 where the copies did not begin at a block's start
+WRONG_POSITIONS = 0.25  # rounding stayed below 0.07 when the copies were not aligned to blocks
 
 KeptLogits = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
 def neighbours_effect(kept_logits: KeptLogits, tokens: list[int]) -> float:
-    """How much the logits of a sample depend on the samples before it in a pack; 0 up to rounding.
+    """Measure how much a sample's logits depend on the samples before it in a pack; 0 within rounding.
 
-    `kept_logits` maps a batch, as training builds it, to logits (kept, vocabulary). Two packs, sample A sample and
-    sample B sample, give two measures. Rounding can raise either one by itself: the copies of a sample lie at different
-    places in a pack, and experts compute different tokens together in the two packs. So the smaller one counts.
+    `kept_logits` maps a batch, as training builds it, to logits (kept, vocabulary). Two packs, (sample, A, sample) and
+    (sample, B, sample), give two measures. Rounding can raise either one alone: the copies of the sample have
+    different offsets in a pack, and experts batch different tokens in the two packs. So the smaller measure counts.
     """
     tokens = (tokens * (3 * SAMPLE // len(tokens) + 1))[: 3 * SAMPLE]
     sample, *others = (tokens[start : start + SAMPLE] for start in range(0, 3 * SAMPLE, SAMPLE))
@@ -49,13 +49,13 @@ def neighbours_effect(kept_logits: KeptLogits, tokens: list[int]) -> float:
 
 
 def _difference(logits: torch.Tensor, others: torch.Tensor) -> float:
-    """The largest distance at a position, relative to the spread of its logits; both (positions, vocabulary)."""
+    """Return the largest distance at any position, relative to its logits' spread; both are (positions, vocabulary)."""
     spread = (others - others.mean(-1, keepdim=True)).norm(dim=-1)
     return ((logits - others).norm(dim=-1) / spread).max().item()
 
 
 def check_model(kept_logits: KeptLogits, tokens: list[int], model_type: str, packed: bool) -> None:
-    """End the run with one line if the model cannot be called as training does, or mixes samples where `packed`."""
+    """Exit with one line if training cannot call the model, or if it mixes samples and they are `packed`."""
     try:
         effect = neighbours_effect(kept_logits, tokens)
     except UnsupportedAttention as error:

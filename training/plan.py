@@ -1,4 +1,4 @@
-"""What a run trains on, step by step: every process computes the same plan, so none has to tell it to another."""
+"""Plan which packs each step trains on. Every process computes the same plan, without communication."""
 
 import random
 from bisect import bisect_right
@@ -16,7 +16,7 @@ from training.tokens import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class RowSizes:
-    """Tokens of each row of a tokenized dataset, and how many of them are labelled."""
+    """The number of tokens, and of labelled tokens, in each row of a tokenized dataset."""
 
     tokens: list[int]
     labelled: list[int]
@@ -38,23 +38,23 @@ class RowSizes:
 class RunPlan:
     """The packs of all epochs as one sequence, cut into steps, micro-batches and processes.
 
-    Micro-batch m of process r is pack m x processes + r of the sequence: however a step is split into processes and
-    accumulated micro-batches, it has the same packs. An epoch may end within a step. The packs at the end that are too
-    few for a whole step are left out.
+    Micro-batch m of process r is pack m x processes + r of the sequence. So a step has the same packs, however it is
+    split into processes and accumulated micro-batches. An epoch may end within a step. Packs at the end that do not
+    fill a step are dropped.
     """
 
-    version: ClassVar[int] = 2  # of the order that it gives; a run cannot be resumed with another
+    version: ClassVar[int] = 2  # of the pack order; a run cannot resume with another version
 
     sizes: RowSizes
-    capacity: int | None  # tokens; None: each row is a pack
+    capacity: int | None  # tokens; None: one row per pack
     seed: int
     epochs: int
     accumulation: int
     processes: int
-    train_iters: int = 0  # steps, in as many epochs as they take
-    min_iterations: int = 0  # steps that an epoch has at least, by repeating its rows
-    _packs: list[list[list[int]]] = field(default_factory=list)  # of each epoch
-    _ends: list[int] = field(default_factory=list)  # of each epoch, in packs
+    train_iters: int = 0  # steps, over as many epochs as needed
+    min_iterations: int = 0  # minimum steps per epoch; rows are repeated to reach it
+    _packs: list[list[list[int]]] = field(default_factory=list)  # by epoch
+    _ends: list[int] = field(default_factory=list)  # by epoch, in packs
 
     def __post_init__(self) -> None:
         wanted = self.train_iters * self.packs_per_step
@@ -85,44 +85,44 @@ class RunPlan:
         return self._ends[-1] if self._ends else 0
 
     @property
-    def packs_of_an_epoch(self) -> int:
-        """Of the first one; another epoch may have a few more or less."""
+    def packs_per_epoch(self) -> int:
+        """Return the packs in the first epoch; others may have a few more or fewer."""
         return len(self._packs[0]) if self._packs else 0
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run: the length of the learning-rate schedule."""
+        """Return the optimizer steps of the whole run, the length of the learning-rate schedule."""
         return self.train_iters or self.total_packs // self.packs_per_step
 
     @property
     def left_over(self) -> int:
-        """Packs at the end that are too few for another step."""
+        """Return the number of packs at the end that do not fill another step."""
         return 0 if self.train_iters else self.total_packs % self.packs_per_step
 
     def pack(self, position: int) -> list[int]:
-        """Row numbers of a pack of the sequence."""
+        """Return the row numbers of the pack at a position of the sequence."""
         epoch = bisect_right(self._ends, position)
         return self._packs[epoch][position - self._start(epoch)]
 
     def step_packs(self, step: int) -> list[list[int]]:
-        """Packs of step `step`, which counts from 0."""
+        """Return the packs of a step; steps count from 0."""
         first = step * self.packs_per_step
         return [self.pack(position) for position in range(first, first + self.packs_per_step)]
 
     def labelled(self, step: int) -> int:
-        """Labelled tokens of a step, of all its micro-batches and processes."""
+        """Count the labelled tokens of a step over all its micro-batches and processes."""
         return sum(self.sizes.labelled[row] for pack in self.step_packs(step) for row in pack)
 
     def tokens(self, step: int) -> int:
-        """Tokens of a step, of all its micro-batches and processes, without padding."""
+        """Count the tokens of a step, without padding, over all its micro-batches and processes."""
         return sum(self.sizes.tokens[row] for pack in self.step_packs(step) for row in pack)
 
     def epoch_of(self, micro_batch: int) -> int:
-        """The epoch that a micro-batch, of whose packs the first decides, belongs to."""
+        """Return the epoch of the first process's pack in a micro-batch."""
         return min(bisect_right(self._ends, micro_batch * self.processes), len(self._ends) - 1)
 
     def micro_batches(self, epoch: int) -> range:
-        """The numbers of an epoch's micro-batches, which are the same for every process."""
+        """Return the numbers of an epoch's micro-batches, the same for every process."""
         bounds = (-(-position // self.processes) for position in (self._start(epoch), self._ends[epoch]))
         return range(*(min(bound, self.steps * self.accumulation) for bound in bounds))
 
@@ -131,14 +131,14 @@ class RunPlan:
 
 
 class PackSampler:
-    """Batch sampler of one process: the row numbers of its packs of an epoch, from `start` on."""
+    """Batch sampler of one process: yields the row numbers of its packs in the epoch set by `start`."""
 
     def __init__(self, plan: RunPlan, process: int) -> None:
         self.plan, self.process = plan, process
         self.start(0, 0)
 
     def start(self, epoch: int, micro_batch: int) -> None:
-        """Have the next iteration begin at a micro-batch of an epoch."""
+        """Set the epoch and micro-batch at which the next iteration starts."""
         numbers = self.plan.micro_batches(epoch)
         self.numbers = range(max(numbers.start, micro_batch), numbers.stop)
 
@@ -151,10 +151,10 @@ class PackSampler:
 
 
 class SharedPacks:
-    """Batch sampler of one process's share of packs, as many for each process.
+    """Batch sampler of one process's share of packs; every process gets the same number.
 
-    Where the packs do not come out even, the last processes get the first pack once more: all must make the same
-    number of forward passes, as a model that is spread over them is put together in each. `counts` tells them apart.
+    If the packs do not divide evenly, the last processes repeat the first pack. All processes must run the same number
+    of forward passes, because ZeRO-3 gathers the model's shards in each. `counts` identifies the repeats.
     """
 
     def __init__(self, packs: list[list[int]], process: int, processes: int) -> None:
@@ -168,5 +168,5 @@ class SharedPacks:
             yield self.packs[batch * self.processes + self.process] if self.counts(batch) else self.packs[0]
 
     def counts(self, batch: int) -> bool:
-        """Whether a batch of this process is a pack of its own."""
+        """Return whether a batch of this process counts, that is, is not a repeat."""
         return batch * self.processes + self.process < len(self.packs)

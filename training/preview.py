@@ -1,4 +1,4 @@
-"""`python train.py`: one formatted example as training sees it, and with a model the lengths in tokens."""
+"""`python train.py`: show one example as formatted for training and, given a model, the lengths in tokens."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ def show_example(row: dict[str, str]) -> None:
 
 
 def yaml_limits() -> dict[str, int]:
-    """`data.max_length` of each YAML in the project's folder that sets it, by the YAML's name. Raises ValueError."""
+    """Return `data.max_length` of each YAML in the project folder, by file name. Raises ValueError for invalid YAML."""
     import yaml
 
     limits = {}
@@ -26,7 +26,7 @@ def yaml_limits() -> dict[str, int]:
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML ({error}); correct it, or give --max_length") from None
+            raise ValueError(f"{path} is not valid YAML ({error}); correct it, or give --max_length") from None
         match config:
             case {"data": {"max_length": int(limit)}}:
                 limits[path.name] = limit
@@ -34,13 +34,13 @@ def yaml_limits() -> dict[str, int]:
 
 
 def show_lengths(rows: list[dict[str, str]], model: str, limits: dict[str, int]) -> None:
-    """Token counts of all rows, and how many are longer than each of the limits and would be left out."""
+    """Print token counts over all rows, and how many rows each limit would drop. Raises ValueError."""
     from training.tokens import IGNORE_INDEX, TemplateError, encode_example, load_tokenizer
 
     try:
         tokenizer = load_tokenizer(model)
     except TemplateError as error:
-        raise ValueError(f"{error}: give --model the folder or the hub's name of a model made for chats") from None
+        raise ValueError(f"{error}: give --model the folder or hub name of a chat model") from None
     examples = [
         encode_example(tokenizer, training_messages(row["dialogue"], {key: row[key] for key in SECTIONS}))
         for row in rows
@@ -48,8 +48,8 @@ def show_lengths(rows: list[dict[str, str]], model: str, limits: dict[str, int])
     lengths = sorted(len(example["input_ids"]) for example in examples)
     labelled = sum(token != IGNORE_INDEX for example in examples for token in example["labels"])
     print(
-        f"tokens a row: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}; "
-        f"{labelled / sum(lengths):.0%} of all {sum(lengths):,} are the notes, which the loss is computed on\n"
+        f"tokens per row: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}; "
+        f"{labelled / sum(lengths):.0%} of all {sum(lengths):,} belong to notes, the only tokens in the loss\n"
         f"rows: {len(rows):,}"
     )
     for name, limit in limits.items():
@@ -59,19 +59,19 @@ def show_lengths(rows: list[dict[str, str]], model: str, limits: dict[str, int])
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Show how a row of soap_dataset looks in training. Training itself: arctic_training <config>.yaml",
+        description="Show a row of soap_dataset as formatted for training. To train: arctic_training <config>.yaml",
     )
-    parser.add_argument("config", nargs="?", type=refuse_config, help=argparse.SUPPRESS)
+    parser.add_argument("config", nargs="?", type=reject_config, help=argparse.SUPPRESS)
     parser.add_argument("--dataset_path", type=Path, default=Path("./soap_dataset"), help="default: %(default)s")
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--index", type=int, default=0, help="row to show (default: %(default)s)")
-    parser.add_argument("--model", help="name or folder of a model, whose tokenizer counts the tokens")
-    parser.add_argument("--max_length", type=int, help="tokens (default: that of each *-config.yaml)")
+    parser.add_argument("--model", help="hub name or folder of the model whose tokenizer counts the tokens")
+    parser.add_argument("--max_length", type=int, help="limit in tokens (default: that of each *-config.yaml)")
     return parser
 
 
-def refuse_config(name: str) -> NoReturn:
-    raise argparse.ArgumentTypeError(f"this shows an example; training itself is: arctic_training {name}")
+def reject_config(name: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(f"this script only shows an example; to train, run: arctic_training {name}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rows = load_split(args.dataset_path, args.split).to_list()
         if not 0 <= args.index < len(rows):
-            raise ValueError(f"no row {args.index}: {args.split} has the rows 0 to {len(rows) - 1}")
+            raise ValueError(f"no row {args.index}: {args.split} has rows 0 to {len(rows) - 1}")
         show_example(rows[args.index])
         if args.model:
             asked = args.max_length is not None

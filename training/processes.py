@@ -1,4 +1,4 @@
-"""What the processes of a run, one a GPU, tell each other. Every process must make each of these calls."""
+"""Collective operations over the processes of a run, one per GPU. Every process must make each call."""
 
 import torch
 
@@ -6,19 +6,19 @@ from training.transfer import AsyncNumbers
 
 
 class StepTotals:
-    """A step's summed loss, and whether a process saw the stop file, over all processes.
+    """A step's summed loss, and whether any process saw the stop file, over all processes.
 
-    They travel while the GPU runs the backward pass; `read` waits for no more than the forward passes.
+    The reduction overlaps with the backward pass; `read` waits only for the forward passes.
     """
 
     def __init__(self, loss_sum: torch.Tensor, stop: bool) -> None:
-        """`loss_sum`: cross-entropy summed over this process's labelled tokens of the step, a tensor of no axes."""
+        """`loss_sum`: cross-entropy summed over this process's labelled tokens of the step, a 0-dimensional tensor."""
         totals = torch.stack([loss_sum.detach().double(), loss_sum.new_full((), stop, dtype=torch.float64)])
         if torch.distributed.get_world_size() == 1:
             self.numbers = AsyncNumbers(totals)
             return
         work = torch.distributed.all_reduce(totals, async_op=True)
-        with torch.cuda.stream(self._stream(totals)):  # which waits for the other processes, not the GPU's main queue
+        with torch.cuda.stream(self._stream(totals)):  # only this stream waits for the other processes
             work.wait()
             self.numbers = AsyncNumbers(totals)
 
@@ -36,8 +36,8 @@ class StepTotals:
         return cls.stream
 
 
-def summed(numbers: list[float], device: torch.device) -> list[float]:
-    """The sums of `numbers` over all processes."""
+def sum_over_processes(numbers: list[float], device: torch.device) -> list[float]:
+    """Return the sums of `numbers` over all processes."""
     totals = torch.tensor(numbers, dtype=torch.float64, device=device)
     if torch.distributed.get_world_size() > 1:
         torch.distributed.all_reduce(totals)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar with the time left, a log of losses, and their curve as a picture."""
+"""Show the progress of a run: a bar with the time left, a log of losses, and a plot of them."""
 
 import json
 import time
@@ -14,22 +14,22 @@ from training.errors import fail
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is known of a step before the GPU has run it."""
+    """The facts about a step that are known before the GPU has run it."""
 
     step: int
     epoch: int
     rate: float  # learning rate
-    tokens: int  # of all packs, without padding
+    tokens: int  # in all packs, without padding
     labelled: int
     time: float  # time.perf_counter() when it was queued
 
 
 class Progress:
-    """Progress bar on the console, one JSON line a step in `log_path`, and `loss.png` beside it.
+    """A progress bar on the console, one JSON line per step in `log_path`, and `loss.png` beside it.
 
-    A step's line has step, epoch, loss (mean over the step's labelled tokens), gradient_norm (before clipping), lr (the
-    rate of this step), tokens (of all packs, padding left out) and seconds (wall time since the step before), over all
-    processes. A validation's line has validation_loss, and whether it is the best so far.
+    A step's line has step, epoch, loss (mean over the step's labelled tokens), gradient_norm (before clipping), lr (of
+    this step), tokens (in all packs, without padding) and seconds (wall time since the previous step), over all
+    processes. A validation's line has step, validation_loss, and best (whether it is the best so far).
     """
 
     def __init__(self, log_path: Path, total_steps: int, done_steps: int) -> None:
@@ -58,7 +58,7 @@ class Progress:
         self.bar.update()
 
     def validation(self, step: int, loss: float, best: bool) -> None:
-        """Log a validation loss; its time is not counted to any step."""
+        """Log a validation loss. Its time counts towards no step."""
         self._append({"step": step, "validation_loss": loss, "best": best})
         self.shown["validation"] = f"{loss:.3f}"
         self.bar.set_postfix(self.shown)
@@ -98,18 +98,18 @@ class Progress:
 
 
 def lock_run(log: Path) -> IO[str]:
-    """The log of a run, locked as long as the process lives: two runs in one folder would spoil each other's files."""
+    """Return the log of a run, locked for the life of this process, so that no second run writes to the same folder."""
     try:
         held = lock(log)
     except BlockingIOError:
-        fail(f"another run is writing {log}", "wait for its end, or give this run folders of its own in the YAML")
+        fail(f"another run is writing {log}", "wait until it ends, or give this run its own folders in the YAML")
     if not _is_log(log):
-        fail(f"{log} is there and is no log of training", "give another `train_log_metrics_path` in the YAML")
+        fail(f"{log} exists but is not a training log", "set another `train_log_metrics_path` in the YAML")
     return held
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a file begins as Progress writes it, as far as a kill let it: what may be replaced."""
+    """Return whether a file starts like a log of Progress, even one cut short by a kill, and so may be overwritten."""
     beginning = '{"step"'
     with path.open(errors="replace") as file:
         found = file.read(len(beginning))
@@ -117,7 +117,7 @@ def _is_log(path: Path) -> bool:
 
 
 def _read_line(line: str) -> dict[str, float] | None:
-    """The record, or None for a line that a killed run left half written."""
+    """Return the record, or None for a line that a killed run left half written."""
     try:
         return json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The learning rate's course, with no step that trains nothing."""
+"""Learning-rate schedules in which every step has a rate above 0."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from transformers import get_scheduler
 
 
 class SOAPSchedulerFactory(HFSchedulerFactory):
-    """transformers' schedules by name. The warm-up has one step at least, and no step has the rate 0.
+    """transformers' schedules by name, with at least one warm-up step and no step at rate 0.
 
-    transformers' warm-up begins at 0, so that the first step changes nothing; in a short run `warmup_ratio` may be less
-    than one step. Here W warm-up steps have the rates 1/(W+1) ... W/(W+1) of the peak, and the next one the peak.
+    In transformers the warm-up starts at 0, so the first step changes nothing; in a short run `warmup_ratio` may be
+    less than one step. Here the W warm-up steps have 1/(W+1) ... W/(W+1) of the peak rate, and the next step the peak.
     """
 
     name = "soap"

@@ -1,4 +1,4 @@
-"""One example as tokens: the prompt exactly as evaluation sends it, and labels on the note and its end token alone."""
+"""Tokenize examples: the prompt exactly as evaluation sends it, labels only on the note and its end token."""
 
 import hashlib
 from pathlib import Path
@@ -14,9 +14,9 @@ IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default
 
 
 def model_files(model: str | Path) -> str:
-    """The folder of a model, or of what the hub has of it but for weights.
+    """Return the model's folder; for a hub name, download everything but the weights first.
 
-    Raises ConnectionError at once where the hub cannot be reached: transformers tries for half a minute a file.
+    Raises ConnectionError at once if the hub cannot be reached; transformers would retry for half a minute per file.
     """
     if Path(model).is_dir():
         return str(model)
@@ -31,7 +31,7 @@ def model_files(model: str | Path) -> str:
 
 
 def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model, tried on a note. Raises TemplateError, which names the model."""
+    """Return a model's tokenizer after trying it on a note. Raises TemplateError, which names the model."""
     from transformers import AutoTokenizer
 
     chat = training_messages("dialogue", dict.fromkeys(SECTIONS, "text"))
@@ -41,22 +41,22 @@ def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
         encode_example(tokenizer, chat)
     except ConnectionError as error:
         raise TemplateError(f"{model}: {error}") from None
-    except Exception as error:  # damaged or missing files make the libraries raise anything
+    except Exception as error:  # the libraries raise many types for damaged or missing files
         raise TemplateError(f"{model} has no tokenizer with a chat template to train on ({error})") from None
     return tokenizer
 
 
 def encode_example(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> dict[str, list[int]]:
-    """Token ids and labels of a chat that ends with the assistant's answer; see `encode_examples`."""
+    """Return token ids and labels of a chat that ends with the assistant's answer; see `encode_examples`."""
     return {key: values[0] for key, values in encode_examples(tokenizer, [messages]).items()}
 
 
 def encode_examples(tokenizer: "PreTrainedTokenizerBase", chats: list[Messages]) -> dict[str, list[list[int]]]:
-    """`input_ids` and `labels` of chats that end with the assistant's answer.
+    """Return `input_ids` and `labels` of chats that end with the assistant's answer.
 
-    Prompt and answer are encoded apart, so the prompt's ids equal `encode_prompt`'s, whatever the answer begins with.
-    Labels are the answer's ids and its end token; all else is IGNORE_INDEX. Both lists have the same length. Raises
-    TemplateError when the template rewrites the answer or closes it without an end token.
+    Prompt and answer are encoded separately, so the prompt's ids equal `encode_prompt`'s for every answer. Labels are
+    the ids of the answer and its end token, and IGNORE_INDEX elsewhere. Both lists of a chat have the same length.
+    Raises TemplateError if the template rewrites the answer or ends it without an end token.
     """
     prompts, answers = zip(*(_prompt_and_answer(tokenizer, messages) for messages in chats), strict=True)
     prompt_ids, answer_ids = (
@@ -73,7 +73,7 @@ def encode_examples(tokenizer: "PreTrainedTokenizerBase", chats: list[Messages])
 
 
 def _prompt_and_answer(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> tuple[str, str]:
-    """The texts of the chat before the answer, and of the answer with its end token."""
+    """Return the text of the chat before the answer, and the answer with its end token."""
     prompt = render_chat(tokenizer, messages[:-1])
     text = render_chat(tokenizer, messages, add_generation_prompt=False)
     answer = messages[-1]["content"]
@@ -86,7 +86,7 @@ def _prompt_and_answer(tokenizer: "PreTrainedTokenizerBase", messages: Messages)
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 over a file, or over all files of a folder in the order of their names."""
+    """Return the SHA-256 of a file, or of all files in a folder, sorted by path."""
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if file.is_file():

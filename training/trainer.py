@@ -1,4 +1,4 @@
-"""The trainer: SFTTrainer's loss with less work, exact resume, the best step kept, and progress to look at."""
+"""The trainer: SFTTrainer's loss at lower cost, exact resume, export of the best step, and visible progress."""
 
 import gc
 import time
@@ -19,7 +19,7 @@ from common.chat_template import check_template
 from prompts import prompts_hash
 from training import attention, layers, lora, norms, tokens
 from training.best import BestStep
-from training.checkpoints import WITHOUT_EFFECT, ExportEngine, ResumeEngine, named_leaves
+from training.checkpoints import MAY_CHANGE_ON_RESUME, ExportEngine, ResumeEngine, named_leaves
 from training.data import SOAPDataFactory, SOAPDataSource
 from training.errors import fail
 from training.forward import kept_logits
@@ -27,15 +27,15 @@ from training.loss import chunked_cross_entropy
 from training.mixed_adamw import MixedAdamW, MixedAdamWFactory
 from training.packing_check import check_model
 from training.plan import RunPlan
-from training.processes import StepTotals, summed
+from training.processes import StepTotals, sum_over_processes
 from training.progress import Progress, StepRecord, lock_run
 from training.schedule import SOAPSchedulerFactory
-from training.settings import WHOLE_MODEL, SOAPTrainerConfig
+from training.settings import MODEL_REMEDY, SOAPTrainerConfig
 from training.transfer import AsyncNumbers
 
 
 class SOAPTrainer(SFTTrainer):
-    """`type: soap`: SFTTrainer with the same loss at a fraction of the work, exact resume, and progress to look at."""
+    """`type: soap`: SFTTrainer with the same loss at lower cost, exact resume, and visible progress."""
 
     name = "soap"
     config: SOAPTrainerConfig
@@ -44,19 +44,19 @@ class SOAPTrainer(SFTTrainer):
     optimizer_factory: Union[FusedAdamOptimizerFactory, CPUAdamOptimizerFactory, MixedAdamWFactory]  # noqa: UP007
     scheduler_factory: Union[SOAPSchedulerFactory, HFSchedulerFactory]  # noqa: UP007
     fail = staticmethod(fail)
-    gas_boundary = False  # with it, arctic_training's Ray launcher would report figures that only its own `epoch` has
+    gas_boundary = False  # if true, arctic_training's Ray launcher reports metrics that only its own `epoch` sets
 
     def __init__(self, config: SOAPTrainerConfig, mode: str = "train") -> None:
-        """`mode` "process-data" ends when the packs are in the cache, and leaves `train` impossible."""
+        """Set up a run. With `mode` "process-data", stop once the token cache is filled; `train` is then impossible."""
         self.best = BestStep()
         if mode == "train":
             self._claim_folders(config)
         try:
-            tokenizer = tokens.load_tokenizer(config.tokenizer.name_or_path)  # before work on the data
+            tokenizer = tokens.load_tokenizer(config.tokenizer.name_or_path)  # fail before processing the data
             if (notice := check_template(tokenizer)) and config.global_rank == 0:
                 print(notice)
         except tokens.TemplateError as error:
-            fail(str(error), WHOLE_MODEL)
+            fail(str(error), MODEL_REMEDY)
         attention.register_varlen()
         self._choose_implementations(config)
         super().__init__(config, mode)
@@ -71,40 +71,40 @@ class SOAPTrainer(SFTTrainer):
         self._set_up_optimizer()
 
     def _set_up_optimizer(self) -> None:
-        """Leave to DeepSpeed what it does well, and take over clipping where its norm could not be logged."""
+        """Turn off redundant work in DeepSpeed, and take over clipping when its norm could not be logged."""
         config, self.max_norm = self.config, self.config.deepspeed["gradient_clipping"]
         wrapped = self.model.zero_optimization() or self.model.fp16_enabled() or self.model.bfloat16_enabled()
         self.clips_itself = not wrapped and not isinstance(self.optimizer, MixedAdamW)
         if not wrapped:
-            self.model.gradient_clipping = lambda: 0.0  # MixedAdamW clips, or `step`
+            self.model.gradient_clipping = lambda: 0.0  # MixedAdamW or `step` clips
         if isinstance(self.optimizer, MixedAdamW):
             self.attach_optimizer()
             self.model.enable_backward_allreduce = False  # MixedAdamW reduces gradients during the backward pass
-            self.model.zero_grad = lambda: None  # and has taken them all
+            self.model.zero_grad = lambda: None  # and has already cleared them
         elif config.global_rank == 0 and config.accumulates_in_bf16:
             print("accumulation: gradients are summed in bfloat16; `optimizer.type: mixed_adamw` sums them in float32")
         if checker := getattr(self.model.optimizer, "overflow_checker", None):
-            # It reads every gradient and waits for the GPU each time, 310 times a step. DeepSpeed leaves a step out
-            # because of the gradients' norm, too, which an infinity anywhere makes infinite.
+            # It reads every gradient and waits for the GPU each time, 310 times per step. DeepSpeed also skips a step
+            # with an infinite gradient norm, which any infinity causes.
             checker.has_overflow = lambda *_, **__: False
         if self.world_size == 1 and not self.model.zero_optimization():
-            self.model.enable_backward_allreduce = False  # with itself: it would copy all gradients for nothing
+            self.model.enable_backward_allreduce = False  # it would only copy all gradients
 
     def _choose_implementations(self, config: SOAPTrainerConfig) -> None:
-        """Replace attention and layers that this machine or model cannot have, and say so."""
+        """Replace attention and layers that this machine or model does not support, and print the change."""
         model, hf_config = config.model, AutoConfig.from_pretrained(tokens.model_files(config.model.name_or_path))
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(hf_config), None)
         attn = attention.supported_attention(model.attn_implementation, model.dtype.value, model_class)
-        for setting, what, (used, reason) in (
+        for setting, part, (used, reason) in (
             ("attn_implementation", "attention", attn),
             ("type", "layers", layers.supported_layers(model.type, hf_config.model_type)),
         ):
             if reason and config.global_rank == 0:
-                print(f"{what}: {used} instead of {getattr(model, setting)}, because {reason}")
+                print(f"{part}: {used} instead of {getattr(model, setting)}, because {reason}")
             setattr(model, setting, used)
 
     def _check_model(self) -> None:
-        """All processes call the model: with ZeRO-3 each has a part of it."""
+        """Check on all processes that the model separates packed samples; with ZeRO-3 each holds a shard of it."""
         config, pack = self.config, self.train_dataloader.dataset[0]
         self.model.eval()
         check_model(
@@ -115,7 +115,7 @@ class SOAPTrainer(SFTTrainer):
         )
 
     def attach_optimizer(self) -> None:
-        """Give MixedAdamW the weights, which DeepSpeed has put on the device."""
+        """Attach MixedAdamW to the weights, after DeepSpeed has moved them to the device."""
         self.optimizer.attach(self.config.gradient_accumulation_steps, self.config.deepspeed["gradient_clipping"])
 
     def _claim_folders(self, config: SOAPTrainerConfig) -> None:
@@ -123,7 +123,7 @@ class SOAPTrainer(SFTTrainer):
             fail(f"the kill switch {config.kill_switch_path} exists, so the run would end at once", "remove it")
         if config.global_rank == 0:
             self.lock = lock_run(config.train_log_metrics_path)
-            for checkpoint in config.checkpoint:  # what cannot be written shall show now, not at the end
+            for checkpoint in config.checkpoint:  # fail now, not at the end, if a folder cannot be written
                 checkpoint.output_dir.mkdir(parents=True, exist_ok=True)
 
     def _print_data(self) -> None:
@@ -136,29 +136,29 @@ class SOAPTrainer(SFTTrainer):
         kept = len(self.train_dataloader.dataset)
         if data.pack_samples:
             kept = sum(map(len, self.train_dataloader.dataset["packed_sample_seqlens"]))
-        # With these, rows are missing from the packs, or in them twice, for another reason than their length.
+        # With these settings, rows are dropped or repeated for reasons other than their length.
         moved = config.min_iterations or data.train_eval_split[1] or data.drop_last or data.repeat_to_pack_max_length
-        dropped = "" if moved else f" {rows - kept:,} longer than max_length {data.max_length:,} and left out,"
+        dropped = "" if moved else f" {rows - kept:,} longer than max_length {data.max_length:,} and dropped,"
         steps = f"{self.training_horizon:,} steps in {plan.epochs} epochs"
-        print(f"data: {rows:,} rows,{dropped} {plan.packs_of_an_epoch:,} packs; {steps}")
+        print(f"data: {rows:,} rows,{dropped} {plan.packs_per_epoch:,} packs; {steps}")
         if plan.left_over:
-            print(f"data: the last {plan.left_over} packs are too few for another step of {plan.packs_per_step}")
+            print(f"data: the last {plan.left_over} packs are dropped: a step needs {plan.packs_per_step}")
         for checkpoint in config.checkpoint:
             every, by_epoch = checkpoint.save_every_n_steps, checkpoint.save_every_n_epochs
             if checkpoint.type == "resume" and every >= self.training_horizon and not by_epoch:
-                print(f"resume: no state before the end, because save_every_n_steps is {every}")
+                print(f"resume: no state will be saved before the end, because save_every_n_steps is {every}")
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean cross-entropy over the labelled tokens of one pack; equal to SFTTrainer's.
+        """Return the mean cross-entropy over the labelled tokens of one pack; equal to SFTTrainer's.
 
-        `batch`: input_ids, labels and position_ids, each (1, tokens). The LM head runs on the positions whose next
-        token is labelled, about a quarter of them, and attention on each sample alone.
+        `batch`: input_ids, labels and position_ids, each (1, tokens), on the CPU. The LM head runs only on positions
+        whose next token is labelled, about a quarter of them. Attention runs within each sample.
         """
         batch.pop("packed_sample_seqlens", None)
         labels = batch.pop("labels")[0, 1:]
-        positions = (labels != tokens.IGNORE_INDEX).nonzero().flatten()  # on the CPU: the GPU need not wait
+        positions = (labels != tokens.IGNORE_INDEX).nonzero().flatten()  # on the CPU, so without waiting for the GPU
         batch |= {"logits_to_keep": positions, "targets": labels[positions]}
         return chunked_cross_entropy(
             *kept_logits(self.model, batch, self.config.model.attn_implementation, self.device)
@@ -172,7 +172,7 @@ class SOAPTrainer(SFTTrainer):
 
     @property
     def training_horizon(self) -> int:
-        """Optimizer steps of the whole run: the length of the learning-rate schedule."""
+        """Return the optimizer steps of the whole run, the length of the learning-rate schedule."""
         plan = self.plan
         if not plan.steps:
             fail(
@@ -183,14 +183,14 @@ class SOAPTrainer(SFTTrainer):
 
     @property
     def epochs(self) -> range:
-        """The epochs still to run."""
+        """Return the remaining epochs."""
         return range(self.epoch_idx, self.plan.epochs)
 
     def pre_train_callback(self) -> None:
-        self.micro_batch = self.global_step * self.config.gradient_accumulation_steps  # the next one
+        self.micro_batch = self.global_step * self.config.gradient_accumulation_steps  # the next micro-batch
         self.epoch_idx = self.plan.epoch_of(self.micro_batch)
-        self.loss_sum = torch.zeros((), device=self.device)  # of the step under way, over this process's tokens
-        self.unlogged: tuple[StepRecord, StepTotals, AsyncNumbers] | None = None  # the step before
+        self.loss_sum = torch.zeros((), device=self.device)  # of the current step, over this process's tokens
+        self.unlogged: tuple[StepRecord, StepTotals, AsyncNumbers] | None = None  # the previous step
         self.no_improvement = self.stop_seen = False
         self.saved_at: dict[CheckpointEngine, int] = {}
         self.progress = None
@@ -198,10 +198,10 @@ class SOAPTrainer(SFTTrainer):
             log = self.config.train_log_metrics_path
             self.progress = Progress(log, self.training_horizon, self.global_step)
         gc.collect()
-        gc.freeze()  # a full collection costs 0.4 s with torch and transformers loaded; what is here now stays anyway
+        gc.freeze()  # objects alive now stay alive; without this, a full collection takes 0.4 s
 
     def epoch(self) -> None:
-        """One pass over the rows, in packs and an order of its own; a resumed run begins where it was."""
+        """Train for one epoch, in its own packs and order; a resumed run starts where it stopped."""
         self.epoch_finished = False
         self.train_dataloader.batch_sampler.start(self.epoch_idx, self.micro_batch)
         for batch in self.train_dataloader:
@@ -222,7 +222,7 @@ class SOAPTrainer(SFTTrainer):
         return self.micro_batch % self.config.gradient_accumulation_steps == 0
 
     def need_early_exit(self) -> bool:
-        """All processes alike, or those that go on would wait for ever: one may see the kill switch before another."""
+        """Return whether to stop, the same in all processes, even if only some have seen the kill switch yet."""
         config, now, now_this_run = self.config, self.global_step, self.global_step_this_run
         if self.unlogged:
             self.stop_seen |= self.unlogged[1].read()[1]
@@ -236,13 +236,13 @@ class SOAPTrainer(SFTTrainer):
         return bool(self.early_stop_reason)
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
-        """One micro-batch; with the last one of a step, the optimizer's update.
+        """Train on one micro-batch; after the last one of a step, update the weights.
 
-        Every labelled token of a step has the same weight, whichever pack, micro-batch and process it is in.
+        Every labelled token of a step has the same weight, regardless of its pack, micro-batch and process.
         """
         config, step = self.config, self.global_step
         self.model.train()
-        # Dropout follows from seed, micro-batch and process, so a resumed run repeats it on any device.
+        # Dropout depends only on seed, micro-batch and process, so a resumed run repeats it on any device.
         place = (config.seed, self.micro_batch, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         labelled = int((batch["labels"][0, 1:] != tokens.IGNORE_INDEX).sum())
@@ -250,12 +250,12 @@ class SOAPTrainer(SFTTrainer):
             loss = self.loss(batch)
         self.loss_sum += loss.detach() * labelled
         self.micro_batch += 1
-        if self.at_step_start:  # of the next one
+        if self.at_step_start:  # this was the step's last micro-batch
             totals = StepTotals(self.loss_sum, config.kill_switch_path.exists())
         if isinstance(self.optimizer, MixedAdamW):
             first = (self.micro_batch - 1) % config.gradient_accumulation_steps == 0
-            self.optimizer.expect(first, last=self.at_step_start)
-        # DeepSpeed divides by accumulated micro-batches, and the optimizer by processes.
+            self.optimizer.begin_backward(first, last=self.at_step_start)
+        # DeepSpeed divides by the number of micro-batches, and the optimizer by the number of processes.
         self.backward(loss * (labelled * self.plan.packs_per_step / self.plan.labelled(step)))
         if not self.at_step_start:
             self.model.step()
@@ -279,7 +279,7 @@ class SOAPTrainer(SFTTrainer):
         self.unlogged = record, totals, norm
 
     def _clip(self) -> torch.Tensor:
-        """Clip the gradients where neither DeepSpeed nor MixedAdamW does; return their norm before that."""
+        """Clip the gradients if neither DeepSpeed nor MixedAdamW does; return their norm before clipping."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         if self.max_norm:
@@ -287,14 +287,14 @@ class SOAPTrainer(SFTTrainer):
         return norm
 
     def _gradient_norm(self) -> torch.Tensor:
-        """Of the step just made, before clipping."""
+        """Return the gradient norm of the latest step, before clipping."""
         if isinstance(self.optimizer, MixedAdamW):
             return self.optimizer.gradient_norm
         norm = self.model.get_global_grad_norm()
         return torch.zeros(()) if norm is None else torch.as_tensor(norm)
 
     def log_step(self) -> None:
-        """Log the step before the one that is queued now: its numbers are there, and the GPU need not wait."""
+        """Log the previous step, whose results are ready, so that nothing waits for the step just queued."""
         if self.unlogged is None:
             return
         (record, totals, norm), self.unlogged = self.unlogged, None
@@ -304,7 +304,7 @@ class SOAPTrainer(SFTTrainer):
             self.progress.step(record, loss_sum / record.labelled, norm.read()[0])
 
     def evaluate(self) -> None:
-        """Validation loss: mean over all labelled tokens of the validation data, of all processes."""
+        """Compute the validation loss, the mean over all labelled tokens of the validation data, on all processes."""
         self.log_step()
         self.model.eval()
         loss_sum = labelled = 0.0
@@ -314,8 +314,8 @@ class SOAPTrainer(SFTTrainer):
                 loss = self.loss(batch)
                 if self.eval_dataloader.batch_sampler.counts(number):
                     loss_sum, labelled = loss_sum + loss.item() * count, labelled + count
-        loss_sum, labelled = summed([loss_sum, labelled], self.device)
-        improved = self.best.improves(self.global_step, loss_sum / labelled)
+        loss_sum, labelled = sum_over_processes([loss_sum, labelled], self.device)
+        improved = self.best.record_validation(self.global_step, loss_sum / labelled)
         if self.progress:
             self.progress.validation(self.global_step, loss_sum / labelled, improved)
         patience = self.config.early_stopping_patience
@@ -334,7 +334,7 @@ class SOAPTrainer(SFTTrainer):
             for engine in self._best_exports():
                 self.saved_at[engine] = self.global_step
                 if self.global_rank == 0:
-                    path = engine.prefer(self.best.step)
+                    path = engine.mark_newest(self.best.step)
                     print(f"best validation loss: {self.best.loss:.4f} at step {self.best.step}, exported to {path}")
         states = [engine for engine in self.checkpoint_engines if isinstance(engine, ResumeEngine)]
         exported = any(step == self.global_step for engine, step in self.saved_at.items() if engine not in states)
@@ -342,19 +342,19 @@ class SOAPTrainer(SFTTrainer):
             if exported and not (self.early_stop and not self.no_improvement):
                 engine.clear()
             elif self.global_rank == 0 and engine.newest:
-                print(f"{engine.newest} is kept: the same command goes on from there")
+                print(f"{engine.newest} is kept: rerun the same command to resume")
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a run must share with a saved state to go on from it; see ResumeEngine."""
+        """Return the settings that must match a saved state for a run to resume from it; see ResumeEngine."""
         config = self.config
         parts = ("model", "tokenizer", "data", "optimizer", "scheduler")
         numbers = ("epochs", "train_iters", "min_iterations", "gradient_accumulation_steps", "seed", "world_size")
         sources = (SOAPDataSource(self, source) for source in config.data.sources)
         return {
-            **named_leaves({part: getattr(config, part).model_dump(exclude=WITHOUT_EFFECT) for part in parts}),
+            **named_leaves({part: getattr(config, part).model_dump(exclude=MAY_CHANGE_ON_RESUME) for part in parts}),
             **{number: str(getattr(config, number)) for number in numbers},
             "ZeRO stage": str(config.deepspeed["zero_optimization"].get("stage", 0)),
             "gradient_clipping": str(config.deepspeed["gradient_clipping"]),
@@ -364,7 +364,7 @@ class SOAPTrainer(SFTTrainer):
         }
 
     def restore(self, client_state: dict[str, Any]) -> None:
-        """Take up the counters of a resume state."""
+        """Restore the counters of a resume state."""
         self.global_step = self.model.global_steps
         self.best = BestStep.from_state(client_state["best"])
         if self.keeps_best and any(not engine.directory(self.best.step).exists() for engine in self._best_exports()):
@@ -374,11 +374,11 @@ class SOAPTrainer(SFTTrainer):
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the exported model is the one with the best validation loss, and there is one."""
+        """Return whether to export the best step, and a validation has already found one."""
         return self.config.keep_best and self.best.step is not None
 
     def _best_exports(self) -> list[ExportEngine]:
-        """The engines that export the model at the end: of the best step, where steps are validated."""
+        """Return the engines that export the final model, or the best step if the run validates."""
         exports = [engine for engine in self.checkpoint_engines if isinstance(engine, ExportEngine)]
         return [engine for engine in exports if engine.config.enabled and engine.config.save_end_of_training]
 
@@ -386,10 +386,10 @@ class SOAPTrainer(SFTTrainer):
         for engine in self._best_exports():
             engine.save(self.model)
             self.saved_at[engine] = self.global_step
-        self.best.note_export(self._remove_export)
+        self.best.record_export(self._remove_export)
 
     def _remove_export(self, step: int) -> None:
-        """Remove the export of a step that is not the best any more, but for one that the YAML asks for."""
+        """Remove the export of a step that is no longer the best, unless the YAML saves that step anyway."""
         for engine in self._best_exports():
             every, by_epoch = engine.config.save_every_n_steps, engine.config.save_every_n_epochs
             if not by_epoch and not (every and step % every == 0):
@@ -405,10 +405,10 @@ class SOAPTrainer(SFTTrainer):
             if isinstance(engine, ResumeEngine):
                 self.best.keep_only_best(self._remove_export)
             elif self.early_stop and self.config.keep_best and engine in self._best_exports():
-                self.best.note_stopgap(self.global_step)
+                self.best.record_interim_export(self.global_step)
 
     def _due(self, engine: CheckpointEngine) -> bool:
-        """Like CheckpointEngine.do_checkpoint, but told after the step is counted: step N is saved as step N."""
+        """Like CheckpointEngine.do_checkpoint, but called after the step is counted: step N is saved as step N."""
         config, steps = engine.config, self.global_step
         in_epoch, stopped = not self.epoch_finished, self.early_stop and not self.no_improvement
         resumable = isinstance(engine, ResumeEngine) and (config.save_every_n_steps or config.save_every_n_epochs)

@@ -1,17 +1,17 @@
-"""Copies between CPU and GPU that neither waits for: a step's cost is Python's and the GPU's time, not their sum."""
+"""Copy between CPU and GPU asynchronously, so that Python's work overlaps with the GPU's."""
 
 import torch
 
 
-def to_device_unwaited(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The tensors of `batch` on `device`; what follows on the GPU's queue finds them there."""
+def to_device_async(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the tensors of `batch` on `device`; later work on the same CUDA stream sees the copies."""
     if device.type == "cuda":
-        batch = {key: value.pin_memory() for key, value in batch.items()}  # else the copy waits for the queue
+        batch = {key: value.pin_memory() for key, value in batch.items()}  # avoids waiting for the stream
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 class AsyncNumbers:
-    """Numbers that the GPU is still to compute. `read` waits for them alone, not for what was queued after them."""
+    """Numbers that the GPU may not have computed yet. `read` waits for them, not for work queued after them."""
 
     def __init__(self, numbers: torch.Tensor) -> None:
         self.copy = numbers.detach().to("cpu", non_blocking=True)
