@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text()
+TEXT = "\n".join(page.read_text() for page in PAGES)
 COMMANDS = [
     line.strip()
-    for block in re.findall(r"```bash\n(.*?)```", README.replace("\\\n", " "), re.DOTALL)
+    for block in re.findall(r"```bash\n(.*?)```", TEXT.replace("\\\n", " "), re.DOTALL)
     for line in block.splitlines()
     if line.strip() and not line.startswith("#")
 ]
-INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
 OPTION = r"(?<![\w-])--[a-z][\w-]*"
 
 
@@ -69,10 +71,10 @@ def test_every_option_in_the_text_is_an_option_of_some_script():
 
 
 def test_linked_files_exist():
-    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text())]
+    assert len(links) >= 5
+    assert [link for page, link in links if not (page.parent / link).exists()] == []
 
 
 def test_no_placeholder_is_left():
-    assert re.findall(r"@[A-Z_]+@", README) == []
+    assert re.findall(r"@[A-Z_]+@", TEXT) == []
