@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pins(name: str) -> dict[str, str]:
     lines = [line.split(" #")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    found = (re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines)
+    found = (re.fullmatch(r"([\w.-]+(?:\[[\w,]+\])?)==(\S+)", line) for line in lines)
     return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
 
 
