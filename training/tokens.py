@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.chat_template import TemplateError, check_template, render_chat
+from common.hub import download
 from prompts import SECTIONS, Messages, training_messages
 
 if TYPE_CHECKING:
@@ -16,18 +17,9 @@ IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default
 def model_files(model: str | Path) -> str:
     """Return the model's folder; for a hub name, download everything but the weights first.
 
-    Raises ConnectionError at once if the hub cannot be reached; transformers would retry for half a minute per file.
+    Raises ConnectionError if the hub cannot be reached.
     """
-    if Path(model).is_dir():
-        return str(model)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return snapshot_download(str(model), allow_patterns=["*.json", "*.jinja", "*.txt", "*.model"])
-    except LocalEntryNotFoundError as error:
-        cause = type(error.__cause__ or error).__name__
-        raise ConnectionError(f"no such folder, and the model hub cannot be reached ({cause})") from None
+    return str(model) if Path(model).is_dir() else str(download(str(model)))
 
 
 def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from common import adapters
 from common.errors import UserError
+from common.hub import download
 
 DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a larger value leaves cache for fewer dialogues at once
 
 _CHAT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
-_HUB_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # blocks that the fingerprint reads from each file, and their size
 
 
@@ -173,22 +173,17 @@ def _written(file: Path) -> int:
 
 def _from_hub(name: str, need_weights: bool) -> Path:
     """Download the safetensors and text files of a hub model, and return their folder. Raises UserError."""
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    patterns = [*_HUB_FILES, "*.safetensors"] if need_weights else list(_HUB_FILES)
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return download(name, *(["*.safetensors"] if need_weights else []))
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{name} is neither a folder here nor a model on the hub; check the spelling") from None
     except GatedRepoError:
         raise UserError(f"{name} requires a licence; accept it on the hub, then run `huggingface-cli login`") from None
-    except (LocalEntryNotFoundError, OSError) as error:
+    except ConnectionError as error:
+        raise UserError(f"{name}: {error}; give a local folder") from None
+    except OSError as error:
         cause = type(error.__cause__ or error).__name__
         raise UserError(
             f"{name}: no such folder, and the model hub cannot be reached ({cause}); give a local folder"
