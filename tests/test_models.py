@@ -209,3 +209,15 @@ def test_a_base_of_another_name_but_the_same_shapes_is_reported(adapter_folder: 
 
 def test_the_rank_limit_is_the_smallest_that_vllm_accepts() -> None:
     assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 65, 300, 512)] == [8, 8, 16, 64, 128, 320, 512]
+
+
+def test_a_gated_model_is_named_as_one_that_requires_a_licence(monkeypatch):
+    import huggingface_hub
+    import requests
+
+    def refuse(*_: object, **__: object) -> str:
+        raise huggingface_hub.errors.GatedRepoError("gated", response=requests.Response())
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match="a/model requires a licence"):
+        resolve_model("a/model")

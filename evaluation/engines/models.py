@@ -177,10 +177,10 @@ def _from_hub(name: str, need_weights: bool) -> Path:
 
     try:
         return download(name, *(["*.safetensors"] if need_weights else []))
+    except GatedRepoError:  # a subclass of RepositoryNotFoundError
+        raise UserError(f"{name} requires a licence; accept it on the hub, then run `huggingface-cli login`") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{name} is neither a folder here nor a model on the hub; check the spelling") from None
-    except GatedRepoError:
-        raise UserError(f"{name} requires a licence; accept it on the hub, then run `huggingface-cli login`") from None
     except ConnectionError as error:
         raise UserError(f"{name}: {error}; give a local folder") from None
     except OSError as error:
