@@ -265,7 +265,7 @@ def start_generator(
         print_line(f"adding {run.target.lora_path} to a copy of the weights")
         merge_into = run.merged / "model"
     lora_path = run.adapter and run.adapter.path
-    spec = EngineSpec(run.model.path, vllm_args, sampling, None, lora_path, merge_into, check_first)
+    spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path, merge_into, check_first)
     return Engine("generator", spec, run.folder.path / "generate.log", placement.devices)
 
 

@@ -213,7 +213,7 @@ def chats(model: LanguageModel, requests: Iterable[Request]) -> list[Completion]
 
     async def ask_all() -> list[Completion]:
         return await asyncio.gather(
-            *(model.chat(request.messages, request.group, **request.sampling) for request in requests)
+            *(model.chat(request.messages, request.group, request.schema, **request.sampling) for request in requests)
         )
 
     return asyncio.run(ask_all())

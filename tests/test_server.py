@@ -107,10 +107,11 @@ def fake() -> Iterator[FakeServer]:
     server.server_close()
 
 
-def ask(server: Server, *texts: str) -> list:
+def ask(server: Server, *texts: str, schema: dict[str, Any] | None = None, **sampling: Any) -> list:
     async def ask_all() -> list[Completion]:
         try:
-            return await asyncio.gather(*(server.chat([{"role": "user", "content": text}]) for text in texts))
+            chats = ([{"role": "user", "content": text}] for text in texts)
+            return await asyncio.gather(*(server.chat(chat, schema=schema, **sampling) for chat in chats))
         finally:
             await server.stop()
 
@@ -123,7 +124,7 @@ def connect(fake: FakeServer, **options: Any) -> Server:
 
 def test_a_request_contains_chat_sampling_and_schema(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "secret")
-    (answer,) = ask(connect(fake, schema=SCHEMA, key_variable="A_KEY"), "a")
+    (answer,) = ask(connect(fake, key_variable="A_KEY"), "a", schema=SCHEMA)
     assert (answer.text, answer.finish_reason) == ("A", "stop")
     assert (answer.prompt_tokens, answer.output_tokens, answer.cached_tokens) == (7, 5, 4)
     assert fake.keys == ["Bearer secret"]

@@ -6,7 +6,6 @@ import os
 import time
 from typing import Any
 
-import prompts
 from common.chat_template import SERVED_TEMPLATE_KWARGS
 from common.errors import UserError
 from evaluation.engines.base import LanguageModel, Request
@@ -32,7 +31,6 @@ class Server(LanguageModel):
         api_base: str,
         model: str,
         sampling: dict[str, Any],
-        schema: dict[str, Any] | None = None,
         concurrency: int = 64,
         patience: float = _PATIENCE,
         key_variable: str = "OPENAI_API_KEY",
@@ -43,8 +41,6 @@ class Server(LanguageModel):
         super().__init__(name, concurrency, {"api_base": self._address, "model": model, "sampling": sampling})
         self._model, self._sampling, self._patience = model, sampling, patience
         self._extra: dict[str, Any] = {"chat_template_kwargs": SERVED_TEMPLATE_KWARGS}
-        if schema:
-            self._extra["structured_outputs"] = {"json": schema}
         self._client = openai.AsyncOpenAI(
             base_url=api_base,
             api_key=os.environ.get(key_variable) or "EMPTY",
@@ -99,14 +95,16 @@ class Server(LanguageModel):
         sampling = {**self._sampling, **request.sampling}
         for parameters in (sampling, {key: value for key, value in sampling.items() if key != "max_tokens"}):
             try:
-                return await self._post(request.messages, parameters)
+                return await self._post(request, parameters)
             except openai.BadRequestError as error:
                 if not _too_long(error):
                     raise
         return {"text": "", "finish_reason": "prompt_too_long"}
 
-    async def _post(self, messages: prompts.Messages, sampling: dict[str, Any]) -> dict[str, Any]:
-        body = {"model": self._model, "messages": messages, **sampling, **self._extra}
+    async def _post(self, request: Request, sampling: dict[str, Any]) -> dict[str, Any]:
+        body = {"model": self._model, "messages": request.messages, **sampling, **self._extra}
+        if request.schema:
+            body["structured_outputs"] = {"json": request.schema}
         # `chat.completions.create` would take twice as long, to convert the request and the reply.
         reply = await self._client.post("/chat/completions", cast_to=object, body=body)
         choice, usage = reply["choices"][0], reply.get("usage") or {}
