@@ -7,7 +7,6 @@ process group, which frees the GPU memory, the shared memory and vLLM's child pr
 """
 
 import json
-import math
 import os
 import queue
 import re
@@ -19,17 +18,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from common import adapters
 from common.chat_template import TemplateError, check_template, encode_prompt
 from common.errors import UserError
 from common.files import lock
+from common.merging import load_merged
 from evaluation.engines.base import first_token
 from evaluation.engines.processes import kill_groups
 
 if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 # If the schema allowed any white space, a model could write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -39,7 +36,6 @@ _NO_MEMORY = re.compile(
 )
 _ADVICE = "free the GPU, reduce --max_model_len, or change --gpu_memory_utilization"
 
-MIN_SHARE_KEPT = 0.5  # of an adapter's change to the weights, after rounding to the model's type
 APPLY_AT_RUN_TIME = "pass --engine_args '{\"enable_lora\": true}' to let vLLM apply the adapter at run time"
 
 
@@ -109,74 +105,15 @@ def merge(model: str, adapter: str, folder: str) -> str:
 
     Replicas that start together merge only once. Raises UserError if the result is not the model that was trained.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     with lock(Path(f"{folder}.lock"), wait=True):
         if not Path(folder).exists():
-            base, found = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
-            if found["missing_keys"]:  # transformers would initialise them at random
-                raise UserError(f"{model} has no {min(found['missing_keys'])}; copy or save the checkpoint again")
-            dtype = base.dtype
-            _check_embeddings(base.float(), adapter)
-            adapted = PeftModel.from_pretrained(base, adapter)
-            if adapters.adapts_embeddings(adapted):
-                _untie_embeddings(base)
-            _merge_modules(adapted, dtype)
             partial = f"{folder}.incomplete"
-            adapted.unload().to(dtype).save_pretrained(partial)
+            load_merged(model, adapter, APPLY_AT_RUN_TIME).save_pretrained(partial)
             AutoTokenizer.from_pretrained(model).save_pretrained(partial)
             Path(partial).rename(folder)
     return folder
-
-
-def _check_embeddings(base: "PreTrainedModel", adapter: str) -> None:
-    """Raise UserError if an embedding that PEFT saved with the adapter differs from that of `base`."""
-    from safetensors import safe_open
-
-    with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            if name.endswith(".base_layer.weight"):
-                module = name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
-                own, copy = base.get_submodule(module).weight, tensors.get_tensor(name)
-                if not own.to(copy.dtype).equal(copy):
-                    raise UserError(f"{adapter} was trained with a different {module}; give its own base model")
-
-
-def _untie_embeddings(base: "PreTrainedModel") -> None:
-    """Give the output layer of `base` its own weight, so that an adapter of one embedding does not change the other."""
-    from torch.nn import Parameter
-
-    table, head = (
-        getattr(layer, "base_layer", layer) for layer in (base.get_input_embeddings(), base.get_output_embeddings())
-    )
-    if head.weight is table.weight:
-        head.weight = Parameter(head.weight.detach().clone())
-    base.config.tie_word_embeddings = False
-
-
-def _merge_modules(adapted: "PeftModel", dtype: "torch.dtype") -> None:
-    """Merge the adapter into the weights, module by module. Raises UserError if `dtype` cannot hold the result."""
-    from peft.tuners.lora import LoraLayer
-
-    kept = wanted = 0.0
-    for name, layer in adapted.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        weight = layer.get_base_layer().weight
-        before = weight.detach().clone()
-        change = layer.get_delta_weight("default").detach().flatten()
-        layer.merge()
-        added = before.sub_(weight.detach().to(dtype)).neg_().flatten()  # in place: allocation would dominate the time
-        size_added, size_of_change = added.dot(added).item(), change.dot(change).item()
-        if not math.isfinite(size_added):
-            raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {APPLY_AT_RUN_TIME}")
-        if size_of_change and not size_added:
-            raise UserError(f"merging in {dtype} leaves {name} unchanged; {APPLY_AT_RUN_TIME}")
-        kept += added.dot(change).item()
-        wanted += size_of_change
-    if kept < MIN_SHARE_KEPT * wanted:
-        raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of the adapter's change; {APPLY_AT_RUN_TIME}")
 
 
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:

@@ -1,0 +1,96 @@
+"""Merge a LoRA adapter into the weights of its base model."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import adapters
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+MIN_SHARE_KEPT = 0.5  # of an adapter's change to the weights, after rounding to the result's type
+
+
+def load_model(model: str | Path, dtype: "torch.dtype | str" = "auto") -> "PreTrainedModel":
+    """Return the model in folder `model`, in its own type or in `dtype`. Raises UserError if a weight is missing."""
+    from transformers import AutoModelForCausalLM
+
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        model, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+    )
+    if found["missing_keys"]:  # transformers would initialise them at random
+        raise UserError(f"{model} has no {min(found['missing_keys'])}; copy or save the checkpoint again")
+    return loaded
+
+
+def load_merged(
+    model: str | Path, adapter: str | Path, remedy: str, dtype: "torch.dtype | None" = None
+) -> "PreTrainedModel":
+    """Return the model in folder `model` with the LoRA adapter in folder `adapter` merged into its weights.
+
+    The merge is computed in float32; the result is in `dtype`, or else in the model's own type. Raises UserError if
+    that type cannot hold the result, with `remedy` as the advice, or if the result is not the model that was trained.
+    """
+    from peft import PeftModel
+
+    base = load_model(model)
+    dtype = dtype or base.dtype
+    _check_embeddings(base.float(), adapter)
+    adapted = PeftModel.from_pretrained(base, adapter)
+    if adapters.adapts_embeddings(adapted):
+        _untie_embeddings(base)
+    _merge_modules(adapted, dtype, remedy)
+    return adapted.unload().to(dtype)
+
+
+def _check_embeddings(base: "PreTrainedModel", adapter: str | Path) -> None:
+    """Raise UserError if an embedding that PEFT saved with the adapter differs from that of `base`."""
+    from safetensors import safe_open
+
+    with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            if name.endswith(".base_layer.weight"):
+                module = name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
+                own, copy = base.get_submodule(module).weight, tensors.get_tensor(name)
+                if not own.to(copy.dtype).equal(copy):
+                    raise UserError(f"{adapter} was trained with a different {module}; give its own base model")
+
+
+def _untie_embeddings(base: "PreTrainedModel") -> None:
+    """Give the output layer of `base` its own weight, so that an adapter of one embedding does not change the other."""
+    from torch.nn import Parameter
+
+    table, head = (
+        getattr(layer, "base_layer", layer) for layer in (base.get_input_embeddings(), base.get_output_embeddings())
+    )
+    if head.weight is table.weight:
+        head.weight = Parameter(head.weight.detach().clone())
+    base.config.tie_word_embeddings = False
+
+
+def _merge_modules(adapted: "PeftModel", dtype: "torch.dtype", remedy: str) -> None:
+    """Merge the adapter into the weights, module by module. Raises UserError if `dtype` cannot hold the result."""
+    from peft.tuners.lora import LoraLayer
+
+    kept = wanted = 0.0
+    for name, layer in adapted.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        weight = layer.get_base_layer().weight
+        before = weight.detach().clone()
+        change = layer.get_delta_weight("default").detach().flatten()
+        layer.merge()
+        added = before.sub_(weight.detach().to(dtype)).neg_().flatten()  # in place: allocation would dominate the time
+        size_added, size_of_change = added.dot(added).item(), change.dot(change).item()
+        if not math.isfinite(size_added):
+            raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {remedy}")
+        if size_of_change and not size_added:
+            raise UserError(f"merging in {dtype} leaves {name} unchanged; {remedy}")
+        kept += added.dot(change).item()
+        wanted += size_of_change
+    if kept < MIN_SHARE_KEPT * wanted:
+        raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of the adapter's change; {remedy}")
