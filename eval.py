@@ -36,6 +36,10 @@ ATTACKS_HELP = (
     "for each section, judge N wrong texts that try to talk the judge into a pass, and N that do not; a higher N adds "
     "to a finished run (default: %(default)s)"
 )
+STATEMENTS_HELP = (
+    "do not ask the judge about each statement of reference and note, only for one verdict on each section; needed for "
+    "servers that give no log-probabilities"
+)
 LABELS_HELP = (
     "people's verdicts on this run's notes, from which pass rates are estimated: a filled-in review sheet (.csv), or "
     'JSONL such as {"index": 0, "section": "S", "verdict": "pass"}, optionally with "rater" and "note_hash"'
@@ -78,7 +82,8 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
     from evaluation.scoring.people import LabelError
     from evaluation.scoring.scores import score_run
 
-    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads the file
+    folder = run.folder
+    predictions, judgements = folder.predictions, folder.judgements  # read by each loop
     on_notes = sum(not record["control"] and not record["attack"] for record in judgements)
     if on_notes < len(rows) * len(prompts.SECTIONS):
         raise UserError(
@@ -198,6 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", choices=("all", "generate", "judge", "report"), default="all", help=STAGE_HELP)
 
     add = parser.add_argument_group("trust in the judge").add_argument
+    add("--no_statements", dest="statements", action="store_false", help=STATEMENTS_HELP)
     add("--judge_controls", type=number(int, 0), default=24, metavar="N", help=CONTROLS_HELP)
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add("--human_labels", metavar="FILE", help=LABELS_HELP)

@@ -7,6 +7,7 @@ from typing import Any
 from common.errors import UserError, short_cause
 from evaluation.review_sheet import read_sheet
 from evaluation.run.records import open_records, parse_record
+from evaluation.scoring.statements import read_statements
 
 
 def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
@@ -28,7 +29,7 @@ def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
 
 
 def load_run(path: str | Path) -> dict[str, Any]:
-    """Return a finished run in the form that compare_runs takes: name, results, and records without their texts.
+    """Return a finished run in the form that compare_runs takes: name, results, records without texts, statements.
 
     Raises UserError.
     """
@@ -39,7 +40,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no readable results.json ({short_cause(error)}); give a finished run") from None
     if not isinstance(results, dict) or "sections" not in results:
         raise UserError(f"{path}: results.json was not written by eval.py; give a finished run")
-    predictions, judgements = open_records(folder)
+    predictions, judgements, statements = open_records(folder)
     return {
         "name": folder.resolve().name,
         "results": results,
@@ -47,6 +48,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
         "judgements": [
             _pick(record, "index", "section", "verdict", "source", "control", "attack") for record in judgements
         ],
+        "statements": read_statements(statements).notes if results.get("statements") else {},
     }
 
 

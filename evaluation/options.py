@@ -28,6 +28,7 @@ class Options:
     output_dir: str | None
     overwrite: bool
     stage: str
+    statements: bool
     judge_controls: int
     attacks: int
     human_labels: str | None

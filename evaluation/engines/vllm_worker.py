@@ -14,11 +14,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from common.chat_template import TemplateError, check_template, encode_prompt
+from common.chat_template import PromptEncoder, TemplateError, check_template
 from common.errors import UserError
 from common.files import lock
 from common.merging import load_merged
@@ -151,7 +151,7 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     sampling({"sampling": {}, "schema": None})  # raises if the parameters are invalid
     # Tokenize prompts while the engine starts and while it computes.
     prepared: queue.SimpleQueue[tuple[dict, list[int], str]] = queue.SimpleQueue()
-    encode = partial(encode_prompt, tokenizer)
+    encode = PromptEncoder(tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
 
     model, lora = spec["model"], None

@@ -1,6 +1,7 @@
 """The records of a run folder: one JSON object a line, appended as soon as it is complete.
 
-predictions.jsonl has one line for each dialogue, judgements.jsonl one for each (dialogue, section).
+predictions.jsonl has one line for each dialogue; judgements.jsonl and statements.jsonl have one for each (dialogue,
+section).
 """
 
 import hashlib
@@ -59,8 +60,34 @@ class Judgement(TypedDict):
     attack: str | None
 
 
+class Statement(TypedDict):
+    """A sentence, and the judge's log odds ln P(yes) / P(no) that it is covered or supported; None if unanswered."""
+
+    statement: str
+    log_odds: float | None
+
+
+class StatementRecord(TypedDict):
+    """The judge's answers on the statements of one section. `control` and `attack` are those of a Judgement.
+
+    covered: the sentences of the reference, and whether the note's section says them. supported: the sentences of the
+    note's section, and whether the dialogue or the expert's note supports them.
+    status: asked; missing: a rule failed the section for `reason`, so all of the reference is missing; unscored: the
+    engine wrote no note.
+    """
+
+    index: int
+    section: str
+    control: Control | None
+    attack: str | None
+    reason: str
+    status: str
+    covered: list[Statement]
+    supported: list[Statement]
+
+
 def record_key(record: Mapping[str, Any]) -> tuple[int, str, str | None, str | None]:
-    """Return a judgement's key within a run: (index, section, kind of control, attack)."""
+    """Return the key of a Judgement or StatementRecord within a run: (index, section, kind of control, attack)."""
     kind = record["control"]["kind"] if record["control"] else None
     return record["index"], record["section"], kind, record["attack"]
 
@@ -72,6 +99,7 @@ def note_hash(text: str) -> str:
 
 PREDICTION_KEYS = ("index", "dialogue_hash", "finish_reason", "status", *"SOAP")
 JUDGEMENT_KEYS = ("index", "section", "verdict", "source", "control", "attack")
+STATEMENT_KEYS = ("index", "section", "control", "attack", "status", "covered", "supported")
 
 T = TypeVar("T")
 
@@ -147,9 +175,10 @@ class JsonLines(Generic[T]):
                 stream.truncate(end)
 
 
-def open_records(folder: Path) -> tuple[JsonLines[Prediction], JsonLines[Judgement]]:
-    """Return predictions.jsonl and judgements.jsonl of a run folder."""
+def open_records(folder: Path) -> tuple[JsonLines[Prediction], JsonLines[Judgement], JsonLines[StatementRecord]]:
+    """Return predictions.jsonl, judgements.jsonl and statements.jsonl of a run folder."""
     return (
         JsonLines(folder / "predictions.jsonl", PREDICTION_KEYS),
         JsonLines(folder / "judgements.jsonl", JUDGEMENT_KEYS),
+        JsonLines(folder / "statements.jsonl", STATEMENT_KEYS),
     )
