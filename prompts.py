@@ -113,13 +113,19 @@ def read_note(reply: str) -> Note:
 
 def read_object(reply: str) -> dict[str, object]:
     """Return the first JSON object of a reply. Raises NoteError if there is none, or if a section appears twice."""
-    text = reply.rpartition("</think>")[2]
-    if "<think>" in text:
-        raise NoteError("the reply ends while thinking")
+    text = answer_in(reply)
     start = text.find("{")
     if start < 0:
         raise NoteError("no JSON object in the reply")
     return parse_object(text, start)[0]
+
+
+def answer_in(reply: str) -> str:
+    """Return a reply without its think block. Raises NoteError if the reply ends while thinking."""
+    text = reply.rpartition("</think>")[2]
+    if "<think>" in text:
+        raise NoteError("the reply ends while thinking")
+    return text
 
 
 def parse_object(text: str, start: int) -> tuple[dict[str, object], int]:
