@@ -91,7 +91,7 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
             "run the same command with --stage all first"
         )
     try:
-        scores = score_run(predictions, judgements, rows, labels)
+        scores = score_run(predictions, judgements, rows, labels, folder.statements)
     except LabelError as error:
         raise UserError(f"{error}; correct it") from None
     except ValueError as error:

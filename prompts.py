@@ -119,7 +119,7 @@ def supported_messages(dialogue: str, reference: Note, statement: str) -> Messag
 
 
 def _statement_messages(system_prompt: str, case: dict[str, object], question: str) -> Messages:
-    """Put the last entry of `case`, the statement, on a line of its own: all before it is a prefix that others share."""
+    """Put the last entry of `case`, the statement, on a line of its own; the text before it is a shared prefix."""
     *shared, statement = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in case.items())
     content = as_text(f"{{{', '.join(shared)},\n{statement}}}\n{question} Answer yes or no.")
     return [{"role": "system", "content": system_prompt}, {"role": "user", "content": content}]
@@ -157,13 +157,19 @@ def read_note(reply: str) -> Note:
 
 def read_object(reply: str) -> dict[str, object]:
     """Return the first JSON object of a reply. Raises NoteError if there is none, or if a section appears twice."""
-    text = reply.rpartition("</think>")[2]
-    if "<think>" in text:
-        raise NoteError("the reply ends while thinking")
+    text = answer_in(reply)
     start = text.find("{")
     if start < 0:
         raise NoteError("no JSON object in the reply")
     return parse_object(text, start)[0]
+
+
+def answer_in(reply: str) -> str:
+    """Return a reply without its think block. Raises NoteError if the reply ends while thinking."""
+    text = reply.rpartition("</think>")[2]
+    if "<think>" in text:
+        raise NoteError("the reply ends while thinking")
+    return text
 
 
 def parse_object(text: str, start: int) -> tuple[dict[str, object], int]:

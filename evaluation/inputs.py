@@ -44,7 +44,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
     return {
         "name": folder.resolve().name,
         "results": results,
-        "predictions": [_pick(record, "index", "dialogue_hash") for record in predictions],
+        "predictions": [_pick(record, "index", "dialogue_hash", "status") for record in predictions],
         "judgements": [
             _pick(record, "index", "section", "verdict", "source", "control", "attack") for record in judgements
         ],

@@ -6,7 +6,6 @@ are written, while the judge may still be working on them.
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import shutil
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import prompts
 from common.chat_template import SERVED_NOTICE
 from common.dataset import Row
-from evaluation.engines.base import Completion, LanguageModel, Usage
+from evaluation.engines.base import LanguageModel, Usage
 from evaluation.engines.models import Model, vllm_rank
 from evaluation.engines.placement import Placement, Plan
 from evaluation.engines.server import Server
@@ -26,6 +25,7 @@ from evaluation.judging import asking, judge
 from evaluation.judging.asking import judge_case, start_judge
 from evaluation.judging.statements import ask_statements, decided_statement
 from evaluation.options import Options, without_credentials
+from evaluation.reading import read_prediction
 from evaluation.run.manifest import describe_machine
 from evaluation.run.records import JsonLines, Judgement, Prediction, StatementRecord, record_key
 from evaluation.run.runs import Run, print_line
@@ -301,28 +301,3 @@ def start_generator(
     lora_path = run.adapter and run.adapter.path
     spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path, merge_into, check_first)
     return Engine("generator", spec, run.folder.path / "generate.log", placement.devices)
-
-
-def read_prediction(index: int, dialogue: str, completion: Completion) -> Prediction:
-    """Return the record of the generator's answer to dialogue number `index`."""
-    note, reason = dict.fromkeys(prompts.SECTIONS), None
-    if completion.finish_reason == "prompt_too_long":
-        reason = "the prompt is too long"
-    elif completion.finish_reason == "error":
-        reason = f"the engine gave up: {completion.error or 'no cause given'}"
-    else:
-        try:
-            note = prompts.read_note(completion.text)
-        except prompts.NoteError as error:
-            reason = str(error)
-    return {
-        "index": index,
-        "dialogue_hash": hashlib.sha256(dialogue.encode()).hexdigest()[:12],
-        "raw": completion.text,
-        "finish_reason": completion.finish_reason,
-        "status": "invalid" if reason else "ok",
-        "reason": reason,
-        **note,
-        "prompt_tokens": completion.prompt_tokens,
-        "output_tokens": completion.output_tokens,
-    }

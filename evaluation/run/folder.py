@@ -60,7 +60,7 @@ class RunFolder:
             manifest.forget(overwrite)
         notes = overwrite != "generate" and any(True for _ in self.predictions)
         sources = set() if overwrite in ("generate", "judge") else self._sources()
-        judged = "judge" in sources  # what a rule decided does not depend on the judge
+        judged = bool(sources - {"code"})  # what a rule decided does not depend on the judge
         manifest.check_same_run(identity, {"data": notes or bool(sources), "generate": notes, "judge": judged})
         return manifest
 

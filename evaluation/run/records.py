@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 from common.errors import UserError
 
@@ -17,7 +17,12 @@ DAMAGED = "restore the file, or add --overwrite to replace the run"
 
 
 class Prediction(TypedDict):
-    """The generator's answer to one dialogue. `status` is ok or invalid; the sections of an invalid note are None."""
+    """The generator's answer to one dialogue.
+
+    `status` is ok, lenient or invalid. A lenient note is not in the JSON form that the prompt asks for, but
+    `evaluation.reading.read_leniently` could read it: strict scores count it as failed, lenient scores by its verdicts.
+    `reason` is why strict reading failed, `form` the form of a lenient note. An invalid note's sections are None.
+    """
 
     index: int
     dialogue_hash: str
@@ -25,6 +30,7 @@ class Prediction(TypedDict):
     finish_reason: str
     status: str
     reason: str | None
+    form: NotRequired[str | None]  # absent in runs that were made before lenient reading
     S: str | None
     O: str | None  # noqa: E741
     A: str | None

@@ -4,8 +4,8 @@ from collections import Counter
 from itertools import combinations
 
 from evaluation.scoring.intervals import newcombe, paired_mean
-from evaluation.scoring.judgements import sort_judgements
-from evaluation.scoring.statements import NoteStatements
+from evaluation.scoring.judgements import fail_by_form, sort_judgements
+from evaluation.scoring.statements import NoteStatements, unreadable
 from prompts import SECTIONS
 
 # Keys of results.json that must be equal for verdicts to be comparable, with their names in a message.
@@ -28,6 +28,8 @@ def compare_runs(runs: list[dict]) -> dict:
                          p_holm: p corrected for the four sections}};
           mean: {n, difference, ci95, p: paired permutation test, two-sided}, on the dialogues with all sections
               scored in both. This p is the main test and needs no correction;
+          lenient_mean: the same keys, by lenient reading: with the judge's verdicts on lenient notes, which all other
+              figures count as failed. None if no run has lenient notes;
           flips: [{index, section, from: verdict in a, to: verdict in b}], for each changed verdict}
           A difference, its interval, p and p_holm are None if no dialogue is scored in both.
       statements: None unless all runs have statements at the same threshold, otherwise
@@ -42,14 +44,18 @@ def compare_runs(runs: list[dict]) -> dict:
     for run in runs[1:]:
         _check_comparable(runs[0], run)
     results = [run["results"] for run in runs]
-    verdicts = [_note_verdicts(run) for run in runs]
+    lenient = [_note_verdicts(run, is_strict=False) for run in runs]
+    strict = [_note_verdicts(run, is_strict=True) for run in runs]
+    has_lenient = any(prediction["status"] == "lenient" for run in runs for prediction in run["predictions"])
     return {
         "names": [run["name"] for run in runs],
         "n": [result["n"] for result in results],
         "sections": {section: _rates([result["sections"][section] for result in results]) for section in SECTIONS},
         "mean": _rates([result["mean"] for result in results]),
         "pairs": [
-            {"a": a, "b": b} | _compare_pair(verdicts[a], verdicts[b], runs[a]["name"], runs[b]["name"])
+            {"a": a, "b": b}
+            | _compare_pair(strict[a], strict[b], runs[a]["name"], runs[b]["name"])
+            | {"lenient_mean": _mean_difference(_pair(lenient[a], lenient[b])) if has_lenient else None}
             for a, b in combinations(range(len(runs)), 2)
         ],
         "statements": compare_statements(runs),
@@ -64,8 +70,8 @@ def compare_statements(runs: list[dict]) -> dict | None:
     scores = [run["results"].get("statements") for run in runs]
     if not all(scores) or len({score["threshold"] for score in scores}) > 1:
         return None
-    of_runs = [run["statements"] for run in runs]
-    verdicts = [_statement_verdicts(run) for run in runs]
+    of_runs = [_strict_statements(run) for run in runs]
+    verdicts = [_statement_verdicts(run, notes) for run, notes in zip(runs, of_runs, strict=True)]
     names = [run["name"] for run in runs]
     pairs = []
     for a, b in combinations(range(len(runs)), 2):
@@ -82,10 +88,19 @@ def compare_statements(runs: list[dict]) -> dict | None:
     }
 
 
-def _statement_verdicts(run: dict) -> Verdicts:
+def _strict_statements(run: dict) -> NoteStatements:
+    """Return the statements of a run's notes; by strict reading, lenient notes miss all of the reference."""
+    lenient = {prediction["index"] for prediction in run["predictions"] if prediction["status"] == "lenient"}
+    return {
+        index: {section: unreadable(cell) if index in lenient else cell for section, cell in sections.items()}
+        for index, sections in run["statements"].items()
+    }
+
+
+def _statement_verdicts(run: dict, notes: NoteStatements) -> Verdicts:
     return {
         (prediction["index"], prediction["dialogue_hash"]): {
-            section: cell.verdict for section, cell in run["statements"].get(prediction["index"], {}).items()
+            section: cell.verdict for section, cell in notes.get(prediction["index"], {}).items()
         }
         for prediction in run["predictions"]
     }
@@ -144,8 +159,11 @@ def _rates(figures: list[dict]) -> dict:
     return {"accuracy": accuracy, "ci95": [entry["ci95"] for entry in figures], "best": best}
 
 
-def _note_verdicts(run: dict) -> Verdicts:
+def _note_verdicts(run: dict, is_strict: bool) -> Verdicts:
+    """Return the verdicts on a run's notes; by strict reading, all sections of lenient notes fail."""
     notes, _, _ = sort_judgements(run["judgements"], {prediction["index"] for prediction in run["predictions"]})
+    if is_strict:
+        notes = fail_by_form(notes, {note["index"] for note in run["predictions"] if note["status"] == "lenient"})
     return {
         (prediction["index"], prediction["dialogue_hash"]): {
             section: verdict for section, (verdict, _) in notes.get(prediction["index"], {}).items()
@@ -166,8 +184,13 @@ def _compare_pair(first: Verdicts, second: Verdicts, first_name: str, second_nam
         flips += [{"index": index, "section": section, "from": a, "to": b} for index, a, b in scored if a != b]
     for section, p in _holm({section: figures["p"] for section, figures in sections.items()}).items():
         sections[section]["p_holm"] = p
-    mean = _mean_difference([(first[key], second[key]) for key in shared])
+    mean = _mean_difference(_pair(first, second))
     return {"n": len(shared), "sections": sections, "mean": mean, "flips": flips}
+
+
+def _pair(first: Verdicts, second: Verdicts) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Return the verdicts of both runs on each dialogue that they share."""
+    return [(first[key], second[key]) for key in first if key in second]
 
 
 def _paired_figures(verdicts: list[tuple[str, str]]) -> dict:

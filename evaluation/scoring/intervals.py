@@ -5,7 +5,7 @@ The same counts always give the same interval. tests/test_scoring.py simulates e
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -197,13 +197,15 @@ def stratified_mean(
     notes: Sequence[tuple[Stratum, ...]],
     labels: Mapping[Stratum, Mapping[int, float]],
     known: Mapping[Stratum, float] | None = None,
+    unknowable: Collection[Stratum] = (),
 ) -> tuple[float | None, Interval]:
     """Return (estimate, interval) of the mean over all notes and their sections, of which only a sample has labels.
 
     notes: for each note, the strata of its sections. All notes have the same number of sections.
     labels: {stratum: {position of the note in `notes`: label, 0 to 1}}, a random sample within each stratum.
     known: strata whose sections all have the same, known value.
-    A stratum with neither is open: then the estimate is None, and the interval allows for any mean of that stratum.
+    unknowable: strata that nobody can label. The estimate counts them as 0; the interval allows for any mean of them.
+    Any other stratum without labels is open: the estimate is None, and the interval allows for any mean of it, too.
 
     Each stratum's mean is weighted by the number of its sections (post-stratification). The interval is Wilson's at the
     effective sample size: as many independent sections as give the estimate's variance (Korn and Graubard 1998, Survey
@@ -214,8 +216,9 @@ def stratified_mean(
     known = known or {}
     size = Counter(stratum for strata in notes for stratum in strata)
     weights = {stratum: number / size.total() for stratum, number in size.items()}
-    sampled = [stratum for stratum in size if stratum not in known and labels.get(stratum)]
-    is_open = len(sampled) + len(size.keys() & known.keys()) < len(size)
+    given = known.keys() | set(unknowable)
+    sampled = [stratum for stratum in size if stratum not in given and labels.get(stratum)]
+    is_open = len(sampled) + len(size.keys() & given) < len(size)
 
     means, smoothed, within, parts = {}, {}, 0.0, {}
     for stratum in sampled:

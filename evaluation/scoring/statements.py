@@ -226,9 +226,12 @@ def as_verdict(record: StatementRecord, threshold: float) -> Judgement:
 
 
 def unreadable(section: SectionStatements) -> SectionStatements:
-    """Return the statements of a section whose note counts as unreadable: all of the reference is missing."""
-    if section.verdict == "unscored" and section.covered.unscored == section.covered.n and not section.supported.n:
-        return section  # the engine wrote no note, so nothing is known about it
+    """Return the statements of a section whose note counts as unreadable: all of the reference is missing.
+
+    Nothing is known about a note that the engine did not write.
+    """
+    if section.verdict == "unscored" and not section.supported.n:
+        return section
     return SectionStatements(Answers(section.covered.n, 0, 0), Answers(0, 0, 0), "fail")
 
 
