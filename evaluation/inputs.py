@@ -7,7 +7,6 @@ from typing import Any
 from common.errors import UserError, short_cause
 from evaluation.review_sheet import read_sheet
 from evaluation.run.records import open_records, parse_record
-from evaluation.scoring.statements import read_statements
 
 
 def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
@@ -33,6 +32,8 @@ def load_run(path: str | Path) -> dict[str, Any]:
 
     Raises UserError.
     """
+    from evaluation.scoring.statements import read_statements
+
     folder = Path(path)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
