@@ -148,7 +148,8 @@ def _close(text: str) -> str:
     """
     from partial_json_parser import fix
 
-    text = text.rstrip().removesuffix("```").rstrip()
+    text, fence, after = text.rstrip().rpartition("\n```")
+    text = text.rstrip() if fence and not after else text + fence + after
     kept, missing = fix(text)
     body = text.rstrip("}] \t\r\n")
     if missing.startswith('"') and body != text:

@@ -114,9 +114,11 @@ def written(value: object, rng: random.Random, loose: bool, pad: str) -> str:
 
 def draft(rng: random.Random) -> tuple[dict, dict[str, str]]:
     """Return a note as an object in another form, and the note."""
-    values = {section: value_of(rng) for section in SECTIONS}
-    style = rng.randrange(min(map(len, KEYS.values())))
-    keys = {s: rng.choice(KEYS[s]) if rng.random() < 0.3 else KEYS[s][style] for s in rng.sample(SECTIONS, 4)}
+    is_plain = rng.random() < 0.2  # only text under the letters
+    values = {section: value_of(rng, 3 * is_plain) for section in SECTIONS}
+    style = 0 if is_plain else rng.randrange(7)
+    mixed = 0.0 if is_plain else 0.3
+    keys = {s: rng.choice(KEYS[s]) if rng.random() < mixed else KEYS[s][style] for s in rng.sample(SECTIONS, 4)}
     entry = {key: values[section][0] for section, key in keys.items()}
     if rng.random() < 0.2:
         entry["confidence"] = Number("0.9")
@@ -180,34 +182,32 @@ def clean(note: dict[str, str]) -> dict[str, str]:
     return {section: text.strip() for section, text in note.items()}
 
 
-def test_6000_right_notes_in_other_json_forms_are_read_exactly():
+def test_3000_right_notes_in_other_json_forms_are_read_exactly():
     rng, counts, forms = random.Random(1), Counter(), Counter()
-    for _ in range(6000):
+    for _ in range(3000):
         reply, note = right_reply(rng)
-        result = outcome(reply, clean(note))
-        assert result == "right", (reply, note, outcome(reply, clean(note)))
-        counts[result] += 1
+        counts[outcome(reply, clean(note))] += 1
         forms.update(read_leniently(reply)[1].split(", "))
-    assert counts == {"right": 6000}
+    assert counts == {"right": 3000}
     expected = ("wrapped object", "words as keys", "nested values", "JSON5", "unclosed JSON", "text around JSON")
     assert set(forms) == set(expected)
     assert min(forms.values()) > 20
 
 
-def test_no_note_is_read_from_4000_replies_without_exactly_one_note():
+def test_no_note_is_read_from_3000_replies_without_exactly_one_note():
     rng, faults = random.Random(2), Counter()
-    for _ in range(4000):
+    for _ in range(3000):
         reply, fault = wrong_reply(rng)
         assert outcome(reply, None) == "refused", (fault, reply)
         faults[fault] += 1
-    assert len(faults) == 6 and min(faults.values()) > 400
+    assert len(faults) == 6 and min(faults.values()) > 300
 
 
 def test_a_damaged_character_of_the_json_never_changes_the_note():
     """Remove one quote, bracket, colon or comma that belongs to the JSON, not to a text."""
     rng, counts = random.Random(3), Counter()
     plain = ["Cough for 3 days.", "Denies fever", "The patient's wife agrees.", "No pain (left)."]
-    for _ in range(5000):
+    for _ in range(2000):
         note = {section: " ".join(rng.choices(plain, k=2)) for section in SECTIONS}
         value: object = {rng.choice(KEYS[section]): text for section, text in note.items()}
         value = rng.choice((value, {"SOAP": value}, {"notes": [value]}))
@@ -215,7 +215,7 @@ def test_a_damaged_character_of_the_json_never_changes_the_note():
         at = rng.choice([match.start() for match in re.finditer(r'["\[\]{},:]', text)])
         counts[outcome(text[:at] + text[at + 1 :], note)] += 1
     assert counts["misread"] == 0
-    assert counts["right"] > 200 and counts["refused"] > 2000
+    assert counts["right"] > 80 and counts["refused"] > 800
 
 
 def test_a_reply_cut_at_any_place_is_refused_or_lacks_only_an_end_of_the_last_section():
@@ -230,22 +230,19 @@ def test_a_reply_cut_at_any_place_is_refused_or_lacks_only_an_end_of_the_last_se
                 assert "unclosed JSON" in form
 
 
-def test_4000_generated_notes_under_headings_are_read_as_by_preprocessing():
+def test_2000_generated_notes_under_headings_are_read_as_by_preprocessing():
     rng, faults, counts = random.Random(4), Counter(), Counter()
-    for _ in range(4000):
+    for _ in range(2000):
         case = heading_notes.make_case(rng)
         if case.kind.startswith("prose_before"):
             continue  # lenient reading drops such text
         before = rng.choice(("", "", "Here is the SOAP note:\n\n", "**Patient:** Jane Roe\n**Date:** 3 May\n\n"))
-        if case.note is None and before:
-            continue
-        if before and ", one line" in case.kind:
-            before = "Here is the note. "
-        case.text = before + case.text
+        if case.note is not None and ", one line" not in case.kind:
+            case.text = before + case.text
         faults[heading_notes.fault(case, lambda text: read_leniently(text)[0])] += 1
         counts[case.note is not None and not case.may_be_rejected] += 1
     assert faults.keys() == {""}, faults
-    assert min(counts.values()) > 500
+    assert min(counts.values()) > 300
 
 
 # --- single forms ----------------------------------------------------------------------------------------------------
@@ -284,7 +281,6 @@ def headed(form: str, gap: str = "\n\n") -> str:
     ("reply", "form"),
     [
         (json.dumps({"SOAP": NOTE}), "wrapped object"),
-        (f"[{JSON}]", "text around JSON"),
         (json.dumps(WORDS), "words as keys"),
         (json.dumps({"note": WORDS}), "wrapped object, words as keys"),
         (str(NOTE), "JSON5"),
@@ -302,12 +298,13 @@ def headed(form: str, gap: str = "\n\n") -> str:
         (headed("**{} ({letter}):**\n", "\n"), "headings"),
         ("Here is the note:\n\n**SOAP Note**\n\n" + headed("### {letter} - {}:\n"), "headings"),
         (f"Sure!\n```markdown\n{headed('# {}' + chr(10))}\n```\nLet me know.", "headings"),
+        ("Here is the note. " + headed("{}: ", " "), "headings"),
         (f"<think>\nS: unclear\n</think>\n{headed('{letter}: ')}", "headings"),
     ],
 )
 def test_a_right_note_in_another_form_is_read(reply: str, form: str):
     with pytest.raises(NoteError):
-        read_note(reply) if form != "text around JSON" or reply[0] != "[" else read_note("")
+        read_note(reply)
     assert read_leniently(reply) == (NOTE, form)
 
 
