@@ -1,5 +1,6 @@
 """Format figures as text, for the console and the pages."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 P_VALUES = (
@@ -10,6 +11,19 @@ P_VALUES = (
 
 def percent(rate: float) -> str:
     return f"{100 * rate:.1f}%"
+
+
+def percent_or_dash(rate: float | None, dash: str = "-") -> str:
+    return dash if rate is None else percent(rate)
+
+
+def number_or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def rate(share: float | None, ci95: Sequence[float] | None) -> str:
+    """Format a share with its interval; "-" if there is none."""
+    return "-" if share is None else f"{percent(share)} ({interval(ci95)})"
 
 
 def interval(ci95: tuple[float, float], dash: str = "-") -> str:
@@ -69,13 +83,75 @@ def comparison_lines(comparison: dict) -> list[tuple[str, dict]]:
     return [*comparison["sections"].items(), ("mean", comparison["mean"])]
 
 
+def readable_mean(results: dict) -> float | None:
+    """Return the mean pass rate among readable notes; None if there are none, or if the results are old."""
+    rates = [section.get("accuracy_readable") for section in results["sections"].values()]
+    return None if None in rates else sum(rates) / len(rates)
+
+
+def is_all_readable(results: dict) -> bool:
+    return results["valid_notes"] == results["n"]
+
+
+def has_readable_rates(results: dict) -> bool:
+    """Return whether some notes are readable and others are not, and the results, unlike old ones, have their rates."""
+    return readable_mean(results) is not None and results["valid_notes"] < results["n"]
+
+
 def judge_free_measures(runs: list[dict]) -> list[list[str]]:
-    """Return table rows with a column for each run: readable notes, and ROUGE-L of each section."""
+    """Return table rows with a column for each run: readable notes, forced form if any, and ROUGE-L of each section."""
     results = [run["results"] for run in runs]
-    readable = ["Readable notes", *(f"{result['valid_notes']} of {result['n']}" for result in results)]
-    return [readable] + [
+    rows = [["Readable notes", *(f"{result['valid_notes']} of {result['n']}" for result in results)]]
+    if any(result.get("note_schema") for result in results):
+        rows.append(["Made to write JSON", *("yes" if result.get("note_schema") else "no" for result in results)])
+    return rows + [
         [f"ROUGE-L, {section}", *(rouge(result["sections"][section]) for result in results)]
         for section in results[0]["sections"]
+    ]
+
+
+def readable_means(runs: list[dict]) -> list[str]:
+    """Return each run's mean pass rate among readable notes; empty if all notes of all runs are readable."""
+    results = [run["results"] for run in runs]
+    if all(is_all_readable(result) or readable_mean(result) is None for result in results):
+        return []
+    # If all notes are readable, the rate among readable notes is the rate among all.
+    means = [result["mean"]["accuracy"] if is_all_readable(result) else readable_mean(result) for result in results]
+    return [percent_or_dash(mean) for mean in means]
+
+
+def lenient_rows(runs: list[dict]) -> list[list[str]]:
+    """Return table rows with a column for each run: notes and rates under lenient reading; empty without such notes.
+
+    A run without notes in another form has the same rates under both readings.
+    """
+    results = [run["results"] for run in runs]
+    if not any(result.get("lenient") for result in results):
+        return []
+    views = [result.get("lenient") or result for result in results]
+    counts = [f"{view['valid_notes']} of {result['n']}" for view, result in zip(views, results, strict=True)]
+    rows = [["Readable in any form", *counts]]
+    rows += [
+        [f"Pass rate, {key}", *(percent(view["sections"][key]["accuracy"]) for view in views)]
+        for key in results[0]["sections"]
+    ]
+    rows.append(["Pass rate, mean", *(percent(view["mean"]["accuracy"]) for view in views)])
+    if all(view.get("statements") for view in views):
+        means = [view["statements"]["mean"] for view in views]
+        rows += [
+            [f"{name.capitalize()}, mean", *(percent_or_dash(mean[name]["share"]) for mean in means)]
+            for name in ("covered", "supported")
+        ]
+        rows.append(["By statements, mean", *(percent(mean["accuracy"]) for mean in means)])
+    return rows
+
+
+def statement_rows(comparison: dict) -> list[tuple[str, list[tuple[float | None, Sequence[float] | None]]]]:
+    """Return (name, (share, interval) of each run): the covered and supported shares of each section and the mean."""
+    return [
+        (f"{name.capitalize()}, {key}", list(zip(line["share"], line["ci95"], strict=True)))
+        for name in ("covered", "supported")
+        for key, line in [*comparison[name]["sections"].items(), ("mean", comparison[name]["mean"])]
     ]
 
 
