@@ -98,7 +98,9 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
         raise UserError(f"{run.folder.path}: {error}; correct it, or add --overwrite") from None
     results = {"dataset": options.dataset_path, **scores, **run.manifest.for_results()}
     write_results_json(run.folder.path / "results.json", results)
-    html.write_report(run.folder.path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
+    threshold = scores["statements"]["threshold"] if scores["statements"] else 0.0
+    dialogues = html.select_dialogues(predictions, judgements, rows, folder.statements, threshold)
+    html.write_report(run.folder.path / "report.html", results, dialogues)
     print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
     if options.review_sheet:
         size = write_sheet(Path(options.review_sheet), predictions, judgements, rows, options.review_size)
