@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.engines.base import Completion
+from evaluation.judging.judge import plain_cases
 from evaluation.reading import read_leniently, read_prediction
 from evaluation.run.records import open_records
 from prompts import SECTION_NAMES, SECTIONS, NoteError, read_note, write_note
@@ -186,8 +187,9 @@ def test_3000_right_notes_in_other_json_forms_are_read_exactly():
     rng, counts, forms = random.Random(1), Counter(), Counter()
     for _ in range(3000):
         reply, note = right_reply(rng)
-        counts[outcome(reply, clean(note))] += 1
-        forms.update(read_leniently(reply)[1].split(", "))
+        read, form = read_leniently(reply)
+        counts["right" if read == clean(note) else "misread"] += 1
+        forms.update(form.split(", "))
     assert counts == {"right": 3000}
     expected = ("wrapped object", "words as keys", "nested values", "JSON5", "unclosed JSON", "text around JSON")
     assert set(forms) == set(expected)
@@ -366,6 +368,15 @@ def test_a_note_that_did_not_end_by_itself_is_not_read_leniently(finish_reason: 
     for text in (JSON[:-2], json.dumps({"SOAP": NOTE}), headed("{}: ")):
         entry = record(text, finish_reason)
         assert (entry["status"], entry["form"], entry["S"]) == ("invalid", None, None)
+
+
+def test_a_lenient_note_is_judged_like_one_in_the_json_form():
+    lenient = record(json.dumps({"SOAP": NOTE | {"A": "N/A"}}))
+    cases, decided = plain_cases([lenient], [{"dialogue": "Doctor: Hello.", **NOTE}])
+    assert {case.section: case.prediction for case in cases} == {key: NOTE[key] for key in "SOP"}
+    assert [(entry["section"], entry["verdict"], entry["reason"]) for entry in decided] == [
+        ("A", "fail", "the section says nothing")
+    ]
 
 
 def test_a_run_without_forms_still_loads(tmp_path: Path):
