@@ -4,6 +4,8 @@ import json
 
 import pytest
 from report_data import (
+    add_statements,
+    add_statements_to_comparison,
     all_labels,
     attacks,
     by_people,
@@ -12,8 +14,10 @@ from report_data import (
     make_comparison,
     make_results,
     make_run,
+    question,
     runs_of,
     section,
+    statement_records,
 )
 
 from evaluation.report import html
@@ -211,6 +215,119 @@ def test_attacks_without_baselines_are_shown_without_a_rate(results):
     assert "8 of 24 attacks passed. Their success cannot be measured, because the verdicts" in console_table(results)
 
 
+# --- statements and lenient reading ----------------------------------------------------------------------------------
+
+
+def part(text: str, first: str) -> str:
+    """Return the paragraph of a text that begins with `first`."""
+    return next(paragraph for paragraph in text.split("\n\n") if paragraph.startswith(first))
+
+
+def test_the_first_table_of_the_console_has_both_instruments(results):
+    text = console_table(add_statements(results))
+    table = part(text, "| Section")
+    assert cells(table, "Section") == ["Section", "Pass rate", "By statements", "Unscored", "ROUGE-L"]
+    assert cells(table, "S") == ["S", "64.4% (58.4-70.4%)", "34.4% (28.4-40.4%)", "4", "0.412"]
+    assert cells(table, "P")[2] == "37.6% (31.6-43.6%), judge unproven"
+    assert cells(table, "mean")[1:3] == ["59.2% (56.1-62.2%)", "36.3% (33.3-39.3%)"]
+
+
+def test_the_console_shows_covered_and_supported_with_unscored_counts(results):
+    text = console_table(add_statements(results))
+    table = part(text, "| Statements")
+    assert cells(table, "S")[1:3] == ["71.2% (69.2-73.2%, n = 1250)", "83.1% (81.1-85.1%, n = 1250)"]
+    assert cells(table, "S")[3] == "covered 2, sections 2 (pass rate 34.4-35.2%)"
+    assert cells(table, "mean")[1:] == ["70.4% (68.9-71.9%)", "84.7% (83.2-86.2%)", ""]
+    assert "at least -0.35 (fitted on 40 controls; the checks by statements use the others)" in text
+    assert "by statements, good sections pass more often than bad ones in P." in text
+
+
+def test_an_unfitted_threshold_of_zero_is_said_to_be_unfitted(results):
+    results = add_statements(results)
+    results["statements"] |= {"threshold": -0.0, "fitted_on": 0, "judge_controls": None, "judge_controls_all": None}
+    text = console_table(results)
+    assert "A statement counts as yes if its log odds are at least 0.00 (not fitted)." in text
+    assert not [paragraph for paragraph in text.split("\n\n") if paragraph.startswith("| By statements")]
+
+
+@pytest.mark.parametrize(
+    ("better", "words"),
+    [
+        (None, "With 40 good and 40 bad controls it could not be shown whether verdicts or statements tell more: AUC"),
+        ("verdict", "On 40 good and 40 bad controls, verdicts tell more than statements: AUC"),
+        ("statements", "On 40 good and 40 bad controls, statements tell more than verdicts: AUC"),
+    ],
+)
+def test_one_sentence_says_which_instrument_tells_more(results, better, words):
+    results = add_statements(results)
+    results["instruments"]["better"] = better
+    text = console_table(results)
+    assert f"{words} 0.81 (0.71-0.89) by verdicts, 0.84 (0.75-0.92) by statements." in text
+    results["instruments"]["verdict"] = {"auc": None, "ci95": None}
+    assert "Verdicts and statements could not be compared with 40 good" in console_table(results)
+
+
+def test_statements_have_their_own_checks_and_attacks_in_the_console(results):
+    results = add_statements(results)
+    results["attacks"] = attacks()
+    results["statements"]["attacks"] = attacks() | {"succeeded": 9, "success_rate": 0.45}
+    text = console_table(results)
+    assert cells(part(text, "| By statements"), "P")[3] == "0.05 (-0.15 to 0.25)"
+    assert cells(part(text, "| Known answers"), "P")[3] == "0.65 (0.45 to 0.85)"
+    assert "Attacks on the judge: 4 of 20 attacks" in text and "Attacks, by statements: 9 of 20 attacks" in text
+
+
+def test_lenient_rates_come_after_the_strict_headline(results):
+    text = console_table(add_statements(results))
+    assert "HEADLINE: 59.2% of the sections passed" in text
+    assert (
+        "Lenient reading: 3 of 250 notes fail strict reading. Of these, 2 can be read in another form (headings: 1; "
+        "words as keys, nested values: 1), which makes 249 readable."
+    ) in text
+    table = part(text, "| Lenient")
+    assert cells(table, "S")[1:3] == ["65.2% (59.2-71.2%)", "34.4% (28.4-40.4%)"]
+    assert cells(table, "mean")[1] == "60.0% (57.0-63.0%)"
+    results = add_statements(results)
+    results["lenient"]["statements"] = None
+    assert cells(part(console_table(results), "| Lenient"), "Lenient") == ["Lenient", "Pass rate"]
+    assert "enient" not in console_table(results | {"lenient": None})
+
+
+def test_rates_among_readable_notes_are_shown_unless_all_are_readable(results):
+    results = add_statements(results)
+    table = part(console_table(results), "| Among readable")
+    assert cells(table, "S")[1:] == ["65.2% (59.2-71.2%)", "0.417"]
+    assert cells(table, "mean")[1] == "59.9%"
+    assert "Among readable" not in console_table(results | {"valid_notes": 250})
+
+
+def test_every_view_says_if_the_engine_was_made_to_write_json(results, comparison, tmp_path):
+    forced = results | {"note_schema": True}
+    sentence = "The engine was made to write the JSON form (--note_schema)."
+    runs = [{"name": name, "results": forced if name == "Finetuned" else results} for name in comparison["names"]]
+    assert sentence in console_table(forced) and sentence not in console_table(results)
+    assert cells(comparison_table(comparison, runs), "Made to write JSON")[1:] == ["no", "yes", "no"]
+    html.write_report(tmp_path / "report.html", forced, [])
+    assert sentence in (tmp_path / "report.html").read_text()
+
+
+def test_an_alarm_is_announced_beside_the_headline(results_of_an_unproven_judge):
+    headline = console_table(results_of_an_unproven_judge).splitlines()[1]
+    assert headline.endswith("; do not rely on it, see the WARNING below")
+
+
+def test_supported_without_a_single_statement_has_no_share(results, tmp_path):
+    results = add_statements(results)
+    results["statements"]["sections"]["A"]["supported"] = question(None)
+    results["statements"]["mean"]["supported"] = {"share": None, "ci95": None}
+    assert cells(part(console_table(results), "| Statements"), "A")[2] == "-"
+    html.write_report(tmp_path / "report.html", results, [])
+    assert (
+        "A: pass rate 50.8%, 95% interval 44.8–56.8%; pass rate by statements 44.8%, 38.8–50.8%; covered"
+        in (tmp_path / "report.html").read_text()
+    )
+
+
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +401,45 @@ def test_a_warning_names_the_runs_if_it_does_not_hold_for_all(comparison, result
     assert warnings[0].startswith("Qwen3-1.7B and LoRA Adapter: It could not be shown")
 
 
+def test_the_comparison_shows_statements_and_lenient_rates_of_each_run(comparison, results):
+    comparison = add_statements_to_comparison(comparison)
+    text = comparison_table(comparison, runs_of(comparison, add_statements(results)))
+    assert text.startswith("HEADLINE: the mean pass rate by the judge's verdicts")
+    table = part(text, "| By statements")
+    assert cells(table, "Pass rate, mean")[1:] == ["20.0%", "**36.3%**", "30.0%"]
+    assert cells(table, "Supported, mean")[1:] == ["51.2%", "70.4%", "-"]
+    assert cells(part(text, "| Section"), "mean, readable")[1:] == ["59.9%"] * 3
+    lenient = part(text, "| Lenient reading")
+    assert cells(lenient, "Readable in any form")[1:] == ["249 of 250"] * 3
+    assert cells(lenient, "Pass rate, mean")[1:] == ["60.0%"] * 3
+    assert cells(lenient, "Covered, mean")[1:] == ["70.4%"] * 3
+    differences = [table for table in text.split("\n\n") if table.startswith("| By statements")][1:]
+    assert [cells(table, "covered")[1:3] for table in differences] == [["+19.2", "+15.0 to +23.4"]] * 3
+    assert ["| supported" in table for table in differences] == [True, False, True]
+
+
+def test_a_run_without_lenient_notes_keeps_its_strict_rates_in_lenient_rows(comparison, results):
+    runs = runs_of(comparison, add_statements(results))
+    strict = {key: value for key, value in add_statements(results).items() if key != "lenient"}
+    runs[1] = {"name": "Finetuned", "results": strict | {"lenient": None}}
+    lenient = part(comparison_table(comparison, runs), "| Lenient reading")
+    assert cells(lenient, "Readable in any form")[1:] == ["249 of 250", "247 of 250", "249 of 250"]
+    assert cells(lenient, "Pass rate, mean")[1:] == ["60.0%", "59.2%", "60.0%"]
+    runs[2] = {"name": "LoRA Adapter", "results": results}  # made before statements
+    assert "Covered, mean" not in part(comparison_table(comparison, runs), "| Lenient reading")
+
+
+@pytest.mark.parametrize("view", ["console", "comparison"])
+def test_console_tables_fit_a_wide_terminal(comparison, results, view):
+    results = add_statements(results)
+    results["statements"]["sections"]["S"] = results["statements"]["sections"]["O"]  # none unscored
+    comparison = add_statements_to_comparison(comparison)
+    text = {"console": console_table(results), "comparison": comparison_table(comparison, runs_of(comparison, results))}
+    lines = [line for line in text[view].splitlines() if line.startswith("|")]
+    assert len(lines) > 20
+    assert max(map(len, lines)) <= 120
+
+
 # --- results.json ----------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +498,32 @@ def test_the_figures_from_scoring_can_be_shown(results, tmp_path):
     write_results_json(tmp_path / "results.json", results)
     html.write_report(tmp_path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
     html.write_comparison(tmp_path / "comparison.html", comparison, [run, run])
+
+
+def test_records_are_read_once_and_controls_and_attacks_have_no_marks():
+    predictions, judgements, rows = make_run(4, words=200)
+    records = statement_records(predictions, rows)
+    control = {"kind": "reworded", "expected": "pass"}
+    others = [{**records[0], "covered": [], "control": control}, {**records[0], "covered": [], "attack": "plea"}]
+    iterators = iter(predictions), iter(judgements), rows, iter([*others, *records[:-1], *others])
+    view = html.select_dialogues(*iterators, threshold=100.0)
+    states = [entry["state"] for entry in view[0]["statements"]["S"]["covered"]]
+    assert len(states) == 5 and set(states) <= {"missing", "unscored"}
+    assert view[3]["statements"]["P"] is None  # the last record is absent
+    assert html.select_dialogues(predictions, judgements, rows)[0]["statements"]["S"] is None
+
+
+def test_lenient_notes_are_shown_with_their_sections_and_form(results, tmp_path):
+    predictions, judgements, rows = make_run(3, words=200)
+    predictions[1] |= {"status": "lenient", "reason": "no JSON object", "form": "headings"}
+    predictions[2] |= {"status": "lenient", "reason": "no JSON object"}  # a record without its form
+    view = html.select_dialogues(predictions, judgements, rows)
+    assert view[1]["prediction"] == {key: predictions[1][key] for key in SECTIONS}
+    html.write_report(tmp_path / "report.html", results, view)
+    page = (tmp_path / "report.html").read_text()
+    assert "read leniently: headings</span>" in page and "read leniently</span>" in page
+    assert page.count('Strict reading fails: <span dir="auto">no JSON object</span>.') == 2
+    assert "none: the reply is not a readable note" not in page
 
 
 def test_a_kind_of_control_without_a_readable_verdict_has_no_rate(results, tmp_path):

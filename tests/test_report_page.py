@@ -2,10 +2,24 @@ import itertools
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from report_data import HOSTILE, all_labels, attacks, by_people, check, make_comparison, make_results, make_run, runs_of
+from report_data import (
+    HOSTILE,
+    add_statements,
+    add_statements_to_comparison,
+    all_labels,
+    attacks,
+    by_people,
+    check,
+    make_comparison,
+    make_results,
+    make_run,
+    runs_of,
+    statement_records,
+)
 
 from evaluation.report import html
 from prompts import SECTIONS
@@ -85,13 +99,19 @@ def hostile_report(results, tmp_path) -> Path:
         prediction.update(raw=text, reason=prediction["reason"] and text)
         if prediction["status"] == "ok":
             prediction.update({key: f"{text} {key}" for key in SECTIONS})
-    for record in judgements:
+    records = statement_records(predictions, rows)
+    for record in [*judgements, *records]:
         record["reason"] = HOSTILE[record["index"]]
+    records[0]["supported"] += [{"statement": f"lost {text}", "log_odds": None} for text in HOSTILE]
+    predictions[3] |= {"status": "lenient", "reason": HOSTILE[3], "form": HOSTILE[3]}
+    results = add_statements(results)
+    results["lenient"]["forms"] = dict.fromkeys(HOSTILE, 1)
     for key in ("model", "lora_path", "judge_model", "dataset", "split"):
         results[key] = "".join(HOSTILE)
     results["versions"] = {HOSTILE[0]: HOSTILE[1]}
     results["attacks"] = {**attacks(), "by_kind": {text: attacks() for text in HOSTILE}}
-    html.write_report(tmp_path / "hostile.html", results, html.select_dialogues(predictions, judgements, rows))
+    view = html.select_dialogues(predictions, judgements, rows, records)
+    html.write_report(tmp_path / "hostile.html", results, view)
     return tmp_path / "hostile.html"
 
 
@@ -183,10 +203,11 @@ def test_a_script_added_to_the_page_does_not_run(open_page, small_report):
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_page_is_wider_than_the_screen(
-    open_page, small_report, hostile_report, comparison, results, width, tmp_path
+    open_page, small_report, hostile_report, statements_report, comparison, results, width, tmp_path
 ):
+    comparison, results = add_statements_to_comparison(comparison), add_statements(results)
     html.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, results))
-    for path in (small_report, hostile_report, tmp_path / "comparison.html"):
+    for path in (small_report, hostile_report, statements_report, tmp_path / "comparison.html"):
         page = open_page(path, width)
         for details in page.locator("details").all():
             details.evaluate("element => element.open = true")
@@ -194,7 +215,11 @@ def test_no_page_is_wider_than_the_screen(
 
 
 def test_250_dialogues_open_in_under_two_seconds(open_page, results, tmp_path):
-    html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(250)))
+    predictions, judgements, rows = make_run(250)
+    records = statement_records(predictions, rows)  # 40 statements for each readable note
+    assert sum(len(record["covered"]) + len(record["supported"]) for record in records) == 225 * 40 + 25 * 20
+    view = html.select_dialogues(predictions, judgements, rows, records)
+    html.write_report(tmp_path / "report.html", add_statements(results), view)
     seconds = []
     for _ in range(2):  # the first start may wait for a busy disk
         page = open_page(tmp_path / "report.html")
@@ -290,6 +315,167 @@ def test_the_comparison_page_shows_rates_differences_and_flips(open_page, compar
     assert page.get_by_text("S, fail to pass (2): dialogues 3, 17").first.is_visible()
 
 
+# --- statements in a browser -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def statements_report(results, tmp_path) -> Path:
+    """Write a report of 10 dialogues: 5 statements a text, dialogue 3 in another form, dialogue 9 unreadable."""
+    predictions, judgements, rows = make_run(10, words=200)
+    predictions[3] |= {"status": "lenient", "reason": "no JSON object", "form": "headings"}
+    records = statement_records(predictions, rows)
+    records[0]["supported"].append({"statement": "Nowhere in the note.", "log_odds": -1.0})
+    view = html.select_dialogues(predictions, judgements, rows, records, threshold=0.5)
+    html.write_report(tmp_path / "report.html", add_statements(results), view)
+    return tmp_path / "report.html"
+
+
+def expected_states(predictions: list[dict], rows: list[dict], threshold: float) -> Counter:
+    """Count the states of the statements that `statement_records` makes, independently of the report."""
+    count = Counter()
+    for record in statement_records(predictions, rows):
+        for name, no in (("covered", "missing"), ("supported", "unsupported")):
+            for entry in record[name]:
+                if record["status"] == "missing":
+                    count[no] += 1
+                elif entry["log_odds"] is None:
+                    count["unscored"] += 1
+                else:
+                    count[name if entry["log_odds"] >= threshold else no] += 1
+    return count
+
+
+def test_missing_and_unsupported_statements_are_marked_in_the_texts(open_page, statements_report):
+    page = open_page(statements_report)
+    predictions, _, rows = make_run(10, words=200)
+    expected = expected_states(predictions, rows, 0.5)
+    assert min(expected[state] for state in ("missing", "unsupported", "unscored")) > 0
+    texts = page.locator("article .pair > div")
+    for state in ("missing", "unsupported", "unscored"):
+        assert texts.locator(f"p.text .{state}").count() == expected[state], state
+    assert page.locator(".pair > div:nth-child(2) .missing").count() == 0
+    assert page.locator(".pair > div:nth-child(1) .unsupported").count() == 0
+    titles = page.locator("p.text .unsupported").evaluate_all("marks => marks.map(mark => mark.title)")
+    assert all(re.fullmatch(r"unsupported, log odds [+−]\d+\.\d\d", title) for title in titles)
+
+
+def test_marks_change_no_character_of_a_note(open_page, statements_report):
+    page = open_page(statements_report)
+    predictions, _, rows = make_run(10, words=200)
+    for index in (0, 3, 8):
+        texts = page.locator(f"#dialogue-{index} p.text").all_text_contents()
+        assert texts == [text for key in SECTIONS for text in (rows[index][key], predictions[index][key])]
+
+
+def test_each_section_counts_its_statements(open_page, statements_report):
+    page = open_page(statements_report)
+    unreadable = page.locator("#dialogue-9 .counts").all_text_contents()
+    assert unreadable == ["5 of 5 missing"] * 4
+    for index in range(9):
+        for section in page.locator(f"#dialogue-{index} .section").all():
+            states = ("missing", "unsupported", "unscored")
+            missing, unsupported, unscored = (section.locator(f".pair .{state}").count() for state in states)
+            total = 6 if (index, section.get_attribute("data-section")) == (0, "S") else 5
+            text = f"{missing} of 5 missing, {unsupported} of {total} unsupported"
+            assert section.locator(".counts").text_content() == text + (f", {unscored} unscored" if unscored else "")
+
+
+def test_a_statement_that_the_text_lacks_is_listed_below_it(open_page, statements_report):
+    page = open_page(statements_report)
+    entries = page.locator(".lost li").all_text_contents()
+    assert entries == ["Nowhere in the note. unsupported, log odds −1.00"]
+
+
+def test_filters_keep_sections_with_missing_and_unsupported_statements(open_page, statements_report):
+    page = open_page(statements_report)
+    count = "names => [...document.querySelectorAll('.section')].filter(s => names.every(n => s.dataset[n] > 0)).length"
+    missing = page.get_by_role("checkbox", name="has missing statements")
+    unsupported = page.get_by_role("checkbox", name="has unsupported statements")
+    missing.check()
+    with_missing = shown(page)[1]
+    assert 0 < with_missing < 40 and with_missing == page.evaluate(count, ["missing"])
+    unreadable = page.locator("#dialogue-9 .section")
+    assert unreadable.evaluate_all("sections => sections.every(section => section.checkVisibility())")
+    unsupported.check()
+    with_both = shown(page)[1]
+    assert 0 < with_both < with_missing and with_both == page.evaluate(count, ["missing", "unsupported"])
+    assert not page.locator("#dialogue-9").evaluate("article => article.checkVisibility()")
+    missing.uncheck()
+    assert shown(page)[1] == page.evaluate(count, ["unsupported"])
+    page.get_by_role("radio", name="Objective").check()
+    assert 0 < shown(page)[1] < page.evaluate(count, ["unsupported"])
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("status").get_by_text("10 of 10 dialogues, 40 sections shown").wait_for()
+
+
+def test_statements_and_words_are_never_marked_at_once(open_page, statements_report):
+    page = open_page(statements_report)
+    none = "rgba(0, 0, 0, 0)"
+    ground = "element => getComputedStyle(element).backgroundColor"
+    word, statement = page.locator("p.text mark").first, page.locator("p.text .missing").first
+    assert word.evaluate(ground) == none and statement.evaluate(ground) != none
+    page.get_by_role("radio", name="words").check()
+    assert word.evaluate(ground) != none and statement.evaluate(ground) == none
+    page.get_by_role("button", name="Reset").click()
+    page.locator('main[data-marks="statements"]').wait_for()
+    marks = [page.locator(f"p.text .{state}").first for state in ("missing", "unsupported", "unscored")]
+    assert len({mark.evaluate(ground) for mark in marks}) == 3
+
+
+def test_statements_can_be_read_without_javascript(open_page, statements_report):
+    page = open_page(statements_report, java_script_enabled=False)
+    assert page.locator("p.text .missing:visible").count() > 0
+    assert page.get_by_text("neither the dialogue nor the expert’s note supports it").is_visible()
+
+
+def test_a_report_without_statements_has_no_filter_for_them(open_page, small_report):
+    page = open_page(small_report)
+    assert page.get_by_role("checkbox").count() == 0
+    assert page.get_by_role("radio", name="words").count() == 0
+    assert page.locator("p.text mark").first.evaluate("e => getComputedStyle(e).backgroundColor") != "rgba(0, 0, 0, 0)"
+
+
+def test_lenient_notes_have_a_badge_and_the_strict_reason(open_page, statements_report):
+    page = open_page(statements_report)
+    note = page.locator("#dialogue-3")
+    assert note.locator(".badge").text_content() == "read leniently: headings"
+    assert "Strict reading fails: no JSON object." in note.text_content()
+    assert note.locator(".pair > div:nth-child(2) p.text").count() == 4
+    assert page.locator(".badge").count() == 1
+
+
+def test_the_report_shows_both_instruments_and_which_tells_more(open_page, statements_report):
+    page = open_page(statements_report)
+    table = page.get_by_role("region", name="Results for each section").inner_text()
+    row = "S Subjective 64.4% 58.4–70.4% 65.2% 59.2–71.2% 4 64.4–66.0% 34.4% 28.4–40.4% 2 unscored: 34.4–35.2% 71.2% "
+    row += "69.2–73.2% n = 1,250, 2 unscored 83.1% 81.1–85.1% n = 1,250 0.412 readable: 0.417"
+    assert row in " ".join(table.split())
+    assert page.get_by_role("region", name="Results for each section").get_by_text("judge unproven").count() == 1
+    chart = "S: pass rate 64.4%, 95% interval 58.4–70.4%; pass rate by statements 34.4%, 28.4–40.4%; covered 71.2%, "
+    assert page.get_by_role("img", name=chart).is_visible()
+    checks = page.get_by_role("region", name="Statements in sections with known answers").inner_text()
+    assert re.search(r"P Plan\s+50\.0%.*0\.05\s+-0\.15 to 0\.25\s+judge unproven", checks, re.DOTALL)
+    areas = page.get_by_role("region", name="AUC of verdicts and statements").inner_text()
+    assert re.search(r"All\s+0\.81\s+0\.71 to 0\.89\s+0\.84\s+0\.75 to 0\.92\s+40 good", areas)
+    assert page.get_by_text("it could not be shown whether verdicts or statements tell more").is_visible()
+    lenient = page.get_by_role("region", name="Rates under lenient reading").inner_text()
+    assert re.search(r"Mean\s+60\.0%\s+57\.0–63\.0%", lenient)
+
+
+def test_the_comparison_page_shows_statements_and_lenient_rates(open_page, comparison, results, tmp_path):
+    comparison = add_statements_to_comparison(comparison)
+    html.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, add_statements(results)))
+    page = open_page(tmp_path / "comparison.html")
+    rates = page.get_by_role("region", name="Pass rates by statements").inner_text()
+    assert re.search(r"Mean\s+20\.0%.*Covered: .*S Subjective\s+51\.2%.*Supported: .*Mean\s+51\.2%", rates, re.DOTALL)
+    lenient = page.get_by_role("region", name="Rates of all runs under lenient reading").inner_text()
+    assert "249 of 250" in lenient
+    differences = page.get_by_role("region", name="Finetuned against Qwen3-1.7B by statements").inner_text()
+    assert re.search(r"Covered\s+\+19\.2\s+\+15\.0 to \+23\.4\s+< 0\.001", differences)
+    assert page.get_by_role("img", name="points").count() == 12 + 5  # the second pair has no supported share
+    assert page.get_by_role("img", name="Covered: +19.2 points").count() == 3
+
+
 # --- style -----------------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +495,7 @@ def test_text_has_the_contrast_that_wcag_requires(theme):
     assert len(blocks) == 2
     colour = blocks[theme]
     pairs = [*itertools.product(("ink", "soft", "accent"), ("paper", "card")), ("fail", "paper")]
-    pairs += [("ink", tint) for tint in ("mark", "none-tint", "fail-tint")]
+    pairs += [("ink", tint) for tint in ("mark", "none-tint", "fail-tint", "missing-tint")]
     pairs += [(verdict, f"{verdict}-tint") for verdict in ("pass", "fail", "none")]
     for text, ground in pairs:
         light, dark = sorted((luminance(colour[text]), luminance(colour[ground])), reverse=True)

@@ -78,9 +78,9 @@ def unfinished_message(results: dict) -> str:
     return "; ".join(f"{counts[reason]} {text}" for reason, text in words.items() if counts.get(reason))
 
 
-def comparison_lines(comparison: dict) -> list[tuple[str, dict]]:
-    """Return (section or "mean", its rates)."""
-    return [*comparison["sections"].items(), ("mean", comparison["mean"])]
+def section_lines(figures: dict) -> list[tuple[str, dict]]:
+    """Return (section or "mean", its figures)."""
+    return [*figures["sections"].items(), ("mean", figures["mean"])]
 
 
 def readable_mean(results: dict) -> float | None:
@@ -146,12 +146,27 @@ def lenient_rows(runs: list[dict]) -> list[list[str]]:
     return rows
 
 
-def statement_rows(comparison: dict) -> list[tuple[str, list[tuple[float | None, Sequence[float] | None]]]]:
-    """Return (name, (share, interval) of each run): the covered and supported shares of each section and the mean."""
+Shares = list[tuple[float | None, Sequence[float] | None]]  # share and interval of each run
+
+
+def statement_groups(comparison: dict) -> list[tuple[str, list[tuple[str, Shares]]]]:
+    """Return (title, [(section or "mean", shares)]) for the covered and for the supported statements.
+
+    comparison: a comparison's figures by statements.
+    """
+    titles = {
+        "covered": "Covered: the share of the reference’s statements that the note’s section says",
+        "supported": "Supported: the share of the notes’ statements that the dialogue or the expert’s note supports",
+    }
     return [
-        (f"{name.capitalize()}, {key}", list(zip(line["share"], line["ci95"], strict=True)))
-        for name in ("covered", "supported")
-        for key, line in [*comparison[name]["sections"].items(), ("mean", comparison[name]["mean"])]
+        (
+            title,
+            [
+                (key, list(zip(line["share"], line["ci95"], strict=True)))
+                for key, line in section_lines(comparison[name])
+            ],
+        )
+        for name, title in titles.items()
     ]
 
 

@@ -112,10 +112,10 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
     page = _environment().get_template("comparison.html.j2")
     text = page.render(
         comparison=comparison,
-        lines=figures.comparison_lines(comparison),
+        lines=figures.section_lines(comparison),
         statements=statements,
-        statement_lines=statements and figures.comparison_lines(statements),
-        statement_rows=statements and figures.statement_rows(statements),
+        statement_lines=statements and figures.section_lines(statements),
+        statement_groups=statements and figures.statement_groups(statements),
         readable_means=figures.readable_means(runs),
         lenient_rows=figures.lenient_rows(runs),
         differences=differences,
@@ -187,7 +187,6 @@ def _environment() -> jinja2.Environment:
         "points": lambda difference: figures.points(difference).replace("-", "−"),
         "points_interval": lambda ci95: figures.points_interval(ci95).replace("-", "−"),
         "p_value": figures.p_value,
-        "rouge": figures.rouge,
         "mean_rouge": figures.mean_rouge,
         "flips": figures.group_flips,
         "position": lambda rate: f"{100 * rate:.2f}%",
@@ -198,7 +197,6 @@ def _environment() -> jinja2.Environment:
         "statements_message": messages.statements_message,
         "instruments_message": messages.instruments_message,
         "lenient_message": messages.lenient_message,
-        "words": lambda name: name.replace("_", " "),
     }
     environment.globals |= {
         "section_names": SECTION_NAMES,

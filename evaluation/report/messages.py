@@ -179,12 +179,11 @@ def labelled_strata(check: dict) -> str:
 def statements_message(statements: dict) -> str:
     """Return which statements count as yes, and where controls do not show that they tell good sections from bad."""
     fitted = statements["fitted_on"]
-    source = f"fitted on {fitted} controls, which the other figures leave out" if fitted else "not fitted"
-    threshold = f"{statements['threshold']:+.2f}".replace("+0.00", "0")
-    message = f"A statement counts as yes from log odds of {threshold} ({source})."
+    source = f"fitted on {fitted} controls; the checks by statements use the others" if fitted else "not fitted"
+    message = f"A statement counts as yes if its log odds are at least {statements['threshold']:z.2f} ({source})."
     if unproven := _unproven(statements["judge_controls"] or {}):
         message += (
-            " It could not be shown that by statements good sections pass more often than bad ones in "
+            " It could not be shown that, by statements, good sections pass more often than bad ones in "
             f"{_join(unproven)}."
         )
     return message
@@ -207,7 +206,7 @@ def instruments_message(instruments: dict) -> str:
 def lenient_message(results: dict) -> str:
     """Return how many notes only the lenient reader could read, and in which forms. results["lenient"] is not None."""
     lenient, n = results["lenient"], results["n"]
-    forms = ", ".join(f"{form.replace('_', ' ')} {count}" for form, count in lenient["forms"].items())
+    forms = "; ".join(f"{form}: {count}" for form, count in lenient["forms"].items())
     return (
         f"{n - results['valid_notes']} of {n} notes fail strict reading. Of these, {lenient['only_lenient']} can be "
         f"read in another form ({forms}), which makes {lenient['valid_notes']} readable."

@@ -17,12 +17,13 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def console_table(results: dict) -> str:
     """Return the tables of one run: the headline, rates of each section by verdicts and statements, judge checks."""
     statements, lenient = results.get("statements"), results.get("lenient")
-    mean = results["mean"]
+    mean, (level, message) = results["mean"], messages.judge_message(results)
     valid = f"Readable notes: {results['valid_notes']} of {results['n']}"
     parts = [
         f"{figures.run_name(results)}, judged by {figures.short_name(results['judge_model'])}, "
         f"{results['n']} dialogues\n"
-        f"HEADLINE: {percent(mean['accuracy'])} of the sections passed (95% interval {interval(mean['ci95'])})",
+        f"HEADLINE: {percent(mean['accuracy'])} of the sections passed (95% interval {interval(mean['ci95'])})"
+        + ("; do not rely on it, see the WARNING below" if level == "alarm" else ""),
         _rates_table(results, statements),
         "; ".join(filter(None, [valid, figures.unfinished_message(results)])) + "." + _unscored(results),
         messages.NOTE_SCHEMA if results.get("note_schema") else "",
@@ -48,7 +49,6 @@ def console_table(results: dict) -> str:
         parts.append(f"Attacks on the judge: {messages.attack_message(attacks)}")
     if statements and statements["attacks"]:
         parts.append(f"Attacks, by statements: {messages.attack_message(statements['attacks'])}")
-    level, message = messages.judge_message(results)
     parts.append(f"WARNING: {message}" if level == "alarm" else message)
     return "\n\n".join(filter(None, parts))
 
@@ -57,7 +57,7 @@ def _rates_table(results: dict, statements: dict | None) -> str:
     """Return the pass rate of each section by the verdicts and, if asked, by statements."""
     unproven, unproven_statements = messages.unproven_sections(results), messages.unproven_by_statements(results)
     header, rows = ["Section", "Pass rate", "Unscored", "ROUGE-L"], []
-    for key, section in [*results["sections"].items(), ("mean", results["mean"])]:
+    for key, section in figures.section_lines(results):
         row = [key, _checked_rate(section, key in unproven)]
         if key == "mean":
             row += ["", figures.mean_rouge(results)]
@@ -103,14 +103,14 @@ def _readable_table(results: dict) -> str:
 def _statements_table(statements: dict) -> str:
     rows = []
     for key, section in statements["sections"].items():
-        unscored = [f"{section[name]['unscored']} {name}" for name in _QUESTIONS if section[name]["unscored"]]
+        unscored = [f"{name} {section[name]['unscored']}" for name in _QUESTIONS if section[name]["unscored"]]
         if section["unscored"]:
             spread = interval((section["worst"], section["best"]))
-            unscored.append(f"{section['unscored']} sections (pass rate {spread})")
+            unscored.append(f"sections {section['unscored']} (pass rate {spread})")
         rows.append([key, *(_share(section[name]) for name in _QUESTIONS), ", ".join(unscored) or "0"])
     mean = statements["mean"]
     rows.append(["mean", *(figures.rate(mean[name]["share"], mean[name]["ci95"]) for name in _QUESTIONS), ""])
-    header = ["Statements", "Covered (reference's, in the note)", "Supported (note's, by the visit)", "Unscored"]
+    header = ["Statements", "Covered (of the reference's)", "Supported (of the notes')", "Unscored"]
     return _table(header, rows)
 
 
@@ -128,8 +128,7 @@ def _share(figure: dict) -> str:
 def _lenient_table(lenient: dict) -> str:
     statements, header = lenient["statements"], ["Lenient", "Pass rate"]
     rows = [
-        [key, figures.rate(section["accuracy"], section["ci95"])]
-        for key, section in [*lenient["sections"].items(), ("mean", lenient["mean"])]
+        [key, figures.rate(section["accuracy"], section["ci95"])] for key, section in figures.section_lines(lenient)
     ]
     if statements:
         header += ["By statements", "Covered", "Supported"]
@@ -185,12 +184,15 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
     comparison: from `compare_runs(runs)`.
     """
     names, statements = comparison["names"], comparison.get("statements")
-    rows = _bold_rows(figures.comparison_lines(comparison))
+    rows = _bold_rows(figures.section_lines(comparison))
     if readable := figures.readable_means(runs):
         rows.append(["mean, readable", *readable])
-    parts = [_table(["Section", *names], rows)]
+    parts = [
+        "HEADLINE: the mean pass rate by the judge's verdicts (the highest in bold)",
+        _table(["Section", *names], rows),
+    ]
     if statements:
-        lines = [(f"Pass rate, {key}", line) for key, line in figures.comparison_lines(statements)]
+        lines = [(f"Pass rate, {key}", line) for key, line in figures.section_lines(statements)]
         means = [
             [f"{name.capitalize()}, mean", *map(percent_or_dash, statements[name]["mean"]["share"])]
             for name in _QUESTIONS
