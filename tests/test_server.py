@@ -1,11 +1,13 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -528,3 +530,120 @@ def test_a_vllm_server_that_starts_late_and_is_killed_gives_the_engines_results(
     for path in served.iterdir():
         assert KEY.encode() not in path.read_bytes(), path
     assert KEY not in "".join(capfd.readouterr())
+
+
+FALLBACKS = {"chat_template_kwargs", "max_completion_tokens", "maxLength"}
+
+
+class StrictServer(ThreadingHTTPServer):
+    """Pass requests on to a server, and refuse those that OpenAI's servers with a newer model would refuse.
+
+    The openai package's types, made from OpenAI's published schema, decide which requests are valid.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, behind: str) -> None:
+        from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+        from pydantic import ConfigDict, TypeAdapter
+
+        super().__init__(("127.0.0.1", 0), StrictHandler)
+
+        class Strict(CompletionCreateParamsNonStreaming):
+            __pydantic_config__ = ConfigDict(extra="forbid")
+
+        self.form = TypeAdapter(Strict)
+        self.behind = behind
+        self.refusals: list[str] = []
+        self.accepted: list[dict[str, Any]] = []
+
+    def refuse(self, body: dict[str, Any]) -> str:
+        """Return why a request is refused, in OpenAI's words, or an empty text."""
+        from pydantic import ValidationError
+
+        try:
+            self.form.validate_python(body)
+        except ValidationError as invalid:
+            error = invalid.errors()[0]
+            name = ".".join(map(str, error["loc"]))
+            return f"Unknown parameter: '{name}'." if error["type"] == "extra_forbidden" else f"{name}: {error['msg']}"
+        if "max_tokens" in body:
+            return (
+                "Unsupported parameter: 'max_tokens' is not supported with this model. "
+                "Use 'max_completion_tokens' instead."
+            )
+        if "maxLength" in json.dumps(body.get("response_format")):
+            return "Invalid schema for response_format 'answer': In context=(), 'maxLength' is not permitted."
+        return ""
+
+
+class StrictHandler(BaseHTTPRequestHandler):
+    server: StrictServer
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        words = self.server.refuse(json.loads(body))
+        if words:
+            self.server.refusals.append(words)
+            self.answer(400, json.dumps(refusal(words)).encode())
+        else:
+            self.server.accepted.append(json.loads(body))
+            self.pass_on(body)
+
+    def do_GET(self) -> None:
+        self.pass_on(None)
+
+    def pass_on(self, body: bytes | None) -> None:
+        headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
+        request = urllib.request.Request(self.server.behind + self.path, body, headers)
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            self.answer(reply.status, reply.read())
+
+    def answer(self, status: int, text: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_strict_server_gives_the_records_of_the_vllm_server_behind_it(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    model = shutil.copytree(tiny_model, tmp_path / "tiny")
+    template = model / "chat_template.jinja"
+    condition = "{%- if enable_thinking is defined and enable_thinking is false %}"
+    assert condition in template.read_text()
+    template.write_text(template.read_text().replace(condition, "{%- if true %}"))  # the model never thinks
+    vllm = RealServer(model, KEY, tmp_path / "server.log")
+    vllm.start()
+    strict = StrictServer(vllm.api_base.removesuffix("/v1"))
+    threading.Thread(target=strict.serve_forever, daemon=True).start()
+    folders = {"direct": vllm.api_base, "strict": f"http://127.0.0.1:{strict.server_address[1]}/v1"}
+    try:
+        for name, base in folders.items():
+            call = ["soap", "--judge_model", "soap", "--api_base", base, "--judge_api_base", base, "--note_schema"]
+            call += ["--dataset_path", str(tiny_dataset), "--judge_controls", "2", "--output_dir", str(tmp_path / name)]
+            assert eval.main(call) == 0
+    finally:
+        strict.shutdown()
+        strict.server_close()
+        vllm.kill()
+    for name in ("predictions", "judgements"):
+        records = read_records(tmp_path / "strict", name)
+        assert records == read_records(tmp_path / "direct", name)
+    assert sum(record["source"] == "judge" for record in records) >= 24 + 12
+    assert all(record["verdict"] != "unscored" for record in records)
+    assert {word for words in strict.refusals for word in words.split("'") if word in FALLBACKS} == FALLBACKS
+    assert len(strict.accepted) == sum(record["attempts"] for record in records) + 6
+    engines = json.loads((tmp_path / "strict" / "manifest.json").read_text())["engines"]
+    assert engines["generate"]["refused"] == ["chat_template_kwargs", "max_completion_tokens"]
+    assert engines["judge"]["refused"] == sorted(FALLBACKS)
+    assert "refused" not in json.loads((tmp_path / "direct" / "manifest.json").read_text())["engines"]["judge"]
+    lines = [line for line in capfd.readouterr().err.splitlines() if " refuses soap with " in line]
+    assert len(lines) == 3 and "may think before it answers" in lines[0]
