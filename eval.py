@@ -64,6 +64,10 @@ OUTPUT_HELP = (
     "run folder (default: ./results/<model>[-<adapter>]); for several runs, the folder above theirs; with --compare, "
     "the folder for comparison.html (default: console only)"
 )
+SCHEMA_HELP = (
+    "make the engine or server write notes in their JSON form; then a note is unreadable only if it is cut off or says "
+    "nothing (default: the model must know the form)"
+)
 LENGTH_HELP = (
     "maximum tokens of a prompt and its answer; a dialogue that does not fit counts as a failed note (default: the "
     "model's limit, at most 8192)"
@@ -213,6 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--review_size", type=number(int, 1), default=40, metavar="N", help="sections in it (default: %(default)s)")
 
     add = parser.add_argument_group("engines").add_argument
+    add("--note_schema", action="store_true", help=SCHEMA_HELP)
     add(
         "--max_new_tokens",
         type=number(int, 1),

@@ -4,6 +4,7 @@ A note is a dict with the keys S, O, A and P, each a string. A model writes it a
 `read_note`); `preprocessing.headings` reads it from text under four headings. Standard library only.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -157,6 +158,12 @@ def read_note(reply: str) -> Note:
 
 def read_object(reply: str) -> dict[str, object]:
     """Return the first JSON object of a reply. Raises NoteError if there is none, or if a section appears twice."""
+    text = reply.strip()
+    if text.startswith("{"):
+        with contextlib.suppress(NoteError):
+            value, end = parse_object(text, 0)
+            if end == len(text):  # a section may contain "</think>" as text
+                return value
     text = answer_in(reply)
     start = text.find("{")
     if start < 0:

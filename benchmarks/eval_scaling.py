@@ -90,7 +90,7 @@ class StandInServer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = self.answers["structured_outputs" in body](body["messages"])
+        text = self.answers["response_format" in body](body["messages"])
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}

@@ -34,6 +34,7 @@ class Options:
     human_labels: str | None
     review_sheet: str | None
     review_size: int
+    note_schema: bool
     max_new_tokens: int
     max_model_len: int | None
     gpu_memory_utilization: float

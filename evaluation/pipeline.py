@@ -18,6 +18,7 @@ from common.chat_template import SERVED_NOTICE
 from common.dataset import Row
 from evaluation.engines.base import LanguageModel, Usage
 from evaluation.engines.models import Model, vllm_rank
+from evaluation.engines.note_schema import NOTE_SCHEMA
 from evaluation.engines.placement import Placement, Plan
 from evaluation.engines.server import Server
 from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
@@ -99,7 +100,8 @@ class Pipeline:
 
     async def _write_note(self, run: Run, generator: Usage, index: int, bar: "ProgressBar") -> None:
         dialogue = self.rows[index]["dialogue"]
-        completion = await generator.chat(prompts.note_messages(dialogue), group=index)
+        schema = NOTE_SCHEMA if self.options.note_schema else None
+        completion = await generator.chat(prompts.note_messages(dialogue), group=index, schema=schema)
         note = read_prediction(index, dialogue, completion)
         self._append(run, run.folder.predictions, note)
         bar.update()
