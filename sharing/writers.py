@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import prompts
@@ -10,7 +11,7 @@ from common.chat_template import SERVED_NOTICE, SERVED_TEMPLATE_KWARGS, Template
 from common.errors import UserError, short_cause
 
 if TYPE_CHECKING:
-    from transformers import TextStreamer
+    from transformers import PreTrainedTokenizerBase, TextStreamer
 
 Show = Callable[[str], Any]  # receives each piece of a reply
 _TIMEOUT = 600  # seconds for an answer of the server
@@ -36,21 +37,15 @@ class LocalModel:
         adapter = models.resolve_adapter(lora_path, found, print_line) if lora_path else None
         self._limit = models.context_length(limit, found)
         self._max_new_tokens = max_new_tokens
-        _silence_libraries()
+        silence_libraries()
         self._load(found.path, adapter and adapter.path)
 
-    def _load(self, path: Any, adapter: Any) -> None:
+    def _load(self, path: Path, adapter: Path | None) -> None:
         import torch
 
         from common.merging import load_merged, load_model
-        from evaluation.engines.vllm_worker import load_tokenizers
 
-        try:
-            self._tokenizer, lines = load_tokenizers([str(path)])
-        except TemplateError as error:
-            raise UserError(str(error)) from None
-        for line in lines:
-            print_line(line)
+        self._tokenizer = load_tokenizer(path)
         model = load_merged(path, adapter, SERVE_IT) if adapter else load_model(path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -144,7 +139,7 @@ class ServedModel:
         return "".join(pieces)
 
 
-def _streamer(tokenizer: Any, show: Show) -> "TextStreamer":
+def _streamer(tokenizer: "PreTrainedTokenizerBase", show: Show) -> "TextStreamer":
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -154,7 +149,21 @@ def _streamer(tokenizer: Any, show: Show) -> "TextStreamer":
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def _silence_libraries() -> None:
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a model's folder, whose chat template is checked. Raises UserError."""
+    from evaluation.engines.vllm_worker import load_tokenizers
+
+    try:
+        tokenizer, lines = load_tokenizers([str(path)])
+    except TemplateError as error:
+        raise UserError(str(error)) from None
+    for line in lines:
+        print_line(line)
+    return tokenizer
+
+
+def silence_libraries() -> None:
+    """Keep the warnings and bars of transformers off the console."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
