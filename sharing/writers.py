@@ -1,0 +1,170 @@
+"""Let a model write one note at a time, and show it while it is written: on this machine, or on a server."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import prompts
+from common.chat_template import SERVED_NOTICE, SERVED_TEMPLATE_KWARGS, TemplateError, encode_prompt
+from common.errors import UserError, short_cause
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TextStreamer
+
+Show = Callable[[str], Any]  # receives each piece of a reply
+_TIMEOUT = 600  # seconds for an answer of the server
+SERVE_IT = "serve it with `vllm serve --enable-lora`, and give the server as --api_base"
+
+
+def print_line(line: str) -> None:
+    """Print a line for the user on stderr; stdout is for notes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class LocalModel:
+    """A model, perhaps with a LoRA adapter, on the first GPU or, without one, on the CPU, in the type it is saved in.
+
+    `limit` is the maximum of prompt and reply together, in tokens; None means the default of eval.py. Raises UserError
+    for a model or an adapter that eval.py would refuse.
+    """
+
+    def __init__(self, name: str, lora_path: str | None, max_new_tokens: int, limit: int | None = None):
+        from evaluation.engines import models
+
+        found = models.resolve_model(name, print_line=print_line)
+        adapter = models.resolve_adapter(lora_path, found, print_line) if lora_path else None
+        self._limit = models.context_length(limit, found)
+        self._max_new_tokens = max_new_tokens
+        silence_libraries()
+        self._load(found.path, adapter and adapter.path)
+
+    def _load(self, path: Path, adapter: Path | None) -> None:
+        import torch
+
+        from common.merging import load_merged, load_model
+
+        self._tokenizer = load_tokenizer(path)
+        model = load_merged(path, adapter, SERVE_IT) if adapter else load_model(path)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._model = model.eval().to(device)
+        except torch.OutOfMemoryError:
+            raise UserError(f"{path} does not fit the GPU's memory; free it, or set CUDA_VISIBLE_DEVICES=''") from None
+
+    def write(self, messages: prompts.Messages, show: Show) -> str:
+        """Return the most likely reply (greedy decoding), and pass each piece to `show`. Raises UserError."""
+        import torch
+        from transformers import GenerationConfig
+
+        ids = encode_prompt(self._tokenizer, messages)
+        if len(ids) >= self._limit:
+            raise UserError(
+                f"the dialogue is too long: the prompt takes {len(ids):,} tokens, and prompt and note together may "
+                f"take {self._limit:,}; shorten it, or raise --max_model_len"
+            )
+        ends = self._model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id} - {None}
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=min(self._max_new_tokens, self._limit - len(ids)),
+            eos_token_id=sorted(ends),
+            pad_token_id=self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else min(ends),
+        )
+        prompt = torch.tensor([ids], device=self._model.device)
+        try:
+            with torch.inference_mode():
+                (output,) = self._model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    generation_config=settings,
+                    use_model_defaults=False,  # the checkpoint's penalties, which eval.py does not use either
+                    streamer=_streamer(self._tokenizer, show),
+                )
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "the dialogue needs more memory than the GPU has; set CUDA_VISIBLE_DEVICES='' to use the CPU"
+            ) from None
+        return self._tokenizer.decode(output[len(ids) :], skip_special_tokens=True)
+
+
+class ServedModel:
+    """A model on an OpenAI-compatible server, under the name that the server uses. The key is OPENAI_API_KEY."""
+
+    def __init__(self, name: str, api_base: str, max_new_tokens: int):
+        import openai
+
+        from evaluation.options import without_credentials
+
+        self._name, self._max_new_tokens = name, max_new_tokens
+        self._address = without_credentials(api_base)
+        self._key = os.environ.get("OPENAI_API_KEY") or "EMPTY"
+        self._client = openai.OpenAI(base_url=api_base, api_key=self._key, timeout=_TIMEOUT)
+        print_line(f"{self._address} {SERVED_NOTICE}")
+
+    def write(self, messages: prompts.Messages, show: Show) -> str:
+        """Like LocalModel.write."""
+        import openai
+
+        try:
+            try:
+                return self._ask(messages, show, max_tokens=self._max_new_tokens)
+            except openai.BadRequestError:  # prompt and note together may exceed the server's limit
+                return self._ask(messages, show)
+        except openai.APIStatusError as error:
+            body = error.body if isinstance(error.body, dict) else {}
+            cause = short_cause(ValueError(body.get("message") or "no message")).replace(self._key, "***")
+            raise UserError(f"{self._address} refuses {self._name}: status {error.status_code}, {cause}") from None
+        except openai.OpenAIError as error:
+            raise UserError(
+                f"{self._address} does not answer ({type(error).__name__}); start the server, or correct --api_base"
+            ) from None
+
+    def _ask(self, messages: prompts.Messages, show: Show, **limits: int) -> str:
+        chunks = self._client.chat.completions.create(
+            model=self._name,
+            messages=messages,
+            stream=True,
+            temperature=0,
+            extra_body={"chat_template_kwargs": SERVED_TEMPLATE_KWARGS},
+            **limits,
+        )
+        pieces = []
+        for chunk in chunks:
+            piece = chunk.choices[0].delta.content if chunk.choices else None
+            if piece:
+                pieces.append(piece)
+                show(piece)
+        return "".join(pieces)
+
+
+def _streamer(tokenizer: "PreTrainedTokenizerBase", show: Show) -> "TextStreamer":
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            show(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a model's folder, whose chat template is checked. Raises UserError."""
+    from evaluation.engines.vllm_worker import load_tokenizers
+
+    try:
+        tokenizer, lines = load_tokenizers([str(path)])
+    except TemplateError as error:
+        raise UserError(str(error)) from None
+    for line in lines:
+        print_line(line)
+    return tokenizer
+
+
+def silence_libraries() -> None:
+    """Keep the warnings and bars of transformers off the console."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,161 @@
+"""Write the SOAP note of one dialogue, or of several, with a trained model. Not for clinical use.
+
+Input: a model (hub name, folder, or folder of global_step_N checkpoints), optionally a LoRA adapter, and dialogues as
+text files in UTF-8, one visit each, or on stdin. Prompt, limits and reading are those of eval.py. Output: each note as
+text under four headings, shown while it is written; with --json, one JSON object a line once a note is complete.
+Exit status 2 if a dialogue got no note.
+
+    python write_note.py ./ckpt/Qwen3-1.7B-finetuned visit.txt
+    python write_note.py Qwen/Qwen3-1.7B --lora_path ./ckpt/Qwen3-1.7B-LoRA --json < visit.txt
+    python write_note.py soap --api_base http://localhost:8000/v1 visits/*.txt
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import prompts
+from common.errors import UserError
+from sharing.partial_note import NoteStream
+from sharing.writers import LocalModel, ServedModel, print_line
+
+STDIN = "-"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # could change the terminal's state
+
+
+def read_dialogue(name: str) -> str:
+    """Return the text of a file, or of stdin for "-". Raises UserError."""
+    try:
+        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}; give a text file with one dialogue") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is not UTF-8; save it as a text file in that encoding") from None
+    if not text.strip():
+        raise UserError(f"{name} has no text; give a dialogue")
+    return text
+
+
+class Printer:
+    """Print the sections of one note as they arrive, each under its heading."""
+
+    def __init__(self) -> None:
+        self._stream, self._section = NoteStream(), ""
+
+    def show(self, piece: str) -> None:
+        """Print the new text in a piece of the reply."""
+        for section, text in self._stream.feed(piece):
+            self._print(section, text)
+
+    def finish(self, note: prompts.Note | None) -> None:
+        """Print the rest of the note. If other text was shown, which the whole reply contradicts, print all of it."""
+        shown = self._stream.shown
+        if note and any(not note[section].startswith(text) for section, text in shown.items()):
+            print("\n\n(The whole reply reads:)\n")
+            shown, self._section = {}, ""
+        for section, text in (note or {}).items():
+            rest = text[len(shown.get(section, "")) :]
+            if rest or section not in shown:
+                self._print(section, rest or "(empty)")
+        if self._section:
+            print(flush=True)
+
+    def _print(self, section: str, text: str) -> None:
+        if section != self._section:
+            print("\n\n" if self._section else "", prompts.SECTION_NAMES[section], sep="")
+            self._section = section
+        print(_CONTROL.sub("", text), end="", flush=True)
+
+
+def write_one(model: LocalModel | ServedModel, name: str, dialogue: str, as_json: bool) -> None:
+    """Print the note of one dialogue. Raises UserError if there is none."""
+    printer = Printer()
+    try:
+        reply = model.write(prompts.note_messages(dialogue), (lambda _: None) if as_json else printer.show)
+        note = prompts.read_note(reply)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except prompts.NoteError as error:
+        printer.finish(None)
+        begin = _CONTROL.sub("", " ".join(reply.split())[:80])
+        remedy = "raise --max_new_tokens" if "cut off" in str(error) else f'the reply begins "{begin}"'
+        raise UserError(f"{name}: no note in the reply ({error}); {remedy}") from None
+    if as_json:
+        print(json.dumps({"file": name, **note}, ensure_ascii=False), flush=True)
+    else:
+        printer.finish(note)
+
+
+def write_all(options: argparse.Namespace) -> int:
+    """Write the notes of all dialogues with one start of the model. Return how many failed. Raises UserError."""
+    names = options.dialogue or [STDIN]
+    if not options.dialogue and sys.stdin.isatty():
+        raise UserError("no dialogue; give a text file, or pipe one in")
+    dialogues = {name: read_dialogue(name) for name in names}
+    if options.lora_path and options.api_base:
+        raise UserError(
+            "--lora_path cannot be combined with --api_base; give the adapter's served name as the model instead"
+        )
+    if options.api_base:
+        model = ServedModel(options.model, options.api_base, options.max_new_tokens)
+    else:
+        model = LocalModel(options.model, options.lora_path, options.max_new_tokens, options.max_model_len)
+    failed = 0
+    for number, (name, dialogue) in enumerate(dialogues.items()):
+        if len(dialogues) > 1 and not options.json:
+            print("\n" if number else "", f"==> {name} <==", sep="")
+        try:
+            write_one(model, name, dialogue, options.json)
+        except UserError as error:
+            failed += 1
+            print_line(f"error: {error}")
+    if failed < len(dialogues):
+        print_line("not for clinical use: nobody has checked this")
+    return failed
+
+
+def positive(text: str) -> int:
+    """Parse a whole number above 0, as a type for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", help="hub name, model folder, or folder of global_step_N checkpoints")
+    add("dialogue", nargs="*", help="text files, one dialogue each (default: stdin)")
+    add("--lora_path", metavar="DIR", help="LoRA adapter of the model")
+    add("--api_base", metavar="URL", help="OpenAI-compatible server that serves the model (key: OPENAI_API_KEY)")
+    add("--json", action="store_true", help='print lines {"file", "S", "O", "A", "P"} in place of text')
+    add("--max_new_tokens", type=positive, default=1024, metavar="N", help="maximum tokens of a note (default: 1024)")
+    add(
+        "--max_model_len",
+        type=positive,
+        metavar="N",
+        help="maximum tokens of a prompt and its note (default: the model's limit, at most 8192)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = build_parser().parse_intermixed_args(argv)  # files may follow an option
+    try:
+        return 2 if write_all(options) else 0
+    except UserError as error:
+        print_line(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        print_line("stopped")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
