@@ -661,7 +661,7 @@ def test_finished_runs_can_be_compared_without_a_model(
     assert harness.run("--output_dir", str(other)) == 0
     capsys.readouterr()
     assert eval.main(["--compare", str(harness.folder), str(other), "--output_dir", str(tmp_path / "page")]) == 0
-    assert "| Section | run" in capsys.readouterr().out
+    assert "| Section        | run" in capsys.readouterr().out
     assert (tmp_path / "page" / "comparison.html").exists()
 
 

@@ -382,7 +382,7 @@ def test_a_lenient_note_is_judged_like_one_in_the_json_form():
 def test_a_run_without_forms_still_loads(tmp_path: Path):
     old = {key: value for key, value in record(JSON).items() if key != "form"}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(old) + "\n")
-    predictions, _ = open_records(tmp_path)
+    predictions, *_ = open_records(tmp_path)
     assert list(predictions) == [old]
 
 
