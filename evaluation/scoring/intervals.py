@@ -108,7 +108,7 @@ def clustered_share(counts: Sequence[Sequence[tuple[int, int]]]) -> tuple[float,
         group without any statement is left out.
     Whole notes are the units. The interval is Wilson's at the effective sample size (Korn and Graubard 1998, Survey
     Methodology 24:193): as many independent statements as give the linearized variance of the ratios, corrected for
-    the degrees of freedom. Where that variance is 0, because all answers are equal, the notes are counted.
+    the degrees of freedom. Where that variance is 0, because all answers are equal, it is the number of notes.
     """
     from scipy.stats import t
 
@@ -123,9 +123,11 @@ def clustered_share(counts: Sequence[Sequence[tuple[int, int]]]) -> tuple[float,
     shares = totals[:, 0] / totals[:, 1]
     share = float(shares.mean())
     effects = ((table[..., 0] - shares * table[..., 1]) / totals[:, 1]).sum(axis=1) / k
-    variance = notes / max(1, notes - 1) * float((effects**2).sum())
-    n = share * (1 - share) / variance if variance > 0 else notes
-    n = min(n, float(totals[:, 1].sum())) * (_Z / float(t.ppf(0.975, max(1, notes - 1)))) ** 2
+    variance = notes / max(1, notes - 1) * float((effects**2).sum())  # 0 for a single note
+    n = float(notes)
+    if variance > 0:
+        independent = min(share * (1 - share) / variance, float(totals[:, 1].sum()))
+        n = independent * (_Z / float(t.ppf(0.975, notes - 1))) ** 2
     return share, wilson(share * n, n)
 
 
