@@ -169,6 +169,26 @@ def test_an_invalid_note_is_not_sent_to_the_judge(harness: Harness) -> None:
     assert all(record["reason"] for record in by_code)
 
 
+def test_lenient_notes_are_judged_and_counted_apart(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert harness.run("--judge_controls", "0") == 0
+    strict, figures = harness.records("judgements"), harness.results()
+
+    def write_wrapped(messages: prompts.Messages, attempt: int) -> str:
+        note = write(messages, attempt)
+        return f'{{"SOAP": {note}}}' if note.startswith("{") else note
+
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: harness.start(harness.generators, write_wrapped))
+    assert harness.run("--judge_controls", "0", "--overwrite") == 0
+    assert harness.records("judgements") == strict  # the same texts get the same verdicts
+    assert Counter(note["status"] for note in harness.records("predictions")) == {"lenient": 5, "invalid": 1}
+    results = harness.results()
+    assert {section: entry["pass"] for section, entry in results["sections"].items()} == dict.fromkeys("SOAP", 0)
+    assert results["valid_notes"] == 0 and results["lenient"]["forms"] == {"wrapped object": 5}
+    assert {key: results["lenient"][key] for key in ("sections", "mean")} == {
+        key: figures[key] for key in ("sections", "mean")
+    }
+
+
 def test_an_unreadable_verdict_is_retried_twice_and_then_unscored(harness: Harness) -> None:
     assert harness.run("--judge_controls", "0") == 0
     by_case = {(record["index"], record["section"]): record for record in harness.records("judgements")}
