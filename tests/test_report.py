@@ -424,7 +424,7 @@ def test_a_run_with_readable_notes_only_keeps_its_rate_among_readable_notes(comp
     runs[1] = {"name": "Finetuned", "results": results | {"valid_notes": 250}}  # made before these rates
     runs[2] = {"name": "LoRA Adapter", "results": results}
     assert cells(comparison_table(comparison, runs), "mean, readable")[1:] == ["59.9%", "59.2%", "-"]
-    assert figures.readable_means(runs[1:]) == []  # the only run with other rates is left out
+    assert figures.readable_means(runs[1:]) == []  # no run has other rates
 
 
 def test_a_run_without_lenient_notes_keeps_its_strict_rates_in_lenient_rows(comparison, results):
