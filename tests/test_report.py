@@ -419,6 +419,20 @@ def test_the_comparison_shows_statements_and_lenient_rates_of_each_run(compariso
     assert ["| supported" in table for table in differences] == [True, False, True]
 
 
+def test_the_comparison_says_why_runs_are_not_compared_by_statements(comparison, results, tmp_path):
+    runs = runs_of(comparison, add_statements(results))
+    assert "not compared by statements" not in comparison_table(comparison, runs_of(comparison, results))
+    assert "not compared by statements" not in comparison_table(add_statements_to_comparison(comparison), runs)
+    runs[1] = {"name": "Finetuned", "results": copy.deepcopy(runs[1]["results"])}
+    runs[1]["results"]["statements"]["threshold"] = 0.5
+    differ = "not compared by statements, because their thresholds differ: -0.35, 0.50 and -0.35."
+    assert differ in comparison_table(comparison | {"statements": None}, runs)
+    html.write_comparison(tmp_path / "comparison.html", comparison | {"statements": None}, runs)
+    assert differ in (tmp_path / "comparison.html").read_text()
+    runs[2] = {"name": "LoRA Adapter", "results": results}
+    assert "because there are none for LoRA Adapter." in comparison_table(comparison, runs)
+
+
 def test_a_run_with_readable_notes_only_keeps_its_rate_among_readable_notes(comparison, results):
     runs = runs_of(comparison, add_statements(results))
     runs[1] = {"name": "Finetuned", "results": results | {"valid_notes": 250}}  # made before these rates
