@@ -20,7 +20,7 @@ from report_data import (
     statement_records,
 )
 
-from evaluation.report import html
+from evaluation.report import figures, html
 from evaluation.report.results import write_results_json
 from evaluation.report.text import comparison_table, console_table
 from evaluation.scoring.comparison import compare_runs
@@ -384,6 +384,7 @@ def test_a_pair_without_a_note_scored_in_both_is_shown_without_figures(compariso
 
 def test_the_comparison_warns_of_an_unproven_judge(comparison, results_of_an_unproven_judge):
     text = comparison_table(comparison, runs_of(comparison, results_of_an_unproven_judge))
+    assert text.splitlines()[0].endswith("; do not rely on it, see the WARNING below")
     assert text.count("WARNING: ") == text.count("It could not be shown that the judge passes") == 1
     assert "WARNING: All runs: It could not be shown that the judge passes good sections" in text
 
@@ -418,6 +419,28 @@ def test_the_comparison_shows_statements_and_lenient_rates_of_each_run(compariso
     assert ["| supported" in table for table in differences] == [True, False, True]
 
 
+def test_the_comparison_says_why_runs_are_not_compared_by_statements(comparison, results, tmp_path):
+    runs = runs_of(comparison, add_statements(results))
+    assert "not compared by statements" not in comparison_table(comparison, runs_of(comparison, results))
+    assert "not compared by statements" not in comparison_table(add_statements_to_comparison(comparison), runs)
+    runs[1] = {"name": "Finetuned", "results": copy.deepcopy(runs[1]["results"])}
+    runs[1]["results"]["statements"]["threshold"] = 0.5
+    differ = "not compared by statements, because their thresholds differ: -0.35, 0.50 and -0.35."
+    assert differ in comparison_table(comparison | {"statements": None}, runs)
+    html.write_comparison(tmp_path / "comparison.html", comparison | {"statements": None}, runs)
+    assert differ in (tmp_path / "comparison.html").read_text()
+    runs[2] = {"name": "LoRA Adapter", "results": results}
+    assert "because there are none for LoRA Adapter." in comparison_table(comparison, runs)
+
+
+def test_a_run_with_readable_notes_only_keeps_its_rate_among_readable_notes(comparison, results):
+    runs = runs_of(comparison, add_statements(results))
+    runs[1] = {"name": "Finetuned", "results": results | {"valid_notes": 250}}  # made before these rates
+    runs[2] = {"name": "LoRA Adapter", "results": results}
+    assert cells(comparison_table(comparison, runs), "mean, readable")[1:] == ["59.9%", "59.2%", "-"]
+    assert figures.readable_means(runs[1:]) == []  # no run has other rates
+
+
 def test_a_run_without_lenient_notes_keeps_its_strict_rates_in_lenient_rows(comparison, results):
     runs = runs_of(comparison, add_statements(results))
     strict = {key: value for key, value in add_statements(results).items() if key != "lenient"}
@@ -425,6 +448,7 @@ def test_a_run_without_lenient_notes_keeps_its_strict_rates_in_lenient_rows(comp
     lenient = part(comparison_table(comparison, runs), "| Lenient reading")
     assert cells(lenient, "Readable in any form")[1:] == ["249 of 250", "247 of 250", "249 of 250"]
     assert cells(lenient, "Pass rate, mean")[1:] == ["60.0%", "59.2%", "60.0%"]
+    assert cells(comparison_table(comparison, runs), "mean, readable")[1:] == ["59.9%", "59.9%", "59.9%"]
     runs[2] = {"name": "LoRA Adapter", "results": results}  # made before statements
     assert "Covered, mean" not in part(comparison_table(comparison, runs), "| Lenient reading")
 

@@ -63,7 +63,7 @@ def test_a_statement_counts_as_yes_from_the_threshold():
     }
 
 
-def test_the_rule_makes_all_statements_missing_and_a_failed_engine_leaves_them_unscored():
+def test_the_rule_makes_all_missing_and_a_failed_engine_leaves_all_unscored():
     entries = [("a", None), ("b", None)]
     assert states(record(entries, status="missing"))["covered"] == ["missing"] * 2
     assert states(record(entries, status="unscored"))["covered"] == ["unscored"] * 2

@@ -235,6 +235,17 @@ def _join(keys: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
 
 
+def no_statements_message(comparison: dict, runs: list[dict]) -> str:
+    """Return why runs with statements are not compared by them; empty if they are, or if none has statements."""
+    thresholds = [(run["results"].get("statements") or {}).get("threshold") for run in runs]
+    if comparison.get("statements") or set(thresholds) == {None}:
+        return ""
+    if without := [run["name"] for run, threshold in zip(runs, thresholds, strict=True) if threshold is None]:
+        return f"The runs are not compared by statements, because there are none for {_join(without)}."
+    shown = _join([f"{threshold:z.2f}" for threshold in thresholds])
+    return f"The runs are not compared by statements, because their thresholds differ: {shown}."
+
+
 def comparison_warnings(runs: list[dict]) -> list[str]:
     """Return the judge's alarms; a sentence that holds for several runs appears once, after their names."""
     names: dict[str, list[str]] = {}

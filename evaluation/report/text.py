@@ -183,12 +183,13 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
 
     comparison: from `compare_runs(runs)`.
     """
-    names, statements = comparison["names"], comparison.get("statements")
+    names, statements, warnings = comparison["names"], comparison.get("statements"), messages.comparison_warnings(runs)
     rows = _bold_rows(figures.section_lines(comparison))
     if readable := figures.readable_means(runs):
         rows.append(["mean, readable", *readable])
     parts = [
-        "HEADLINE: the mean pass rate by the judge's verdicts (the highest in bold)",
+        "HEADLINE: the mean pass rate by the judge's verdicts (the highest in bold)"
+        + ("; do not rely on it, see the WARNING below" if warnings else ""),
         _table(["Section", *names], rows),
     ]
     if statements:
@@ -198,6 +199,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
             for name in _QUESTIONS
         ]
         parts.append(_table(["By statements", *names], [*_bold_rows(lines), *means]))
+    parts.append(messages.no_statements_message(comparison, runs))
     parts.append(_table(["Without a judge", *names], figures.judge_free_measures(runs)))
     if lenient := figures.lenient_rows(runs):
         parts.append(_table(["Lenient reading", *names], lenient))
@@ -213,7 +215,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
         if statements:
             parts.append(_pair_table(statements["pairs"][k], "By statements"))
     parts.append(textwrap.fill(figures.P_VALUES, 100))
-    parts += [f"WARNING: {warning}" for warning in messages.comparison_warnings(runs)]
+    parts += [f"WARNING: {warning}" for warning in warnings]
     return "\n\n".join(filter(None, parts))
 
 
