@@ -13,6 +13,7 @@ from evaluation.judging import judge
 from evaluation.judging.asking import known_cases
 from evaluation.judging.attacks import ATTACKS, NO_CONTENT, attack_cases
 from evaluation.judging.known_answers import control_cases
+from evaluation.judging.sentences import split_statements
 from evaluation.run.records import NO_ATTACK
 from preprocessing.headings import read_soap
 
@@ -251,6 +252,19 @@ def test_a_row_that_gives_no_control_of_a_kind_is_skipped(rows):
     edited = [case for case in cases if case.control["kind"] not in any_text]
     assert len(edited) >= 20
     assert all(case.index >= 30 for case in edited)
+
+
+def test_notes_in_another_layout_give_controls_and_kinds_that_do_not_apply_are_skipped(rows):
+    def as_list(text: str) -> str:
+        return "\n".join(f"- {statement}" for statement in split_statements(text))
+
+    lists = [{section: as_list(row[section]) for section in prompts.SECTIONS} for row in rows[:60]]
+    lists = [{"dialogue": "A: Hello. B: I have had a cough for weeks."} | row for row in lists]
+    cases = control_cases(lists, 12, 0)
+    kinds = Counter(case.control["kind"] for case in cases if case.section == "S")
+    assert "further_fact" not in kinds
+    assert sum(kinds.values()) == 24
+    assert all(case.prediction.strip() for case in cases)
 
 
 # --- attacks ---------------------------------------------------------------------------------------------------------

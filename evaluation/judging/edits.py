@@ -51,7 +51,7 @@ _MINOR = re.compile(
     r"differential|report any|advised|informed|instruct|as (?:needed|necessary)|no (?:other|additional|further)|"
     r"within normal limits|unremarkable|(?:is|are|was|were) (?:all )?normal|\bstable\b|\bunderstand|ongoing management|"
     r"not (?:provided|detailed|specified|mentioned|discussed)|multidisciplinary|critical (?:for|to)|crucial|necessitat|"
-    r"inquire|express|agree|adjust|will be considered|guide|(?:consistent|in keeping) with|suggest|"
+    r"inquire|express|agree|adjust|be considered|guide|(?:consistent|in keeping) with|suggest|"
     r"indicat(?:es?|ing) (?:a|the) (?:need|complex)",
     re.IGNORECASE,
 )
@@ -95,7 +95,7 @@ _UNNEGATE = [
         r"prior|known)\b) ",
         lambda match: "",
     ),
-    (r"\bwithout\b(?: any\b)?(?! (?:delay|further)\b)", lambda match: "with"),
+    (r"(?<!\bor )\bwithout\b(?: any\b)?(?! (?:delay|further)\b)", lambda match: "with"),
     (r"\b(is|are|was|were|did|does|do|has|have|had|can|could) not\b(?! (?:only|yet|been)\b)", lambda match: match[1]),
     (r"\bnegative\b", lambda match: "positive"),
     (r"\babsence of\b", lambda match: "presence of"),
@@ -202,7 +202,10 @@ _DOSES = [
         rf"\s?(?:mg|mcg|µg|μg|micrograms?|milligrams?|units|IU)\b{_NOT_A_DOSE}", lambda x: x * 2 if x < 500 else x / 2
     ),
 ]
-_DEVICE = r"(?! (?:\w+ )?(?:punch|needle|port|incision|trocar|valve|stent|screw|balloon|tube|catheter))"
+_DEVICE = (  # the size of an instrument is not a finding
+    r"(?!,? (?:[\w°]+ )?(?:arthroscope|endoscope|punch|needle|port|incision|trocar|valve|stent|screw|balloon|tube|"
+    r"catheter))"
+)
 _VALUES = [
     _value(r"/\d{2,3}\b", lambda x: x + 40 if x < 130 else x - 40, "blood pressure|BP"),
     _value(r"/\d{2,3}\s?mm\s?Hg\b", lambda x: x + 40 if x < 130 else x - 40),

@@ -48,7 +48,8 @@ _SENTENCES = [
     (r"There (?:is|was|are|were) no ([^;]+)", lambda m: f"No {m[1]}"),
     (
         rf"{_PATIENT}(?: also)? (?:reports?|reported|complains? of)(?: (?:experiencing|having))? "
-        r"(?!that\b|no\b|being\b|\w+ing\b|when\b|how\b)(?!.* (?:as having|and (?:mentions|notes|denies|states)) )(.+)",
+        r"(?!that\b|no\b|being\b|\w+ing\b|when\b|how\b)"
+        r"(?!.* (?:as having|and (?:admits|mentions|notes|denies|states|was|is|has|had)) )(.+)",
         lambda m: f"Reported: {m[1]}",
     ),
     (r"The patient, (an? [^,;]+), ((?:presents?|presented|reports?|reported|underwent|was|has|had|is) .+)", r"\1 \2"),
@@ -84,7 +85,7 @@ _SENTENCES = [
     ),
     (r"Continue (?:with )?monitoring (.+)", r"Keep watching \1"),
     (
-        r"Referral to (.+?) (?:is|was|has been) (?:also )?(?:recommended|advised|planned|considered)(.*)",
+        r"Referral to (.+?) (?:is|was|has been) (?:also )?(?:recommended|advised|planned)(.*)",
         r"Refer to \1\2",
     ),
     (r"Referral to (?!.*\b(?:is|are|was|will|has|may)\b)(.+)", r"Refer to \1"),
@@ -96,9 +97,10 @@ _SENTENCES = [
     (r"(?:The )?patient's (\w+) (?:is|are|was|were) (.+)", lambda m: f"{m[1]}: {m[2]}"),
     (r"Educate (?:the )?patient (?:on|about|regarding) (.+)", r"Patient teaching: \1"),
     (
-        r"(?:The |An? )?(?!(?:patient|he|she|they|mother|family|parents?|this|it|these|there)\b)"
-        r"([A-Z][\w-]*(?: [\w/-]+){0,6}?) (?:revealed|reveals|showed|shows|demonstrated|demonstrates|indicated"
-        r"|indicates|identified|displayed) (?!that\b|both\b|to\b)(?:an? )?(.+)",
+        r"(?!(?:The )?(?:patient|he|she|they|mother|family|parents?|this|it|these|there)\b)(?:The |An? )?"
+        r"([A-Z][\w-]*(?: (?!(?:was|were|been|is|are|has|had|that|which|who)\b)[\w/-]+){0,6}?) "
+        r"(?:revealed|reveals|showed|shows|demonstrated|demonstrates|indicated|indicates|"
+        r"identified|displayed) (?!that\b|both\b|to\b)(?:an? )?(.+)",
         lambda m: _finding(m[1], m[2]),
     ),
     (rf"{_VERBLESS} (?:is|are) (recommended|planned|scheduled)", lambda m: f"{capital(m[2])}: {m[1]}"),
@@ -123,7 +125,10 @@ _NOT_A_LIST = re.compile(r"\b(?:that|but|however|who|which|except|though|althoug
 # Parts of a sentence.
 _PARTS = [
     (r"\ban? (\d+|[a-z]+)-(day|week|month|year) history of\b", lambda m: f"{m[1]} {m[2]}{_plural(m[1])} of"),
-    (r"(?<=[a-z] )(\d+(?:\.\d+)? ?mg) (?:once )?daily\b", r"in a daily dose of \1"),
+    (
+        r"(?<=[a-z] )(?<!\bto )(?<!\bof )(?<!\bat )(?<!\bwith )(\d+(?:\.\d+)? ?mg) (?:once )?daily\b",
+        r"in a daily dose of \1",
+    ),
     (r"\bfor the (?:past|last) (?=\w+ (?:day|week|month|year))", "over the preceding "),
     (r"\b(blood pressure|heart rate|respiratory rate|temperature|oxygen saturation) (?:of|at|was|is) (?=\d)", r"\1 "),
     (r"\b(?:beats|breaths|respirations)(?:/min(?:ute)?| per minute)\b", "per minute"),
@@ -145,7 +150,7 @@ def _plural(number: str) -> str:
 def reword(text: str) -> str | None:
     """State the same facts in other words: rewrite sentences by template, replace synonyms and reorder sentences.
 
-    Half of the texts become telegraphic ("pt w/ hx of", no articles); in the others, abbreviations are written out.
+    Half of the texts become telegraphic ("pt w/ HTN", few articles); in the others, abbreviations are written out.
     """
     telegraphic = zlib.crc32(text.encode("utf-8", "replace")) % 2 == 0
     spans = statement_spans(text)
@@ -157,7 +162,7 @@ def reword(text: str) -> str | None:
     half = len(blocks) // 2
     sentences = [sentence for block in blocks[half:] + blocks[:half] for sentence in block]
     new = "".join(gap + sentence for gap, sentence in zip(gaps, sentences, strict=True))
-    new = _contract(new) if telegraphic else _expand(new)
+    new = _fix_articles(_contract(new) if telegraphic else _expand(new))
     return new if _is_different(text, new) else None
 
 
@@ -199,6 +204,12 @@ def _contract(text: str) -> str:
     return _COPULA.sub(" ", _ARTICLE.sub("", text)).replace(" and ", " & ")
 
 
+def _fix_articles(text: str) -> str:
+    """Repair "an raised" and "a elevated", which replacements leave behind."""
+    text = re.sub(r"\b([Aa])n (?=[b-df-gj-np-tv-z][a-z]{2})", r"\1 ", text)
+    return re.sub(r"\b([Aa]) (?=(?!one|eu)[aeio][a-z]{2})", r"\1n ", text)
+
+
 def _match_case(match: re.Match, new: str) -> str:
     """Return `new`, capitalized if the match starts a sentence."""
     before = match.string[max(0, match.start() - 3) : match.start()].rstrip(" ")
@@ -207,13 +218,14 @@ def _match_case(match: re.Match, new: str) -> str:
 
 # A sentence that refers to the previous one moves only together with it.
 _REFERS_BACK = re.compile(
-    r"^(?:this|these|that|those|it|its|they|results|adjustments|their|such|however|additionally|furthermore|moreover|therefore|"
+    r"^(?:this|these|that|those|it|its|they|results|adjustments|added|depending|their|such|however|additionally|furthermore|moreover|therefore|"
     r"thus|due to|given|despite|instead|the (?:latter|former|procedure|surgery|operation))\b"
     r"|\b(?:this|these|those|such|(?:during|at|on|by|of) that|the (?:mass|lesion|tumor|cyst|latter|former|procedure))\b"
     r"|\b(?:then|subsequent(?:ly)?|later|after|afterwards?|thereafter|following|followed|next|finally|first|second|third|"
     r"initially|post-?operative(?:ly)?|also|other|others|else|same|above|remaining|both|if|once|additional|further)\b",
     re.IGNORECASE,
 )
+_ITEM_OR_HEADING = re.compile(r"^\(?\d+[.)]|^[A-Z][A-Za-z ]{1,30}:|\n")
 _PRONOUN = re.compile(r"^(?:he|she|his|her)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
     r"\b(?:mother|father|wife|husband|sister|brother|son|daughter|parents?|family|partner|donor|infant|baby|child|mom)\b",
@@ -224,7 +236,7 @@ _RELATIVE = re.compile(
 def _blocks(sentences: list[str], originals: list[str]) -> list[list[str]]:
     """Return the sentences in blocks that may change places, judged by the originals."""
     has_relative = any(map(_RELATIVE.search, originals))
-    is_list = any(re.match(r"\(?\d+[.)]", original) or "\n" in original for original in originals)
+    is_list = any(map(_ITEM_OR_HEADING.search, originals))
     blocks: list[list[str]] = []
     for sentence, original in zip(sentences, originals, strict=True):
         refers_back = is_list or refers(original) or (_PRONOUN.match(original) and has_relative)
@@ -254,7 +266,8 @@ _BOILERPLATE = re.compile(
 _SPECIFIC = re.compile(
     r"\d|\b(?:no|not|without|avoid|emergency|urgent|immediate|refer|referral|prescri|started?|surgery|biopsy|scan|diet|"
     r"smoking|alcohol|insulin|inject|dose|therapy|allerg|return|seek|warning|red flags|signs?\b|risks?\b|infection|"
-    r"due to|medication|recurrence|pregnan|technique|device|restrict|exercise|weight|wound|glucose|safety|\w*trauma)",
+    r"due to|medication|recurrence|pregnan|technique|device|restrict|mobili|prevent|exercise|weight|"
+    r"wound|glucose|safety|\w*trauma)",
     re.IGNORECASE,
 )
 
