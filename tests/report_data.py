@@ -319,7 +319,7 @@ def add_statements_to_comparison(comparison: dict) -> dict:
     by_section = {"sections": dict.fromkeys(SECTIONS, shares), "mean": shares}
     both = {"n": 250, "difference": 0.192, "ci95": [0.15, 0.234], "p": 0.0002}
     pairs = [{**pair(a, b, 0.1, 0.004), "covered": both, "supported": both} for a, b in ((0, 1), (0, 2), (1, 2))]
-    pairs[1] |= {"supported": {"n": 0, "difference": None, "ci95": None, "p": None}}
+    pairs[1] |= {"supported": {"n": 1, "difference": None, "ci95": None, "p": None}}
     rates = {"sections": dict.fromkeys(SECTIONS, line([0.2, 0.363, 0.3])), "mean": line([0.2, 0.363, 0.3])}
     statements = rates | {"pairs": pairs, "covered": by_section, "supported": by_section}
     return comparison | {"statements": statements}

@@ -7,6 +7,7 @@ P_VALUES = (
     "The mean's p, from a paired permutation test, is the test of whether the runs differ. The sections' p are from "
     "McNemar's exact test, corrected by Holm's method for the number of sections."
 )
+SHARE_P_VALUES = "Those of covered and supported are from a paired t test on the notes' shares."
 
 
 def percent(rate: float) -> str:

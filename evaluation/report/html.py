@@ -148,11 +148,11 @@ def _chart(results: dict) -> list[tuple[str, list[tuple[str, str, float, list[fl
 
 
 def _differences(pair: dict, by_statements: dict | None) -> list[tuple[str, dict]]:
-    """Return (name, figure) for each bar of a pair's chart; those without a note in both runs are left out."""
+    """Return (name, figure) for each bar of a pair's chart; those without a difference are left out."""
     rows = list(pair["sections"].items())
     if by_statements:
         rows += [(name.capitalize(), by_statements[name]) for name in ("covered", "supported")]
-    return [(name, figure) for name, figure in rows if figure["n"]]
+    return [(name, figure) for name, figure in rows if figure["difference"] is not None]
 
 
 def _facts(results: dict, labels: tuple[str, ...] = ()) -> list[tuple[str, str]]:
@@ -203,6 +203,7 @@ def _environment() -> jinja2.Environment:
         "section_names": SECTION_NAMES,
         "unproven_text": messages.UNPROVEN,
         "p_values": figures.P_VALUES,
+        "share_p_values": figures.SHARE_P_VALUES,
         "note_schema_text": messages.NOTE_SCHEMA,
         "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "script": Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),

@@ -214,7 +214,8 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
         parts.append("\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in flips))
         if statements:
             parts.append(_pair_table(statements["pairs"][k], "By statements"))
-    parts.append(textwrap.fill(figures.P_VALUES, 100))
+    p_values = f"{figures.P_VALUES} {figures.SHARE_P_VALUES}" if statements else figures.P_VALUES
+    parts.append(textwrap.fill(p_values, 100))
     parts += [f"WARNING: {warning}" for warning in warnings]
     return "\n\n".join(filter(None, parts))
 
@@ -240,7 +241,7 @@ def _pair_table(pair: dict, name: str) -> str:
         rows.append([key, *cells, str(section["unscored"])])
     means = [("mean", pair["mean"]), *((question, pair[question]) for question in _QUESTIONS if question in pair)]
     for key, mean in means:
-        if mean["n"]:
+        if mean["difference"] is not None:
             difference, ci95 = figures.points(mean["difference"]), figures.points_interval(mean["ci95"])
             cells = [difference, ci95, figures.p_value(mean["p"]), "", "", str(pair["n"] - mean["n"])]
             rows.append([key, *cells])
