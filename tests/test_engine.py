@@ -20,6 +20,7 @@ from common.errors import UserError
 from evaluation.engines import vllm_engine as engine_module
 from evaluation.engines import vllm_worker as worker
 from evaluation.engines.base import Completion, LanguageModel, Request, Usage, first_token
+from evaluation.engines.note_schema import NOTE_SCHEMA
 from evaluation.engines.processes import kill_groups
 from evaluation.engines.vllm_engine import Engine, EngineSpec
 
@@ -221,7 +222,7 @@ def test_vllm_answers_chats_and_counts_time_and_tokens(engine: Engine) -> None:
 @pytest.mark.slow
 def test_each_request_has_its_own_schema_or_none(engine: Engine) -> None:
     chat = prompts.note_messages(rows(1)[0]["dialogue"])
-    schemas = [VERDICT_OF, None, ANSWER_OF, None, VERDICT_OF]
+    schemas = [VERDICT_OF, None, ANSWER_OF, NOTE_SCHEMA, VERDICT_OF]
     answers = chats(engine, [Request(chat, group=number, schema=schema) for number, schema in enumerate(schemas)])
     assert [list(json.loads(answer.text)) for answer in answers] == [
         ["verdict"],
@@ -230,6 +231,7 @@ def test_each_request_has_its_own_schema_or_none(engine: Engine) -> None:
         list(prompts.SECTIONS),
         ["verdict"],
     ]
+    assert prompts.read_note(answers[1].text) == prompts.read_note(answers[3].text) == LEARNED_NOTE
     assert all(answer.text == json.dumps(json.loads(answer.text)) for answer in answers), "no free white space"
 
 
