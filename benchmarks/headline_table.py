@@ -118,7 +118,8 @@ def results_tables(found: list[dict]) -> list[str]:
             by_section.append(table_row([label, seed, *(cell(name, record["figures"][name]) for name in BY_SECTION)]))
         if len(runs) > 1:
             name, count = f"**{label}**", f"mean of {len(runs)}"
-            minutes, memory = (f"{fmean(run[key] for run in runs):.1f}" for key in ("training_min", "gpu_gb"))
+            minutes, memory = f"{fmean(r['training_min'] for r in runs):.1f}", fmean(r["gpu_gb"] for r in runs)
+            memory = f"{memory:.1f}" if memory else ""
             lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS), minutes, memory]))
             by_section.append(table_row([name, count, *(over_seeds(key, runs) for key in BY_SECTION)]))
     return [*lines, "", "Sections passed by the judge's verdict:", "", *by_section]
