@@ -80,7 +80,8 @@ def test_a_correlation_has_an_interval_over_dialogues():
     assert math.isnan(judge_agreement.correlation([(str(k), 1.0, k) for k in range(9)])[0])
 
 
-def test_a_perfect_judge_and_equal_physicians_correlate_fully():
+def test_a_perfect_judge_and_equal_physicians_correlate_fully(monkeypatch):
+    monkeypatch.setattr(judge_agreement, "RESAMPLES", 200)
     notes = rated(8)
     scores = {
         k: {"verdict": note["ratings"][0]["accuracy"]}
@@ -104,7 +105,8 @@ def test_a_line_that_is_not_a_rated_note_is_named(tmp_path, capsys, change):
 
 
 @pytest.mark.slow
-def test_a_run_asks_the_judge_once_for_each_section_and_resumes(tmp_path, tiny_model, capsys):
+def test_a_run_asks_the_judge_once_for_each_section_and_resumes(tmp_path, tiny_model, capsys, monkeypatch):
+    monkeypatch.setattr(judge_agreement, "RESAMPLES", 200)
     path, folder = write(tmp_path / "ratings.jsonl", rated(3)), tmp_path / "out"
     command = ["--ratings", str(path), "--output_dir", str(folder), "--judge_model", str(tiny_model)]
     command += ["--judge_engine_args", '{"dtype": "bfloat16"}']
