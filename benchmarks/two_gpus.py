@@ -157,10 +157,11 @@ def print_table(one: Path, two: Path, killed: Path, kill_step: int, args: argpar
     """Print how the runs compare; return the exit status."""
     resumed = re.findall(r"resumed at step (\d+) of", killed.with_suffix(".log").read_text())
     expected, validation = read_log(two)
-    rows = [("2 GPUs", expected, validation)]
-    rows += [("1 GPU, 2 packs accumulated", *read_log(one))]
-    rows += [
-        (f"2 GPUs, killed after step {kill_step}, resumed at {resumed[-1] if resumed else None}", *read_log(killed))
+    resumed_at = resumed[-1] if resumed else "none"
+    rows = [
+        ("2 GPUs", expected, validation),
+        ("1 GPU, 2 packs accumulated", *read_log(one)),
+        (f"2 GPUs, killed after step {kill_step}, resumed at {resumed_at}", *read_log(killed)),
     ]
     print("| run | steps | first loss | last loss | validation loss | largest difference of a step |")
     print("|---|---|---|---|---|---|")

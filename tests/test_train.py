@@ -1025,7 +1025,7 @@ def test_train_py_resumes_a_killed_run_of_the_launcher_to_the_same_end(workplace
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed at step" in done.stdout and "deepspeed.launcher" not in done.stdout + done.stderr
     course, expected = losses(read_log(workplace / "alone")), losses(uninterrupted.log)
-    assert list(course.values()) == pytest.approx(list(expected.values()), rel=1e-6)
+    assert list(course.values()) == pytest.approx(list(expected.values()), rel=1e-5)
     assert sorted(path.name for path in (workplace / "alone").iterdir()) == RUN_FILES
 
 
