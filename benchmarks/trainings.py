@@ -178,7 +178,7 @@ def train_all(
             if interrupted.is_set():
                 return None
             result = train(training, make_config(training, model, dataset, folder, export), folder, slot)
-            print(f"trained {training.name}: {result.steps} steps in {result.seconds:.0f} s", flush=True)
+            print(f"finished {training.name}: {result.steps} steps in {result.seconds:.0f} s", flush=True)
             return result
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
