@@ -21,7 +21,11 @@ import time
 from pathlib import Path
 
 import yaml
-from train_throughput import ROOT, override
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from train_throughput import override  # noqa: E402
 
 TIMEOUT = 280  # seconds for each start
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 import train_throughput
 import two_gpus
 from conftest import ROOT, rows, save_dataset
+from test_tokens import QWEN3_LIKE
 
 
 def test_learning_refuses_a_work_folder_with_an_older_checkpoint(tmp_path: Path) -> None:
@@ -145,10 +147,18 @@ def test_two_gpus_passes_on_two_processes_and_fails_if_they_differ(tiny_model, t
 
     if fault:
         monkeypatch.setattr(two_gpus, "write_config", faulty)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(QWEN3_LIKE)
     dataset = save_dataset(tmp_path / "soap_dataset", {"train": rows(40), "validation": rows(44)[40:]})
-    arguments = ["--model", str(tiny_model), "--dataset_path", str(dataset), "--work_dir", str(tmp_path / "work")]
-    arguments += ["--layers", "1", "--steps", "14", "--save_every", "3"]
-    changes = ["data.max_length=1024", "data.pad_to=div_length", "model.dtype=fp32", "data.dl_num_workers=0"]
+    arguments = ["--model", str(model), "--dataset_path", str(dataset), "--work_dir", str(tmp_path / "work")]
+    arguments += ["--layers", "1", "--steps", "14", "--save_every", "3", "--limit", "1e-4"]
+    changes = [
+        "optimizer.learning_rate=0.001",
+        "data.max_length=1024",
+        "data.pad_to=div_length",
+        "model.dtype=fp32",
+        "data.dl_num_workers=0",
+    ]
     assert two_gpus.main([*arguments, "--set", *changes]) == fault
     output = capfd.readouterr().out
     assert "| 1 GPU, 2 packs accumulated | 14 |" in output
