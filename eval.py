@@ -36,6 +36,10 @@ ATTACKS_HELP = (
     "for each section, judge N wrong texts that try to talk the judge into a pass, and N that do not; a higher N adds "
     "to a finished run (default: %(default)s)"
 )
+STATEMENTS_HELP = (
+    "do not ask the judge about each statement of reference and note, only for one verdict on each section; needed for "
+    "servers that give no log-probabilities"
+)
 LABELS_HELP = (
     "people's verdicts on this run's notes, from which pass rates are estimated: a filled-in review sheet (.csv), or "
     'JSONL such as {"index": 0, "section": "S", "verdict": "pass"}, optionally with "rater" and "note_hash"'
@@ -60,6 +64,10 @@ OUTPUT_HELP = (
     "run folder (default: ./results/<model>[-<adapter>]); for several runs, the folder above theirs; with --compare, "
     "the folder for comparison.html (default: console only)"
 )
+SCHEMA_HELP = (
+    "make the engine or server write notes in their JSON form; then a note is unreadable only if it is cut off or says "
+    "nothing (default: the model must know the form)"
+)
 LENGTH_HELP = (
     "maximum tokens of a prompt and its answer; a dialogue that does not fit counts as a failed note (default: the "
     "model's limit, at most 8192)"
@@ -78,7 +86,8 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
     from evaluation.scoring.people import LabelError
     from evaluation.scoring.scores import score_run
 
-    predictions, judgements = run.folder.predictions, run.folder.judgements  # each loop reads the file
+    folder = run.folder
+    predictions, judgements = folder.predictions, folder.judgements  # read by each loop
     on_notes = sum(not record["control"] and not record["attack"] for record in judgements)
     if on_notes < len(rows) * len(prompts.SECTIONS):
         raise UserError(
@@ -86,14 +95,16 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
             "run the same command with --stage all first"
         )
     try:
-        scores = score_run(predictions, judgements, rows, labels)
+        scores = score_run(predictions, judgements, rows, labels, folder.statements)
     except LabelError as error:
         raise UserError(f"{error}; correct it") from None
     except ValueError as error:
         raise UserError(f"{run.folder.path}: {error}; correct it, or add --overwrite") from None
     results = {"dataset": options.dataset_path, **scores, **run.manifest.for_results()}
     write_results_json(run.folder.path / "results.json", results)
-    html.write_report(run.folder.path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
+    threshold = scores["statements"]["threshold"] if scores["statements"] else 0.0
+    dialogues = html.select_dialogues(predictions, judgements, rows, folder.statements, threshold)
+    html.write_report(run.folder.path / "report.html", results, dialogues)
     print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
     if options.review_sheet:
         size = write_sheet(Path(options.review_sheet), predictions, judgements, rows, options.review_size)
@@ -198,6 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", choices=("all", "generate", "judge", "report"), default="all", help=STAGE_HELP)
 
     add = parser.add_argument_group("trust in the judge").add_argument
+    add("--no_statements", dest="statements", action="store_false", help=STATEMENTS_HELP)
     add("--judge_controls", type=number(int, 0), default=24, metavar="N", help=CONTROLS_HELP)
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add("--human_labels", metavar="FILE", help=LABELS_HELP)
@@ -205,6 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--review_size", type=number(int, 1), default=40, metavar="N", help="sections in it (default: %(default)s)")
 
     add = parser.add_argument_group("engines").add_argument
+    add("--note_schema", action="store_true", help=SCHEMA_HELP)
     add(
         "--max_new_tokens",
         type=number(int, 1),

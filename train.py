@@ -4,21 +4,18 @@ Reads ./soap_dataset (from preprocess_data.py); writes ./ckpt/<run>/global_step_
 
     arctic_training Qwen3-1.7B-config.yaml         # full fine-tune
     arctic_training Qwen3-1.7B-LoRA-config.yaml    # LoRA adapter
+    python train.py Qwen3-1.7B-config.yaml         # the same on one GPU, without the launcher: starts sooner
     python train.py                                # show one formatted example; --model adds token counts
 """
 
+import gc
 import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":  # the preview needs neither torch nor arctic_training
     from training.preview import main
 
     sys.exit(main())
-
-if Path(sys.argv[0]).name == "arctic_training_run" and "RANK" not in os.environ:
-    # A single process without the launcher, which imports DeepSpeed twice before a run begins.
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 # Packs vary in length; by default the allocator caches blocks of every size. PyTorch reads this at first allocation.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -30,3 +27,4 @@ from training.trainer import SOAPTrainer  # noqa: E402
 
 __all__ = ["SOAPDataFactory", "SOAPDataSource", "SOAPTrainer"]  # `type: soap` in a YAML
 report_in_one_line()
+gc.freeze()  # the libraries' objects stay alive, so no later collection needs to search them

@@ -71,10 +71,11 @@ def answers(judging: bool) -> Answer:
 
 def stand_in_engine() -> int:
     """Read requests and write answers, in the format of vllm_worker.py."""
-    answer = answers(judging=bool(json.loads(sys.stdin.readline())["schema"]))
+    note, verdict = answers(judging=False), answers(judging=True)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        answer = verdict if request["schema"] else note
         done = {"id": request["id"], "text": answer(request["messages"]), "finish_reason": "stop"}
         print(json.dumps({**done, "prompt_tokens": 900, "output_tokens": 100, "cached_tokens": 0}), flush=True)
     return 0
@@ -89,7 +90,7 @@ class StandInServer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = self.answers["structured_outputs" in body](body["messages"])
+        text = self.answers["response_format" in body](body["messages"])
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
@@ -120,9 +121,7 @@ def run_eval(arguments: list[str]) -> int:
 
     def start(spec: vllm_engine.EngineSpec, device: str, log: Path) -> subprocess.Popen:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([sys.executable, __file__, "--part", "engine"], start_new_session=True, **pipes)
-        process.stdin.write(json.dumps({"schema": spec.schema}) + "\n")
-        return process
+        return subprocess.Popen([sys.executable, __file__, "--part", "engine"], start_new_session=True, **pipes)
 
     place = Placement(("",), {})
     vllm_engine._start = start

@@ -27,7 +27,6 @@ from train_throughput import append, gpus, hardware, override  # noqa: E402
 
 from common.dataset import load_split  # noqa: E402
 from evaluation.scoring import scores  # noqa: E402
-from prompts import SECTIONS  # noqa: E402
 
 CONFIGS = {"full": ROOT / "Qwen3-1.7B-config.yaml", "LoRA": ROOT / "Qwen3-1.7B-LoRA-config.yaml"}
 
@@ -93,9 +92,12 @@ def write_notes(name: str, args: argparse.Namespace, dataset: Path, *model: str)
 def summary(name: str, predictions: list[dict], rows: list[dict], seconds: float | None) -> dict:
     """Return a model's result: seconds of training, readable notes, and the mean ROUGE-L of each section."""
     notes = scores.read_notes(predictions, rows)
-    means = {f"ROUGE-L {section}": round(sum(notes.rouge[section]) / len(rows), 3) for section in SECTIONS}
+    means = {
+        f"ROUGE-L {section}": round(sum(rouge[i] for i in notes.strict) / len(rows), 3)
+        for section, rouge in notes.rouge.items()
+    }
     training = {"training s": seconds and round(seconds)}
-    return {"model": name, **training, "readable notes": f"{notes.valid} of {len(rows)}", **means}
+    return {"model": name, **training, "readable notes": f"{len(notes.strict)} of {len(rows)}", **means}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -119,7 +119,7 @@ def run(name: str, args: argparse.Namespace) -> list[dict]:
     with output.open("w") as out:
         command = ["arctic_training", str(path), "--master_port", str(args.master_port)]
         if args.no_launcher:
-            command = ["arctic_training_run", "--config", str(path)]
+            command = [sys.executable, str(ROOT / "train.py"), str(path)]
         code = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         print(f"error: {name} ended with status {code}; its last lines, from {output}:", file=sys.stderr)
@@ -209,9 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, default=10, help="untimed iterations before them (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings in every run")
     parser.add_argument("--profile", action="store_true", help="trace 3 more iterations, after the timed ones")
-    parser.add_argument(
-        "--no_launcher", action="store_true", help="start one process directly with arctic_training_run"
-    )
+    parser.add_argument("--no_launcher", action="store_true", help="start with `python train.py`, on one GPU")
     parser.add_argument("--memory_gb", type=float, help="GPU memory limit per process, in GB (default: none)")
     parser.add_argument("--num_gpus", type=int, default=1, help="GPUs of this machine to use (default: %(default)s)")
     parser.add_argument("--name", help="label for the runs in the table, added to the configuration")

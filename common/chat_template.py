@@ -49,6 +49,43 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: prompts.Messag
     return tokenizer(render_chat(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
+class PromptEncoder:
+    """Encode prompts like `encode_prompt`, but encode lines that many prompts share, such as a dialogue, only twice.
+
+    A prompt is split after its longest line. From the third prompt with the same text up to there, only the rest is
+    encoded, if the tokens of the second one's parts are those of its whole text.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", size: int = 1024):
+        self._tokenizer = tokenizer
+        self._size = size  # prefixes to remember
+        self._prefixes: dict[str, list[int] | None] = {}  # by last use; None: seen once; []: cannot be split
+
+    def __call__(self, messages: prompts.Messages) -> list[int]:
+        text = render_chat(self._tokenizer, messages)
+        lines = text.splitlines(keepends=True)
+        longest = max(range(len(lines)), key=lambda k: len(lines[k]))
+        prefix, rest = "".join(lines[: longest + 1]), "".join(lines[longest + 1 :])
+        if prefix not in self._prefixes:
+            self._remember(prefix, None)
+            return self._encode(text)
+        tokens = self._prefixes.pop(prefix)
+        if tokens is None:
+            whole, first = self._encode(text), self._encode(prefix)
+            self._remember(prefix, first if first + self._encode(rest) == whole else [])
+            return whole
+        self._remember(prefix, tokens)
+        return tokens + self._encode(rest) if tokens else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _remember(self, prefix: str, tokens: list[int] | None) -> None:
+        self._prefixes[prefix] = tokens
+        if len(self._prefixes) > self._size:
+            del self._prefixes[next(iter(self._prefixes))]
+
+
 def check_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Try the chat template on this project's prompts. Return DATE_NOTICE if it inserts the date, otherwise None.
 

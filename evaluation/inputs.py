@@ -28,10 +28,12 @@ def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
 
 
 def load_run(path: str | Path) -> dict[str, Any]:
-    """Return a finished run in the form that compare_runs takes: name, results, and records without their texts.
+    """Return a finished run in the form that compare_runs takes: name, results, records without texts, statements.
 
     Raises UserError.
     """
+    from evaluation.scoring.statements import read_statements
+
     folder = Path(path)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -39,14 +41,15 @@ def load_run(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no readable results.json ({short_cause(error)}); give a finished run") from None
     if not isinstance(results, dict) or "sections" not in results:
         raise UserError(f"{path}: results.json was not written by eval.py; give a finished run")
-    predictions, judgements = open_records(folder)
+    predictions, judgements, statements = open_records(folder)
     return {
         "name": folder.resolve().name,
         "results": results,
-        "predictions": [_pick(record, "index", "dialogue_hash") for record in predictions],
+        "predictions": [_pick(record, "index", "dialogue_hash", "status") for record in predictions],
         "judgements": [
             _pick(record, "index", "section", "verdict", "source", "control", "attack") for record in judgements
         ],
+        "statements": read_statements(statements).notes if results.get("statements") else {},
     }
 
 

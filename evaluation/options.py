@@ -28,11 +28,13 @@ class Options:
     output_dir: str | None
     overwrite: bool
     stage: str
+    statements: bool
     judge_controls: int
     attacks: int
     human_labels: str | None
     review_sheet: str | None
     review_size: int
+    note_schema: bool
     max_new_tokens: int
     max_model_len: int | None
     gpu_memory_utilization: float

@@ -1,4 +1,4 @@
-"""Process each dialogue: write, parse and record its note, then judge and record each section.
+"""Process each dialogue: write, parse and record its note, then judge and record each section and its statements.
 
 Each dialogue has its own coroutine. The loop over runs starts the next generator as soon as the previous run's notes
 are written, while the judge may still be working on them.
@@ -6,7 +6,6 @@ are written, while the judge may still be working on them.
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import shutil
 import sys
@@ -17,16 +16,19 @@ from pathlib import Path
 import prompts
 from common.chat_template import SERVED_NOTICE
 from common.dataset import Row
-from evaluation.engines.base import Completion, LanguageModel, Usage
+from evaluation.engines.base import LanguageModel, Usage
 from evaluation.engines.models import Model, vllm_rank
+from evaluation.engines.note_schema import NOTE_SCHEMA
 from evaluation.engines.placement import Placement, Plan
 from evaluation.engines.server import Server
 from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec
 from evaluation.judging import asking, judge
 from evaluation.judging.asking import judge_case, start_judge
+from evaluation.judging.statements import ask_statements, decided_statement
 from evaluation.options import Options, without_credentials
+from evaluation.reading import read_prediction
 from evaluation.run.manifest import describe_machine
-from evaluation.run.records import JsonLines, Judgement, Prediction, record_key
+from evaluation.run.records import JsonLines, Judgement, Prediction, StatementRecord, record_key
 from evaluation.run.runs import Run, print_line
 from evaluation.run.unanswered import check_notes, check_verdicts
 from evaluation.tasks import BoundedTasks
@@ -51,7 +53,8 @@ class Pipeline:
         self._together = options.judges and (plan.together or bool(options.api_base or options.judge_api_base))
         self._judge: LanguageModel | None = None
         self._judge_usage: dict[Run, Usage] = {}
-        self._judged: dict[Run, set[tuple]] = {}
+        self._judged: dict[Run, set[tuple]] = {}  # keys of the cases with a verdict
+        self._asked: dict[Run, set[tuple]] = {}  # keys of the cases whose statements have answers
         self._changed: set[Run] = set()
         self._judging = BoundedTasks(_MOST_NOTES_TO_JUDGE)
         known = 2 * options.judge_controls + 2 * options.attacks
@@ -97,7 +100,8 @@ class Pipeline:
 
     async def _write_note(self, run: Run, generator: Usage, index: int, bar: "ProgressBar") -> None:
         dialogue = self.rows[index]["dialogue"]
-        completion = await generator.chat(prompts.note_messages(dialogue), group=index)
+        schema = NOTE_SCHEMA if self.options.note_schema else None
+        completion = await generator.chat(prompts.note_messages(dialogue), group=index, schema=schema)
         note = read_prediction(index, dialogue, completion)
         self._append(run, run.folder.predictions, note)
         bar.update()
@@ -131,6 +135,7 @@ class Pipeline:
     async def _judge_existing_notes(self, run: Run) -> None:
         """Start judging the notes on disk and, once for all runs, the inputs with known answers."""
         self._judged[run] = {record_key(record) for record in run.folder.judgements}
+        self._asked[run] = {record_key(record) for record in run.folder.statements}
         if run is self.runs[0]:
             await self._judging.add(self._judge_known_answers, run)
         existing = sum(1 for _ in run.folder.predictions)
@@ -147,10 +152,18 @@ class Pipeline:
         """
         cases, decided = judge.plain_cases([note], self.rows)
         for record in decided:
-            if record_key(record) not in self._judged[run]:
-                self._append(run, run.folder.judgements, record)
-                self._verdicts_bar.update()
+            self._record_decision(run, record)
         await asyncio.gather(*(self._judge_case(run, case) for case in cases))
+
+    def _record_decision(self, run: Run, record: Judgement) -> None:
+        """Record a section that a rule decided."""
+        key = record_key(record)
+        if key not in self._judged[run]:
+            self._append(run, run.folder.judgements, record)
+            self._verdicts_bar.update()
+        if self.options.statements and key not in self._asked[run]:
+            reference = self.rows[record["index"]][record["section"]]
+            self._append(run, run.folder.statements, decided_statement(record, reference))
 
     async def _judge_known_answers(self, run: Run) -> None:
         """Judge controls and attacks. They depend on data, judge and prompts alone, so one run does it for all."""
@@ -158,13 +171,27 @@ class Pipeline:
             await self._judging.add(self._judge_case, run, case)
 
     async def _judge_case(self, run: Run, case: judge.Case) -> None:
-        if case.key() in self._judged[run]:
-            return
-        if run not in self._judge_usage:
-            self._judge_usage[run] = Usage(self._get_judge())
-        record = await judge_case(self._judge_usage[run], case, asking.sampling(self.options))
+        """Ask for the verdict and the statements of `case`, unless they are on the disk."""
+        parts = []
+        if case.key() not in self._judged[run]:
+            parts.append(self._ask_verdict(run, case))
+        if self.options.statements and case.key() not in self._asked[run]:
+            parts.append(self._ask_statements(run, case))
+        await asyncio.gather(*parts)
+
+    async def _ask_verdict(self, run: Run, case: judge.Case) -> None:
+        record = await judge_case(self._usage_of_judge(run), case, asking.sampling(self.options))
         self._append(run, run.folder.judgements, record)
         self._verdicts_bar.update()
+
+    async def _ask_statements(self, run: Run, case: judge.Case) -> None:
+        record = await ask_statements(self._usage_of_judge(run), case, self.rows[case.index])
+        self._append(run, run.folder.statements, record)
+
+    def _usage_of_judge(self, run: Run) -> Usage:
+        if run not in self._judge_usage:
+            self._judge_usage[run] = Usage(self._get_judge())
+        return self._judge_usage[run]
 
     def _get_judge(self) -> LanguageModel:
         """Return the judge; the first call starts it."""
@@ -174,11 +201,20 @@ class Pipeline:
         return self._judge
 
     def _share_known_answers(self) -> None:
-        known = [record for record in self.runs[0].folder.judgements if record["control"] or record["attack"]]
+        """Copy the first run's records of controls and attacks to the other runs."""
+        first = self.runs[0].folder
+        known = [
+            [record for record in records if record["control"] or record["attack"]]
+            for records in (first.judgements, first.statements)
+        ]
         for run in self.runs[1:]:
-            for record in known:
-                if record_key(record) not in self._judged[run]:
-                    self._append(run, run.folder.judgements, record)
+            folder = run.folder
+            for records, target, there in zip(
+                known, (folder.judgements, folder.statements), (self._judged[run], self._asked[run]), strict=True
+            ):
+                for record in records:
+                    if record_key(record) not in there:
+                        self._append(run, target, record)
 
     # --- manifest ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +230,7 @@ class Pipeline:
             else:
                 run.manifest.stamp(self._machine, self.options.for_manifest())
 
-    def _append(self, run: Run, records: JsonLines, record: Prediction | Judgement) -> None:
+    def _append(self, run: Run, records: JsonLines, record: Prediction | Judgement | StatementRecord) -> None:
         """Write a record; the first one of this call also stamps the manifest."""
         records.append(record)
         if run not in self._changed:
@@ -265,30 +301,5 @@ def start_generator(
         print_line(f"adding {run.target.lora_path} to a copy of the weights")
         merge_into = run.merged / "model"
     lora_path = run.adapter and run.adapter.path
-    spec = EngineSpec(run.model.path, vllm_args, sampling, None, lora_path, merge_into, check_first)
+    spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path, merge_into, check_first)
     return Engine("generator", spec, run.folder.path / "generate.log", placement.devices)
-
-
-def read_prediction(index: int, dialogue: str, completion: Completion) -> Prediction:
-    """Return the record of the generator's answer to dialogue number `index`."""
-    note, reason = dict.fromkeys(prompts.SECTIONS), None
-    if completion.finish_reason == "prompt_too_long":
-        reason = "the prompt is too long"
-    elif completion.finish_reason == "error":
-        reason = f"the engine gave up: {completion.error or 'no cause given'}"
-    else:
-        try:
-            note = prompts.read_note(completion.text)
-        except prompts.NoteError as error:
-            reason = str(error)
-    return {
-        "index": index,
-        "dialogue_hash": hashlib.sha256(dialogue.encode()).hexdigest()[:12],
-        "raw": completion.text,
-        "finish_reason": completion.finish_reason,
-        "status": "invalid" if reason else "ok",
-        "reason": reason,
-        **note,
-        "prompt_tokens": completion.prompt_tokens,
-        "output_tokens": completion.output_tokens,
-    }

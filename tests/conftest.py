@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -213,19 +214,24 @@ def chats(model: LanguageModel, requests: Iterable[Request]) -> list[Completion]
 
     async def ask_all() -> list[Completion]:
         return await asyncio.gather(
-            *(model.chat(request.messages, request.group, **request.sampling) for request in requests)
+            *(model.chat(request.messages, request.group, request.schema, **request.sampling) for request in requests)
         )
 
     return asyncio.run(ask_all())
 
 
 class FakeModel(LanguageModel):
-    """Answer at once, with `answer(messages, attempt)`, and record the chats."""
+    """Answer at once, with `answer(messages, attempt)`, and record the chats.
+
+    A question about a statement, whose sampling asks for log-probabilities, is answered with yes if the rest of the
+    prompt contains the statement. Such questions are in `questions`, all other chats in `asked`.
+    """
 
     def __init__(self, answer: Callable[[prompts.Messages, int], str], window: int = 1000):
         super().__init__("fake model", window)
         self.answer = answer
         self.asked: list[str] = []
+        self.questions: list[str] = []
         self.sampled: list[tuple[str, dict]] = []
         self.closed = False
 
@@ -235,6 +241,13 @@ class FakeModel(LanguageModel):
 
     def _send(self, number: int, request: Request) -> None:
         chat = json.dumps(request.messages)
+        if request.sampling.get("logprobs"):
+            self.questions.append(chat)
+            rest, _, question = request.messages[-1]["content"].rpartition(',\n"statement": ')
+            yes = 0.9 if question.partition("}\n")[0][1:-1] in rest else 0.1
+            tokens = {"yes": math.log(yes), "no": math.log(1 - yes)}
+            self.report({"id": number, "text": "yes", "finish_reason": "length", "first_token": tokens})
+            return
         self.asked.append(chat)
         self.sampled.append((chat, request.sampling))
         text = self.answer(request.messages, self.asked.count(chat))

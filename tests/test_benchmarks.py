@@ -12,6 +12,7 @@ import eval_walltime
 import learning
 import pytest
 import train_throughput
+import two_gpus
 from conftest import ROOT, rows, save_dataset
 
 
@@ -126,6 +127,33 @@ def test_the_extrapolated_table_follows_from_the_measured_figures() -> None:
         measured[kind].append(result)
     lines = eval_scaling.extrapolate(eval_scaling.build_parser().parse_args([]), *measured.values())
     assert [line for line in lines if f"| {' | '.join(line)} |" not in scaling] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [False, True])
+def test_two_gpus_passes_on_two_processes_and_fails_if_they_differ(tiny_model, tmp_path, capfd, monkeypatch, fault):
+    """The fault: the run that is killed and resumed has another seed, so its packs differ."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    write_config = two_gpus.write_config
+
+    def faulty(name: str, accumulation: int, args) -> Path:
+        seed = ["seed=7"] if name == "killed" else []
+        return write_config(name, accumulation, type(args)(**vars(args) | {"set": [*args.set, *seed]}))
+
+    if fault:
+        monkeypatch.setattr(two_gpus, "write_config", faulty)
+    dataset = save_dataset(tmp_path / "soap_dataset", {"train": rows(40), "validation": rows(44)[40:]})
+    arguments = ["--model", str(tiny_model), "--dataset_path", str(dataset), "--work_dir", str(tmp_path / "work")]
+    arguments += ["--layers", "1", "--steps", "14", "--save_every", "3"]
+    changes = ["data.max_length=1024", "data.pad_to=div_length", "model.dtype=fp32", "data.dl_num_workers=0"]
+    assert two_gpus.main([*arguments, "--set", *changes]) == fault
+    output = capfd.readouterr().out
+    assert "| 1 GPU, 2 packs accumulated | 14 |" in output
+    assert re.search(r"killed after step \d+, resumed at \d+ \|", output)
+    assert output.splitlines()[-1].startswith("FAILED" if fault else "passed")
 
 
 def test_deepspeed_gets_only_as_many_visible_gpus_as_the_benchmark_uses(monkeypatch) -> None:

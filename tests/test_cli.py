@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["preprocess_data.py", "train.py", "eval.py", "demo/get_model.py", "benchmarks/train_throughput.py"]
-SCRIPTS += ["benchmarks/eval_walltime.py", "benchmarks/eval_scaling.py"]
+SCRIPTS += ["benchmarks/two_gpus.py", "benchmarks/eval_walltime.py", "benchmarks/eval_scaling.py"]
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -39,6 +39,7 @@ def test_help_answers_within_a_second_and_without_heavy_libraries(script):
     ("arguments", "words"),
     [
         (["train.py", "--dataset_path", "nowhere"], "run `python preprocess_data.py` first"),
+        (["train.py", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["eval.py", "no/such/model", "--dataset_path", "nowhere"], "preprocess_data.py"),
         (["preprocess_data.py", "--dataset", "nowhere.jsonl"], "nowhere.jsonl"),
         (["eval.py"], "no model given"),

@@ -179,12 +179,6 @@ def test_the_demo_retrains_after_a_killed_or_stopped_run(tmp_path, checkpoint, u
     assert subprocess.run(["bash", "-c", f'{function}\ntrained "$0"', tmp_path], timeout=60).returncode == status
 
 
-def test_the_preview_answers_a_yaml_with_the_training_command():
-    done = subprocess.run([sys.executable, "train.py", FULL.name], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.endswith(f"to train, run: arctic_training {FULL.name}\n")
-
-
 def test_the_preview_skips_other_yamls_and_rejects_invalid_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preview, "ROOT", tmp_path)
     (tmp_path / "a-config.yaml").write_text("data: {max_length: 100}")

@@ -1,4 +1,4 @@
-"""Test the edits of a section: one keeps every fact, and each of the other four makes exactly one error."""
+"""Test the edits of a section: some keep it right, and each of the others makes exactly one error."""
 
 import json
 import re
@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score import rouge_scorer
 
-from evaluation.judging import edits
+from evaluation.judging import edits, phrases, rewording
+from evaluation.judging.sentences import split_statements
 from preprocessing.headings import read_soap
 
 NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
@@ -21,11 +23,16 @@ NEGATIONS = re.compile(
     re.IGNORECASE,
 )
 EDITS = {
-    "reword": lambda text: edits.reword(text),
+    "reword": lambda text: rewording.reword(text),
+    "omit_minor": lambda text: rewording.omit_minor(text),
     "drop_finding": lambda text: edits.drop_finding(text, RARITY),
     "turn_negation": lambda text: edits.turn_negation(text, RARITY),
     "change_number": lambda text: edits.change_number(text),
+    "change_dose": lambda text: edits.change_dose(text),
     "change_side": lambda text: edits.change_side(text),
+    "invent_finding": lambda text: edits.invent_finding(text, "O", text, "seed"),
+    "change_drug": lambda text: edits.change_drug(text, text),
+    "change_diagnosis": lambda text: edits.change_diagnosis(text, text),
 }
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
@@ -50,6 +57,8 @@ SENTENCES = [
     "1. Return if the wound opens.",
     "Murphy's sign is negative; the spleen was not felt.",
     "Lab results were within normal limits, CRP {n} mg/L.",
+    "Seen by Mr. Smith and Dr. Lee for {n} minutes.",
+    "Encourage the patient to keep a diary.",
 ]
 SECTIONS = st.lists(
     st.builds(
@@ -78,9 +87,19 @@ def changed_part(text: str, edited: str) -> tuple[str, str]:
 
 
 def check_reworded(text: str, edited: str) -> None:
-    assert edited != text
-    for pattern in (NUMBERS, SIDES, NEGATIONS):
+    for pattern in (NUMBERS, SIDES):
         assert found(pattern, edited) == found(pattern, text)
+    negations = found(NEGATIONS, re.sub(r"\b(?:denies|denied)\b", "no", text, flags=re.IGNORECASE))
+    assert found(NEGATIONS, re.sub(r"\b(?:denies|denied)\b", "no", edited, flags=re.IGNORECASE)) == negations
+    old, new = (Counter(re.findall(r"\w+", each.lower())) for each in (text, edited))
+    assert (old & new).total() <= 0.9 * old.total()
+
+
+def check_omitted(text: str, edited: str) -> None:
+    kept, sentences = split_statements(edited), split_statements(text)
+    assert len(kept) == len(sentences) - 1
+    assert Counter(kept) <= Counter(sentences)
+    assert not found(NUMBERS, text) - found(NUMBERS, edited)
 
 
 def check_dropped(text: str, edited: str) -> None:
@@ -108,7 +127,15 @@ def check_number(text: str, edited: str) -> None:
     assert NUMBERS.sub("#", edited) == NUMBERS.sub("#", text)
     if pairs[0][0][0].isdigit():
         a, b = (float(number.replace(",", "")) for number in pairs[0])
-        assert abs(a - b) >= 0.05 * a  # 37.0 to 39.5 degrees is the smallest change
+        assert abs(a - b) >= 0.03 * a  # 98.0 to 102.2 °F is the smallest change
+        assert 0 < b <= max(3 * a, a + 50)
+
+
+def check_dose(text: str, edited: str) -> None:
+    check_number(text, edited)
+    old, new = changed_part(text, edited)
+    a, b = (float(NUMBERS.findall(part)[-1].replace(",", "")) for part in (old, new))
+    assert b / a in (2, 0.5) or abs(b - a / 2) <= 0.5  # an integer stays an integer
 
 
 def check_side(text: str, edited: str) -> None:
@@ -119,12 +146,32 @@ def check_side(text: str, edited: str) -> None:
     assert SIDES.sub("#", edited) == SIDES.sub("#", text)
 
 
+def check_invented(text: str, edited: str) -> None:
+    added = [sentence for sentence, _ in phrases.INVENTED["O"] if sentence in edited]
+    assert len(added) == 1
+    assert edited.replace(added[0], "").split() in (text.split(), f"{text}.".split())
+
+
+def check_term(text: str, edited: str, groups: list[list[str]]) -> None:
+    old, new = text.lower(), edited.lower()
+    gone = [(group, term) for group in groups for term in group if old.count(term.lower()) > new.count(term.lower())]
+    assert gone
+    assert any(new.count(other.lower()) > old.count(other.lower()) for group, _ in gone for other in group)
+    for pattern in (NUMBERS, SIDES, NEGATIONS):
+        assert found(pattern, edited) == found(pattern, text)
+
+
 CHECKS = {
     "reword": check_reworded,
+    "omit_minor": check_omitted,
     "drop_finding": check_dropped,
     "turn_negation": check_negation,
     "change_number": check_number,
+    "change_dose": check_dose,
     "change_side": check_side,
+    "invent_finding": check_invented,
+    "change_drug": lambda text, edited: check_term(text, edited, phrases.DRUG_GROUPS),
+    "change_diagnosis": lambda text, edited: check_term(text, edited, phrases.DIAGNOSIS_GROUPS),
 }
 
 
@@ -139,7 +186,17 @@ def test_each_edit_changes_only_its_intended_part(name, text):
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("reword", 400), ("drop_finding", 400), ("turn_negation", 350), ("change_number", 400), ("change_side", 150)],
+    [
+        ("reword", 250),
+        ("drop_finding", 200),
+        ("turn_negation", 300),
+        ("change_number", 250),
+        ("change_dose", 50),
+        ("change_side", 100),
+        ("invent_finding", 300),
+        ("change_drug", 30),
+        ("change_diagnosis", 20),
+    ],
 )
 def test_the_edits_are_right_on_the_demo_and_apply_often_enough(name, least):
     pairs = [(text, EDITS[name](text)) for text in DEMO_SECTIONS]
@@ -170,62 +227,141 @@ def test_an_edit_of_a_long_text_takes_little_time(name, piece):
 
 
 def test_no_synonym_or_abbreviation_changes_a_number_side_or_negation():
-    pairs = [*edits._SYNONYMS.items(), *edits._ABBREVIATIONS.items()]
-    assert len(pairs) > 80
+    pairs = [*phrases.SYNONYMS.items(), *phrases.ABBREVIATIONS.items(), *phrases.CONTRACTIONS.items()]
+    assert len(pairs) > 150
     for old, new in pairs:
         for pattern in (NUMBERS, SIDES, NEGATIONS):
             assert found(pattern, old) == found(pattern, new), (old, new)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "edited"),
-    [
-        ("reword", "The patient reports nausea. No vomiting.", "No vomiting. The patient describes nausea."),
-        ("reword", "BP 120/80, HR 70.", "Blood pressure 120/80, heart rate 70."),
-        # "It was then removed" refers to the sentence before, so the two move as one.
-        (
-            "reword",
-            "A drain was placed. It was then removed. Wound dry.",
-            "Wound dry. A drain was placed. It was then removed.",
-        ),
-        ("reword", "Chronic obstructive pulmonary disease (COPD).", None),
-        ("reword", "1. Rest.\n2. Fluids.", None),
-        ("reword", "Cellulitis.", None),
-        (
-            "drop_finding",
-            "Chest clear. Firm irregular thyroid nodule. Follow-up next week.",
-            "Chest clear. Follow-up next week.",
-        ),
-        ("drop_finding", "Asthma, with seasonal pollen allergy.", "Asthma."),
-        ("drop_finding", "Follow-up in our clinic next month. Educate the patient about warning symptoms.", None),
-        ("drop_finding", "Cellulitis.", None),
-        ("turn_negation", "He denies any chest pain.", "He reports chest pain."),
-        ("turn_negation", "No rash was seen.", "Rash was seen."),
-        ("turn_negation", "Urine culture negative.", "Urine culture positive."),
-        ("turn_negation", "The patient reports chest pain.", "The patient denies chest pain."),
-        ("turn_negation", "The primary diagnosis is gout.", "The primary diagnosis is not gout."),
-        ("turn_negation", "Start metformin.", "Do not start metformin."),
-        ("turn_negation", "No longer coughs. Cough lasted no more than a day.", None),
-        ("turn_negation", "No additional symptoms were noted.", None),
-        ("turn_negation", "Gout.", None),
-        ("change_number", "Metoprolol 25 mg, seen 3 weeks ago.", "Metoprolol 250 mg, seen 3 weeks ago."),
-        ("change_number", "Aspirin 325 mg.", "Aspirin 32.5 mg."),
-        ("change_number", "Blood pressure 120/80 mmHg.", "Blood pressure 180/80 mmHg."),
-        ("change_number", "Temperature 36.8°C.", "Temperature 39.3°C."),
-        ("change_number", "Platelets 1,200 cells/µL (normal 150 g/L).", "Platelets 3,600 cells/µL (normal 150 g/L)."),
-        ("change_number", "A 2-3 cm mass.", "A 2-9 cm mass."),
-        ("change_number", "Return in two weeks.", "Return in seven weeks."),
-        ("change_number", "A 58-year-old woman.", "A 28-year-old woman."),
-        ("change_number", "Vitamin B12, L4 fracture, in 2019, COVID-19, type 2 diabetes.", None),
-        ("change_side", "Left knee and right-sided hernia.", "Right knee and left-sided hernia."),
-        ("change_side", "He left the ward right away with a left shift.", None),
-    ],
-)
+@pytest.mark.parametrize("groups", [phrases.DRUG_GROUPS, phrases.DIAGNOSIS_GROUPS])
+def test_no_term_of_a_group_contains_another(groups):
+    assert len(groups) > 20
+    for group in groups:
+        assert len(set(group)) == len(group) >= 2
+        assert [(a, b) for a in group for b in group if a != b and re.search(rf"\b{re.escape(a)}\b", b)] == []
+
+
+@given(text=SECTIONS)
+@settings(max_examples=300, deadline=None)
+def test_no_sentence_is_cut_after_a_title_or_an_abbreviation(text):
+    for edit in EDITS.values():
+        edited = edit(text) or text
+        for piece in split_statements(edited):
+            assert not re.search(r"(?:\bMr|\bDr|\bvs)\.$", piece)
+        assert edited.count("Mr. Smith and Dr. Lee") in (
+            text.count("Mr. Smith and Dr. Lee"),
+            text.count("Mr. Smith and Dr. Lee") - 1,
+        ) or ("Mr. Smith & Dr. Lee" in edited)
+
+
+# The edits of texts whose result is known. None: the edit does not apply.
+KNOWN = [
+    (
+        "reword",
+        "The patient denies fever, chills and cough. Physical examination revealed a tender knee.",
+        "On physical exam: tender knee. No fever, chills or cough.",
+    ),
+    ("reword", "Cellulitis.", None),
+    ("omit_minor", "Rest. Ice. Encourage the patient to keep a diary.", "Rest. Ice."),
+    ("omit_minor", "Rest. Ice. Educate the patient on signs of infection.", None),
+    ("omit_minor", "Rest. Ice. Knee brace.", None),
+    (
+        "drop_finding",
+        "Chest clear. Firm irregular thyroid nodule with calcified margins. Wound dry.",
+        "Chest clear. Wound dry.",
+    ),
+    ("drop_finding", "Seen by Mr. Smith. Firm irregular thyroid nodule with calcified margins.", "Seen by Mr. Smith."),
+    ("drop_finding", "Asthma, with seasonal pollen allergy.", "Asthma."),
+    ("drop_finding", "Follow-up in our clinic next month. Educate the patient about warning symptoms.", None),
+    ("drop_finding", "Compliance with the agreed treatment regimen is crucial. Regular monitoring is planned.", None),
+    ("drop_finding", "Cellulitis.", None),
+    ("turn_negation", "He denies any chest pain.", "He reports chest pain."),
+    ("turn_negation", "No rash was seen.", "Rash was seen."),
+    ("turn_negation", "Urine culture negative.", "Urine culture positive."),
+    ("turn_negation", "The patient reports chest pain.", "The patient denies chest pain."),
+    ("turn_negation", "The primary diagnosis is gout.", "The primary diagnosis is not gout."),
+    ("turn_negation", "CT revealed a mass.", "CT revealed no mass."),
+    ("turn_negation", "Lymphoma, confirmed by biopsy.", None),
+    ("turn_negation", "Gout was confirmed in the joint fluid.", None),
+    ("turn_negation", "Start metformin.", "Do not start metformin."),
+    ("turn_negation", "No longer coughs. Cough lasted no more than a day.", None),
+    ("turn_negation", "No additional symptoms were noted.", None),
+    ("turn_negation", "Gout.", None),
+    ("change_number", "Metoprolol 25 mg, seen 3 weeks ago.", "Metoprolol 25 mg, seen 9 weeks ago."),
+    ("change_number", "Blood pressure 120/80 mmHg.", "Blood pressure 160/80 mmHg."),
+    ("change_number", "Blood pressure 130/110 mmHg.", None),
+    ("change_number", "Temperature 36.8°C.", "Temperature 38.9°C."),
+    ("change_number", "Oxygen saturation 97%.", "Oxygen saturation 88%."),
+    ("change_number", "Hemoglobin 13.5 g/dL (normal 12-16 g/dL).", "Hemoglobin 9.5 g/dL (normal 12-16 g/dL)."),
+    ("change_number", "A 2-3 cm mass.", "A 2-6 cm mass."),
+    ("change_number", "A 23 mm valve.", None),
+    ("change_number", "Born at 36 weeks of gestation.", None),
+    ("change_number", "Return in two weeks.", "Return in seven weeks."),
+    ("change_number", "A 58-year-old woman.", "A 38-year-old woman."),
+    ("change_number", "Vitamin B12, L4 fracture, in 2019, COVID-19, type 2 diabetes.", None),
+    ("change_dose", "Metoprolol 25 mg daily.", "Metoprolol 50 mg daily."),
+    ("change_dose", "Ibuprofen 600 mg.", "Ibuprofen 300 mg."),
+    ("change_dose", "CRP 25 mg/L. Two units of blood, 22 units of blood.", None),
+    ("change_side", "Left knee and right-sided hernia.", "Right knee and left-sided hernia."),
+    ("change_side", "He left the ward right away with a left shift.", None),
+    ("change_side", "Left and right knee pain.", None),
+    ("change_side", "Stenosis of the left anterior descending artery.", None),
+    ("change_drug", "Start aspirin. Aspirin for life.", "Start warfarin. Warfarin for life."),
+    ("change_drug", "Warfarin was changed to aspirin.", "Clopidogrel was changed to aspirin."),
+    ("change_drug", "Amoxicillin/clavulanate.", None),
+    ("change_diagnosis", "The diagnosis is an ischemic stroke.", "The diagnosis is an intracerebral hemorrhage."),
+    ("change_diagnosis", "Differential diagnosis includes pneumonia. No pneumonia.", None),
+    ("change_diagnosis", "No evidence of pneumonia.", None),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "edited"), KNOWN)
 def test_an_edit_of_a_known_text_gives_the_known_result(name, text, edited):
     assert EDITS[name](text) == edited
 
 
 def test_the_sentence_with_the_rarest_words_is_dropped():
-    rarity = edits.Rarity(["Abdomen soft without tenderness."] * 50 + ["Splenic infarction confirmed today."])
-    text = "Abdomen soft without tenderness. Splenic infarction confirmed today."
-    assert edits.drop_finding(text, rarity) == "Abdomen soft without tenderness."
+    rarity = edits.Rarity(["Abdomen soft without tenderness, bowel sounds heard."] * 50 + ["Splenic infarction today."])
+    text = "Abdomen soft without tenderness, bowel sounds heard. Splenic infarction confirmed with contrast today."
+    assert edits.drop_finding(text, rarity) == "Abdomen soft without tenderness, bowel sounds heard."
+
+
+def test_reworded_sections_are_far_from_the_reference():
+    scorer = rouge_scorer.RougeScorer(["rouge1"])
+    pairs = [(text, rewording.reword(text)) for text in DEMO_SECTIONS]
+    scores = [scorer.score(text, edited)["rouge1"].fmeasure for text, edited in pairs if edited is not None]
+    assert len(scores) >= 200
+    assert sum(scores) / len(scores) < 0.87
+
+
+@pytest.mark.parametrize("section", "SOAP")
+def test_an_invented_finding_is_on_a_topic_that_the_visit_does_not_mention(section):
+    text = "The knee hurts. The skin is dry."
+    texts = {edits.invent_finding(text, section, text, str(seed)) for seed in range(40)}
+    assert len(texts) >= 6
+    every_topic = " ".join(topic for _, topic in phrases.INVENTED[section])
+    assert edits.invent_finding(text, section, every_topic, "seed") is None
+    for sentence, topic in phrases.INVENTED[section]:
+        visit = f"{text} {topic.split()[0].upper()}ING"
+        assert all(sentence not in edits.invent_finding(text, section, visit, str(seed)) for seed in range(40))
+
+
+def test_the_quoted_sentence_is_the_patient_s_own():
+    dialogue = (
+        "Doctor: I have been a nurse at the station for ten years.\nPatient: Thank you, I will follow that advice.\n"
+        "Patient: I have been coughing up green mucus since Sunday. Is it bad?\nPatient: No, I don't smoke or drink."
+    )
+    quoted = rewording.quote_patient("Cough.", dialogue, len)
+    assert quoted == 'Cough. The patient says: "I have been coughing up green mucus since Sunday."'
+    assert rewording.quote_patient("Cough.", "Dr: Cough? Pt: Yes.", len) is None
+
+
+def test_a_further_fact_comes_from_the_same_note():
+    findings = "He was pale. A harsh murmur was heard at the left sternal border. It was louder than before."
+    added = rewording.add_finding("Aortic stenosis.", findings, len)
+    assert added == "Aortic stenosis. Objective findings: A harsh murmur was heard at the left sternal border."
+    assert rewording.add_finding("Aortic stenosis.", "Pale.", len) is None
+    added = rewording.add_diagnosis("Rest.", "The diagnosis is gout. Other causes are unlikely.")
+    assert added == "Assessed as follows: The diagnosis is gout. Rest."
+    assert rewording.add_diagnosis("Rest.", "Improving.") is None

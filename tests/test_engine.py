@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+import json
+import math
 import os
 import subprocess
 import sys
@@ -17,12 +19,15 @@ import prompts
 from common.errors import UserError
 from evaluation.engines import vllm_engine as engine_module
 from evaluation.engines import vllm_worker as worker
-from evaluation.engines.base import Completion, LanguageModel, Request, Usage
+from evaluation.engines.base import Completion, LanguageModel, Request, Usage, first_token
+from evaluation.engines.note_schema import NOTE_SCHEMA
 from evaluation.engines.processes import kill_groups
 from evaluation.engines.vllm_engine import Engine, EngineSpec
 
 CPU_ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
 GREEDY = {"temperature": 0, "max_tokens": 200}
+VERDICT_OF = {"type": "object", "properties": {"verdict": {"enum": ["pass", "fail"]}}, "required": ["verdict"]}
+ANSWER_OF = {"type": "object", "properties": {"answer": {"enum": ["yes", "no"]}}, "required": ["answer"]}
 
 
 class Delayed(LanguageModel):
@@ -212,6 +217,51 @@ def test_vllm_answers_chats_and_counts_time_and_tokens(engine: Engine) -> None:
     assert all(answer.prompt_tokens > 100 and answer.output_tokens > 20 for answer in answers)
     assert usage.tokens["cached"] > 0, "the system prompt that all chats share must come from the prefix cache"
     assert engine.ready - engine.started > 1 > 0 < usage.seconds
+
+
+@pytest.mark.slow
+def test_each_request_has_its_own_schema_or_none(engine: Engine) -> None:
+    chat = prompts.note_messages(rows(1)[0]["dialogue"])
+    schemas = [VERDICT_OF, None, ANSWER_OF, NOTE_SCHEMA, VERDICT_OF]
+    answers = chats(engine, [Request(chat, group=number, schema=schema) for number, schema in enumerate(schemas)])
+    assert [list(json.loads(answer.text)) for answer in answers] == [
+        ["verdict"],
+        list(prompts.SECTIONS),
+        ["answer"],
+        list(prompts.SECTIONS),
+        ["verdict"],
+    ]
+    assert prompts.read_note(answers[1].text) == prompts.read_note(answers[3].text) == LEARNED_NOTE
+    assert all(answer.text == json.dumps(json.loads(answer.text)) for answer in answers), "no free white space"
+
+
+@pytest.mark.slow
+def test_the_first_token_has_the_probabilities_that_transformers_computes(engine: Engine, tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    chat = prompts.note_messages(rows(1)[0]["dialogue"])
+    plain, asked = chats(engine, [Request(chat), Request(chat, sampling={"logprobs": 5, "max_tokens": 3})])
+    assert plain.first_token is None
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True, **prompts.CHAT_TEMPLATE_KWARGS
+    )
+    with torch.no_grad():
+        best = model(**ids).logits[0, -1].log_softmax(-1).topk(5)
+    expected = {
+        tokenizer.decode([token]): value for token, value in zip(best.indices, best.values.tolist(), strict=True)
+    }
+    assert len(asked.first_token) == 5
+    assert next(iter(asked.first_token)) == plain.text[: len(next(iter(asked.first_token)))]
+    for text in list(expected)[:3]:  # the type of the engine rounds, so equally unlikely tokens may change places
+        assert asked.first_token[text] == pytest.approx(expected[text], abs=0.3), text
+
+
+def test_probabilities_of_tokens_with_the_same_text_add_up() -> None:
+    found = first_token([("a", math.log(0.5)), ("b", math.log(0.25)), ("b", math.log(0.125)), ("c", -9999.0)])
+    assert found == pytest.approx({"a": math.log(0.5), "b": math.log(0.375), "c": -9999.0})
 
 
 @pytest.mark.slow

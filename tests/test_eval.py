@@ -27,7 +27,7 @@ from evaluation.run.runs import Run
 
 INVALID, EMPTY, SLOW_VERDICT, NO_VERDICT = 1, 2, 3, 4  # indices of dialogues with special notes or verdicts
 
-PREDICTION_KEYS = ["index", "dialogue_hash", "raw", "finish_reason", "status", "reason", *"SOAP"]
+PREDICTION_KEYS = ["index", "dialogue_hash", "raw", "finish_reason", "status", "reason", "form", *"SOAP"]
 PREDICTION_KEYS += ["prompt_tokens", "output_tokens"]
 JUDGEMENT_KEYS = ["index", "section", "verdict", "reason", "raw", "source", "attempts", "control", "attack"]
 RESULT_KEYS = {"model", "lora_path", "judge_model", "dataset", "split", "n", "valid_notes", "sections"}
@@ -124,6 +124,40 @@ def test_a_run_writes_records_and_results_in_the_fixed_form(harness: Harness, ca
     assert (harness.folder / "report.html").stat().st_size > 1000
 
 
+def test_each_section_has_its_statements_and_a_score_by_them(harness: Harness) -> None:
+    assert harness.run() == 0
+    records = harness.records("statements")
+    judgements = harness.records("judgements")
+    keys = [[(r["index"], r["section"], str(r["control"])) for r in part] for part in (records, judgements)]
+    assert sorted(keys[0]) == sorted(keys[1])
+    (copied,) = (r for r in records if r["index"] == 0 and r["section"] == "S" and not r["control"])
+    assert [statement["log_odds"] > 0 for statement in copied["covered"]] == [True] * len(copied["covered"])
+    assert copied["covered"] and copied["covered"] == copied["supported"]
+    statuses = Counter((r["index"], r["status"]) for r in records if r["status"] != "asked")
+    assert statuses == {(INVALID, "missing"): 4, (EMPTY, "missing"): 1}
+    statements = harness.results()["statements"]
+    # The model copies the reference, except for one unreadable note and one empty section.
+    assert {s: figures["pass"] for s, figures in statements["sections"].items()} == {"S": 5, "O": 4, "A": 5, "P": 5}
+    assert statements["sections"]["S"]["supported"]["share"] == 1
+    assert statements["sections"]["S"]["covered"]["share"] == pytest.approx(5 / 6, abs=0.1)
+    assert statements["fitted_on"] > 0
+
+
+def test_statements_can_be_left_out_and_added_later(harness: Harness, tmp_path: Path) -> None:
+    assert harness.run() == 0
+    whole = harness.records("statements"), harness.results()
+    folder = tmp_path / "added"
+    assert harness.run("--output_dir", str(folder), "--no_statements") == 0
+    assert not (folder / "statements.jsonl").exists()
+    results = harness.results(folder)
+    assert results["statements"] is results["instruments"] is None
+    assert results["sections"] == whole[1]["sections"]
+    harness.judges.clear()
+    assert harness.run("--output_dir", str(folder)) == 0
+    assert harness.judges[0].asked == []
+    assert (harness.records("statements", folder), harness.results(folder)) == whole
+
+
 def test_an_invalid_note_is_not_sent_to_the_judge(harness: Harness) -> None:
     assert harness.run("--judge_controls", "0") == 0
     (model,) = harness.judges
@@ -133,6 +167,26 @@ def test_an_invalid_note_is_not_sent_to_the_judge(harness: Harness) -> None:
     by_code = [record for record in harness.records("judgements") if record["source"] == "code"]
     assert Counter((r["index"], r["verdict"]) for r in by_code) == {(INVALID, "fail"): 4, (EMPTY, "fail"): 1}
     assert all(record["reason"] for record in by_code)
+
+
+def test_lenient_notes_are_judged_and_counted_apart(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert harness.run("--judge_controls", "0") == 0
+    strict, figures = harness.records("judgements"), harness.results()
+
+    def write_wrapped(messages: prompts.Messages, attempt: int) -> str:
+        note = write(messages, attempt)
+        return f'{{"SOAP": {note}}}' if note.startswith("{") else note
+
+    monkeypatch.setattr(pipeline, "start_generator", lambda *_: harness.start(harness.generators, write_wrapped))
+    assert harness.run("--judge_controls", "0", "--overwrite") == 0
+    assert harness.records("judgements") == strict  # the same texts get the same verdicts
+    assert Counter(note["status"] for note in harness.records("predictions")) == {"lenient": 5, "invalid": 1}
+    results = harness.results()
+    assert {section: entry["pass"] for section, entry in results["sections"].items()} == dict.fromkeys("SOAP", 0)
+    assert results["valid_notes"] == 0 and results["lenient"]["forms"] == {"wrapped object": 5}
+    assert {key: results["lenient"][key] for key in ("sections", "mean")} == {
+        key: figures[key] for key in ("sections", "mean")
+    }
 
 
 def test_an_unreadable_verdict_is_retried_twice_and_then_unscored(harness: Harness) -> None:
@@ -219,10 +273,10 @@ def test_a_run_killed_at_any_record_resumes_to_the_same_result(
     if at_once:
         request.getfixturevalue("both_at_once")
     assert harness.run() == 0
-    names, one_by_one = ("predictions", "judgements"), threading.Lock()
+    names, one_by_one = ("predictions", "judgements", "statements"), threading.Lock()
     whole, results = [harness.records(name) for name in names], harness.results()
     append = records.JsonLines.append
-    for moment in range(0, sum(map(len, whole)), 3):
+    for moment in range(0, sum(map(len, whole)), 5):
         folder = tmp_path / f"killed_{moment}"
         left = moment
 
@@ -627,7 +681,7 @@ def test_finished_runs_can_be_compared_without_a_model(
     assert harness.run("--output_dir", str(other)) == 0
     capsys.readouterr()
     assert eval.main(["--compare", str(harness.folder), str(other), "--output_dir", str(tmp_path / "page")]) == 0
-    assert "| Section | run" in capsys.readouterr().out
+    assert "| Section        | run" in capsys.readouterr().out
     assert (tmp_path / "page" / "comparison.html").exists()
 
 

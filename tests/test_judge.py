@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 import prompts
 from evaluation.judging import judge
 from evaluation.judging.asking import known_cases
-from evaluation.judging.attacks import ATTACKS, attack_cases
+from evaluation.judging.attacks import ATTACKS, NO_CONTENT, attack_cases
 from evaluation.judging.known_answers import control_cases
+from evaluation.judging.sentences import split_statements
 from evaluation.run.records import NO_ATTACK
 from preprocessing.headings import read_soap
 
 DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
-BAD_KINDS = ["other_patient", "dropped_finding", "turned_negation", "changed_number", "changed_side"]
+GOOD_KINDS = {"reworded", "further_fact", "minor_omission"}
+BAD_KINDS = {
+    *("other_patient", "dropped_finding", "turned_negation", "changed_number", "small_dose", "changed_side"),
+    *("invented_finding", "other_drug", "other_diagnosis", "wrong_section"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -139,18 +144,25 @@ def test_a_record_and_its_case_have_the_same_key(rows):
     for case in cases:
         record = case.record("pass", "agrees", raw="{}", attempts=2)
         assert judge.record_key(json.loads(json.dumps(record))) == case.key()
-    assert len({case.key() for case in cases}) == len(cases) == 84
+    assert len({case.key() for case in cases}) == len(cases) > 70
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
 def test_each_section_gets_n_controls_to_pass_and_n_to_fail_of_all_kinds(rows):
-    cases = control_cases(rows, 10, seed=1)
+    cases = control_cases(rows, 30, seed=1)
     for section in prompts.SECTIONS:
         kinds = Counter((case.control["kind"], case.control["expected"]) for case in cases if case.section == section)
-        assert kinds.pop(("reworded", "pass")) == 10
-        assert kinds == dict.fromkeys([(kind, "fail") for kind in BAD_KINDS], 2)
+        good = {kind: n for (kind, expected), n in kinds.items() if expected == "pass"}
+        bad = {kind: n for (kind, expected), n in kinds.items() if expected == "fail"}
+        assert sum(good.values()) == sum(bad.values()) == 30
+        assert good.keys() <= GOOD_KINDS and "reworded" in good
+        assert ("further_fact" in good) == (section != "O")
+        assert bad.keys() >= BAD_KINDS - {"small_dose", "changed_side", "other_drug", "other_diagnosis"}
+        assert ("other_diagnosis" in bad) == (section == "A")
+        assert max(bad.values()) <= 6
+    assert {case.control["kind"] for case in cases} >= BAD_KINDS
     for case in cases:
         row = rows[case.index]
         assert (case.dialogue, case.reference) == (row["dialogue"], row[case.section])
@@ -162,9 +174,17 @@ def test_the_same_rows_n_and_seed_give_the_same_controls(rows):
     assert control_cases(rows, 7, 3) != control_cases(rows, 7, 4)
 
 
-def test_more_controls_include_those_of_a_smaller_number(rows):
-    few = {case.key() for case in control_cases(rows, 4, 0)}
-    assert few < {case.key() for case in control_cases(rows, 8, 0)}
+@pytest.mark.parametrize(("few", "many"), [(1, 2), (4, 8), (9, 31), (30, 70)])
+def test_more_controls_include_those_of_a_smaller_number_in_order(rows, few, many):
+    def by_kind(n: int) -> dict:
+        kinds = {}
+        for case in control_cases(rows, n, 0):
+            kinds.setdefault((case.section, case.control["kind"]), []).append(case)
+        return kinds
+
+    more = by_kind(many)
+    for kind, cases in by_kind(few).items():
+        assert more[kind][: len(cases)] == cases
 
 
 def test_controls_to_fail_use_different_rows_if_there_are_enough(rows):
@@ -185,11 +205,39 @@ def test_few_rows_give_few_controls_without_duplicates(rows):
 
 
 def test_another_patient_s_section_comes_from_another_row(rows):
-    cases = [case for case in control_cases(rows, 60, 0) if case.control["kind"] == "other_patient"]
+    cases = [case for case in control_cases(rows, 100, 0) if case.control["kind"] == "other_patient"]
     assert len(cases) >= 40
     for case in cases:
         others = [row[case.section] for k, row in enumerate(rows) if k != case.index]
         assert case.prediction in others
+
+
+def test_a_wrong_section_comes_from_the_same_note(rows):
+    cases = [case for case in control_cases(rows, 100, 0) if case.control["kind"] == "wrong_section"]
+    assert len(cases) >= 30
+    for case in cases:
+        others = [rows[case.index][section] for section in prompts.SECTIONS if section != case.section]
+        assert case.prediction in others
+
+
+def test_a_further_fact_is_in_the_visit_s_own_texts(rows):
+    cases = [case for case in control_cases(rows, 60, 0) if case.control["kind"] == "further_fact"]
+    assert len(cases) >= 40
+    for case in cases:
+        row = rows[case.index]
+        added = case.prediction.replace(case.reference, "")
+        fact = added.split('"')[1] if '"' in added else added.partition(": ")[2].strip()
+        assert fact in (row["dialogue"] if case.section == "S" else row["O"] + row["A"])
+
+
+def test_an_invented_or_exchanged_term_is_not_in_the_visit(rows):
+    cases = [case for case in control_cases(rows, 80, 0) if case.control["kind"].startswith(("invented", "other_d"))]
+    assert len(cases) >= 60
+    for case in cases:
+        row = rows[case.index]
+        new = Counter(case.prediction.lower().split()) - Counter(case.reference.lower().split())
+        visit = " ".join([row["dialogue"], *(row[section] for section in prompts.SECTIONS)]).lower()
+        assert any(word.strip(".,;()") not in visit for word in new), case.prediction
 
 
 def test_a_duplicate_row_is_not_another_patient(rows):
@@ -200,15 +248,29 @@ def test_a_duplicate_row_is_not_another_patient(rows):
 def test_a_row_that_gives_no_control_of_a_kind_is_skipped(rows):
     plain = {"dialogue": "d", "S": "Itchy skin.", "O": "Dry skin.", "A": "Eczema.", "P": "Emollient cream."}
     cases = control_cases([*[plain] * 30, *rows[:10]], 5, 0)
-    edited = [case for case in cases if case.control["kind"] != "other_patient"]
-    assert edited
+    any_text = {"other_patient", "invented_finding", "wrong_section"}
+    edited = [case for case in cases if case.control["kind"] not in any_text]
+    assert len(edited) >= 20
     assert all(case.index >= 30 for case in edited)
+
+
+def test_notes_in_another_layout_give_controls_and_kinds_that_do_not_apply_are_skipped(rows):
+    def as_list(text: str) -> str:
+        return "\n".join(f"- {statement}" for statement in split_statements(text))
+
+    lists = [{section: as_list(row[section]) for section in prompts.SECTIONS} for row in rows[:60]]
+    lists = [{"dialogue": "A: Hello. B: I have had a cough for weeks."} | row for row in lists]
+    cases = control_cases(lists, 12, 0)
+    kinds = Counter(case.control["kind"] for case in cases if case.section == "S")
+    assert "further_fact" not in kinds
+    assert sum(kinds.values()) == 24
+    assert all(case.prediction.strip() for case in cases)
 
 
 # --- attacks ---------------------------------------------------------------------------------------------------------
 
 
-def test_attacks_are_wrong_sections_of_all_kinds_each_with_a_baseline(rows):
+def test_attacks_are_of_all_kinds_and_each_has_a_fitting_baseline(rows):
     cases = attack_cases(rows, 10, 0)
     attacks = [case for case in cases if case.attack != NO_ATTACK]
     assert Counter(case.section for case in attacks) == dict.fromkeys("SOAP", 10)
@@ -223,7 +285,10 @@ def test_attacks_are_wrong_sections_of_all_kinds_each_with_a_baseline(rows):
     for case in attacks:
         wrong = baselines[case.index, case.section]
         assert case.prediction == ATTACKS[case.attack].replace("{wrong}", wrong)
-        assert wrong in {row[case.section] for row in rows}
+        if "{wrong}" in ATTACKS[case.attack]:
+            assert wrong in {row[case.section] for row in rows}
+        else:
+            assert wrong == NO_CONTENT
     assert cases == attack_cases(rows, 10, 0)
     assert attack_cases(rows, 0, 0) == []
 

@@ -1,135 +1,36 @@
 import copy
 import itertools
 import json
-import os
-import random
-import re
-import shutil
-import time
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from report_data import (
+    add_statements,
+    add_statements_to_comparison,
+    all_labels,
+    attacks,
+    by_people,
+    cells,
+    check,
+    make_comparison,
+    make_results,
+    make_run,
+    question,
+    runs_of,
+    section,
+    statement_records,
+)
 
-from evaluation.report import html
+from evaluation.report import figures, html
 from evaluation.report.results import write_results_json
 from evaluation.report.text import comparison_table, console_table
 from evaluation.scoring.comparison import compare_runs
 from evaluation.scoring.scores import score_run
 from prompts import SECTIONS
 
-# What an untrusted file may contain wherever the report shows text.
-HOSTILE = [
-    "<script>window.injected = 1</script>",
-    "</script><script>window.injected = 1</script>",
-    '"><img src=x onerror="window.injected = 1">',
-    "<svg onload='window.injected = 1'></svg><style>body { display: none }</style>",
-    "<a href='javascript:window.injected = 1'>Dose</a><iframe srcdoc='<script>parent.injected = 1</script>'></iframe>",
-    "--></textarea></title></style><base href='http://127.0.0.1:1/'><meta http-equiv=refresh content='0;http://127.0.0.1:1/'>",
-    "{{ 7 * 7 }} {% raw %} ${7 * 7}",
-    "NUL \x00, escape \x1b[31m, half a pair \ud800, reordered \u202e50 mg",
-    "المريض يشكو من السعال منذ ثلاثة أيام.",
-    "W" * 20_000,
-]
-
-
-# --- figures in the form of scoring -----------------------------------------------------------------------------------
-
-
-def around(rate: float, half: float = 0.06) -> list[float]:
-    return [max(0.0, rate - half), min(1.0, rate + half)]
-
-
-def check(sensitivity: float, specificity: float, informative: bool = True, n: int = 20) -> dict:
-    by_kind = {"reworded": ("pass", sensitivity)} | dict.fromkeys(
-        ("other_patient", "dropped_finding", "turned_negation", "changed_number"), ("fail", specificity)
-    )
-    return {
-        "sensitivity": sensitivity,
-        "sensitivity_ci95": around(sensitivity, 0.2),
-        "specificity": specificity,
-        "specificity_ci95": around(specificity, 0.2),
-        "n_good": n,
-        "n_bad": n,
-        "by_kind": {
-            kind: {
-                "expected": expected,
-                "n": 5,
-                "right": round(5 * rate),
-                "unscored": 0,
-                "rate": rate,
-                "ci95": around(rate, 0.3),
-            }
-            for kind, (expected, rate) in by_kind.items()
-        },
-        "youden": sensitivity + specificity - 1,
-        "youden_ci95": [sensitivity + specificity - 1.2, sensitivity + specificity - 0.8],
-        "informative": informative,
-        "judged": 250,
-        "judged_passed": 150,
-        "contradiction": None,
-        "corrected_accuracy": None,
-        "corrected_ci95": None,
-    }
-
-
-def by_people(sensitivity: float, specificity: float, rate: float, informative: bool = True) -> dict:
-    """Return the check of a section against people's verdicts."""
-    strata = {"passed by the judge": (161, 10, 9), "failed by the judge": (89, 10, 2.5), "unscored": (4, 0, 0)}
-    return check(sensitivity, specificity, informative) | {
-        "by_kind": {},
-        "agreement": 0.86,
-        "corrected_accuracy": rate,
-        "corrected_ci95": around(rate, 0.15),
-        "strata": {name: dict(zip(("n", "labelled", "passed"), row, strict=True)) for name, row in strata.items()},
-    }
-
-
-def all_labels(rate: float | None = 0.6, **more) -> dict:
-    kappas = [{"raters": ["A", "B"], "n": 12, "agreement": 0.9, "kappa": 0.74}]
-    figures = {"labelled": 80, "labels": 92, "raters": ["A", "B"], "kappas": kappas, "open": []}
-    return figures | {"accuracy": rate, "ci95": around(rate or 0.5, 0.1)} | more
-
-
-def section(passed: int, unscored: int, n: int = 250) -> dict:
-    return {
-        "pass": passed,
-        "fail": n - passed - unscored,
-        "unscored": unscored,
-        "accuracy": passed / n,
-        "ci95": around(passed / n),
-        "worst": passed / n,
-        "best": (passed + unscored) / n,
-        "rougeL": 0.412,
-    }
-
 
 @pytest.fixture
 def results() -> dict:
-    return {
-        "model": "Qwen/Qwen3-1.7B",
-        "lora_path": "./ckpt/Qwen3-1.7B-LoRA/global_step_289",
-        "judge_model": "Qwen/Qwen3-8B",
-        "dataset": "./soap_dataset",
-        "split": "test",
-        "n": 250,
-        "valid_notes": 247,
-        "finish_reasons": {"stop": 247, "length": 3},
-        "sections": {"S": section(161, 4), "O": section(142, 0), "A": section(127, 0), "P": section(162, 0)},
-        "mean": {"accuracy": 0.592, "ci95": [0.561, 0.622]},
-        "judge_controls": {
-            "S": check(0.9, 0.85),
-            "O": check(0.95, 0.8),
-            "A": check(0.85, 0.9),
-            "P": check(0.9, 0.75),
-        },
-        "judge_controls_all": check(0.9, 0.825, n=80),
-        "human_labels": None,
-        "human_labels_all": None,
-        "attacks": None,
-        "timings_s": {"generate_init": 12.6, "generate": 6.9, "judge_init": 12.2, "judge": 14.5},
-    }
+    return make_results()
 
 
 @pytest.fixture
@@ -139,51 +40,9 @@ def results_of_an_unproven_judge(results: dict) -> dict:
     return results
 
 
-def line(accuracy: list[float]) -> dict:
-    best = [k for k, rate in enumerate(accuracy) if rate == max(accuracy)]
-    return {"accuracy": accuracy, "ci95": [around(rate) for rate in accuracy], "best": best}
-
-
-def pair(a: int, b: int, difference: float, p: float) -> dict:
-    figures = {"n": 249, "unscored": 1, "difference": difference, "ci95": [difference - 0.08, difference + 0.08]}
-    return {
-        "a": a,
-        "b": b,
-        "n": 250,
-        "sections": {key: {**figures, "only_a": 12, "only_b": 43, "p": p, "p_holm": min(1, 4 * p)} for key in SECTIONS},
-        "mean": {"n": 247, "difference": difference, "ci95": [difference - 0.04, difference + 0.04], "p": p},
-        "flips": [
-            {"index": 3, "section": "S", "from": "fail", "to": "pass"},
-            {"index": 17, "section": "S", "from": "fail", "to": "pass"},
-            {"index": 17, "section": "P", "from": "pass", "to": "fail"},
-        ],
-    }
-
-
 @pytest.fixture
 def comparison() -> dict:
-    return {
-        "names": ["Qwen3-1.7B", "Finetuned", "LoRA Adapter"],
-        "n": [250, 250, 250],
-        "sections": {
-            "S": line([0.356, 0.736, 0.644]),
-            "O": line([0.524, 0.724, 0.568]),
-            "A": line([0.528, 0.692, 0.508]),
-            "P": line([0.548, 0.708, 0.708]),
-        },
-        "mean": line([0.489, 0.715, 0.607]),
-        "pairs": [pair(0, 1, 0.226, 0.0000002), pair(0, 2, 0.118, 0.0131), pair(1, 2, -0.0001, 1.0)],
-    }
-
-
-def runs_of(comparison: dict, results: dict) -> list[dict]:
-    return [{"name": name, "results": results} for name in comparison["names"]]
-
-
-def cells(table: str, first: str) -> list[str]:
-    """Return the cells of the first line of a Markdown table that begins with `first`."""
-    row = next(row for row in table.splitlines() if row.startswith(f"| {first} "))
-    return [cell.strip() for cell in row.strip("|").split("|")]
+    return make_comparison()
 
 
 # --- console ---------------------------------------------------------------------------------------------------------
@@ -192,10 +51,17 @@ def cells(table: str, first: str) -> list[str]:
 def test_the_console_shows_rate_interval_unscored_and_rouge_of_each_section(results):
     text = console_table(results)
     assert text.startswith("Qwen3-1.7B + Qwen3-1.7B-LoRA, judged by Qwen3-8B, 250 dialogues")
-    assert cells(text, "S") == ["S", "64.4%", "58.4-70.4%", "4 (pass rate 64.4-66.0%)", "0.412"]
-    assert cells(text, "O") == ["O", "56.8%", "50.8-62.8%", "0", "0.412"]
-    assert cells(text, "mean") == ["mean", "59.2%", "56.1-62.2%", "", "0.412"]
-    assert "Readable notes: 247 of 250; 3 reached the token limit." in text
+    assert cells(text, "S") == ["S", "64.4% (58.4-70.4%)", "4", "0.412"]
+    assert cells(text, "O") == ["O", "56.8% (50.8-62.8%)", "0", "0.412"]
+    assert cells(text, "mean") == ["mean", "59.2% (56.1-62.2%)", "", "0.412"]
+    assert (
+        "Readable notes: 247 of 250; 3 reached the token limit. Pass rates if all unscored failed, or all pass" in text
+    )
+    assert "passed: S 64.4-66.0%." in text
+
+
+def test_the_console_begins_with_the_headline(results):
+    assert console_table(results).splitlines()[1] == "HEADLINE: 59.2% of the sections passed (95% interval 56.1-62.2%)"
 
 
 def test_the_lines_of_a_console_table_have_the_same_length(results):
@@ -220,7 +86,7 @@ def test_the_console_warns_of_an_unproven_judge(results_of_an_unproven_judge):
         "WARNING: It could not be shown that the judge passes good sections more often than bad ones in O (20 good and "
         "20 bad controls) and P (20 good and 20 bad controls). That does not prove that it cannot: more controls"
     ) in text
-    assert cells(text, "O")[1] == "56.8% (judge unproven)"
+    assert cells(text, "O")[1] == "56.8% (50.8-62.8%), judge unproven"
     judge = text.split("\n\n")[3]
     assert [cells(judge, key)[3] for key in "OP"] == ["0.00 (-0.20 to 0.20)"] * 2
 
@@ -265,7 +131,7 @@ def test_human_labels_can_check_the_judge_instead_of_controls(results):
     labels["O"] = by_people(0.5, 0.5, 0.6, informative=False)
     text = console_table(results | {"judge_controls": None, "human_labels": labels})
     assert "By people's verdicts it could not be shown" in text and "failed in O." in text
-    assert cells(text, "O")[1] == "56.8% (judge unproven)"
+    assert cells(text, "O")[1] == "56.8% (50.8-62.8%), judge unproven"
 
 
 @pytest.mark.parametrize(("sensitivity", "interval", "outranks"), [(0.5, [0.3, 0.7], True), (0.8, [0.4, 0.9], False)])
@@ -325,7 +191,7 @@ def test_a_run_without_a_valid_note_has_a_table(results):
     results["sections"] = {key: {**section(0, 0), "rougeL": 0.0} for key in SECTIONS}
     results["mean"] = {"accuracy": 0.0, "ci95": [0.0, 0.0]}
     text = console_table(results)
-    assert cells(text, "P") == ["P", "0.0%", "0.0-6.0%", "0", "0.000"]
+    assert cells(text, "P") == ["P", "0.0% (0.0-6.0%)", "0", "0.000"]
     assert "Readable notes: 0 of 250; 240 reached the token limit; 10 not written because the dialogue is too" in text
 
 
@@ -336,8 +202,8 @@ def test_the_console_shows_human_labels_and_attacks_if_there_are_any(results):
     text = console_table(results)
     assert "of sections people passed" in text
     assert (
-        "Attacks on the judge: 4 of 20 wrong texts that failed alone passed with an attack: 20.0% (8.1-41.6%). Pass "
-        "rate of all 23: 30.4% with an attack, 13.0% without, difference +17.4 points (+0.7 to +36.5)."
+        "Attacks on the judge: 4 of 20 attacks passed where another patient's section alone failed: 20.0% (8.1-41.6%). "
+        "Pass rate in all 23 places: 30.4% with an attack, 13.0% without, difference +17.4 points (+0.7 to +36.5)."
     ) in text
 
 
@@ -349,11 +215,117 @@ def test_attacks_without_baselines_are_shown_without_a_rate(results):
     assert "8 of 24 attacks passed. Their success cannot be measured, because the verdicts" in console_table(results)
 
 
-def attacks() -> dict:
-    figures = {"n": 24, "passed": 8, "unscored": 1, "pairs": 23, "pass_rate": 7 / 23, "baseline_pass_rate": 3 / 23}
-    figures |= {"difference": 4 / 23, "difference_ci95": [0.007, 0.365]}
-    figures |= {"succeeded": 4, "success_rate": 0.2, "ci95": [0.081, 0.416]}
-    return figures | {"by_kind": {"fake_verdict": figures, "closing_quote": figures}}
+# --- statements and lenient reading ----------------------------------------------------------------------------------
+
+
+def part(text: str, first: str) -> str:
+    """Return the paragraph of a text that begins with `first`."""
+    return next(paragraph for paragraph in text.split("\n\n") if paragraph.startswith(first))
+
+
+def test_the_first_table_of_the_console_has_both_instruments(results):
+    text = console_table(add_statements(results))
+    table = part(text, "| Section")
+    assert cells(table, "Section") == ["Section", "Pass rate", "By statements", "Unscored", "ROUGE-L"]
+    assert cells(table, "S") == ["S", "64.4% (58.4-70.4%)", "34.4% (28.4-40.4%)", "4", "0.412"]
+    assert cells(table, "P")[2] == "37.6% (31.6-43.6%), judge unproven"
+    assert cells(table, "mean")[1:3] == ["59.2% (56.1-62.2%)", "36.3% (33.3-39.3%)"]
+
+
+def test_the_console_shows_covered_and_supported_with_unscored_counts(results):
+    text = console_table(add_statements(results))
+    table = part(text, "| Statements")
+    assert cells(table, "S")[1:3] == ["71.2% (69.2-73.2%, n = 1250)", "83.1% (81.1-85.1%, n = 1250)"]
+    assert cells(table, "S")[3] == "covered 2, sections 2 (pass rate 34.4-35.2%)"
+    assert cells(table, "mean")[1:] == ["70.4% (68.9-71.9%)", "84.7% (83.2-86.2%)", ""]
+    assert "at least -0.35 (fitted on 40 controls; the checks by statements use the others)" in text
+    assert "by statements, good sections pass more often than bad ones in P." in text
+
+
+def test_an_unfitted_threshold_of_zero_is_said_to_be_unfitted(results):
+    results = add_statements(results)
+    results["statements"] |= {"threshold": -0.0, "fitted_on": 0, "judge_controls": None, "judge_controls_all": None}
+    text = console_table(results)
+    assert "A statement counts as yes if its log odds are at least 0.00 (not fitted)." in text
+    assert not [paragraph for paragraph in text.split("\n\n") if paragraph.startswith("| By statements")]
+
+
+@pytest.mark.parametrize(
+    ("better", "words"),
+    [
+        (None, "With 40 good and 40 bad controls it could not be shown whether verdicts or statements tell more: AUC"),
+        ("verdict", "On 40 good and 40 bad controls, verdicts tell more than statements: AUC"),
+        ("statements", "On 40 good and 40 bad controls, statements tell more than verdicts: AUC"),
+    ],
+)
+def test_one_sentence_says_which_instrument_tells_more(results, better, words):
+    results = add_statements(results)
+    results["instruments"]["better"] = better
+    text = console_table(results)
+    assert f"{words} 0.81 (0.71-0.89) by verdicts, 0.84 (0.75-0.92) by statements." in text
+    results["instruments"]["verdict"] = {"auc": None, "ci95": None}
+    assert "Verdicts and statements could not be compared with 40 good" in console_table(results)
+
+
+def test_statements_have_their_own_checks_and_attacks_in_the_console(results):
+    results = add_statements(results)
+    results["attacks"] = attacks()
+    results["statements"]["attacks"] = attacks() | {"succeeded": 9, "success_rate": 0.45}
+    text = console_table(results)
+    assert cells(part(text, "| By statements"), "P")[3] == "0.05 (-0.15 to 0.25)"
+    assert cells(part(text, "| Known answers"), "P")[3] == "0.65 (0.45 to 0.85)"
+    assert "Attacks on the judge: 4 of 20 attacks" in text and "Attacks, by statements: 9 of 20 attacks" in text
+
+
+def test_lenient_rates_come_after_the_strict_headline(results):
+    text = console_table(add_statements(results))
+    assert "HEADLINE: 59.2% of the sections passed" in text
+    assert (
+        "Lenient reading: 3 of 250 notes fail strict reading. Of these, 2 can be read in another form (headings: 1; "
+        "words as keys, nested values: 1), which makes 249 readable."
+    ) in text
+    table = part(text, "| Lenient")
+    assert cells(table, "S")[1:3] == ["65.2% (59.2-71.2%)", "34.4% (28.4-40.4%)"]
+    assert cells(table, "mean")[1] == "60.0% (57.0-63.0%)"
+    results = add_statements(results)
+    results["lenient"]["statements"] = None
+    assert cells(part(console_table(results), "| Lenient"), "Lenient") == ["Lenient", "Pass rate"]
+    assert "enient" not in console_table(results | {"lenient": None})
+
+
+def test_rates_among_readable_notes_are_shown_unless_all_are_readable(results):
+    results = add_statements(results)
+    table = part(console_table(results), "| Among readable")
+    assert cells(table, "S")[1:] == ["65.2% (59.2-71.2%)", "0.417"]
+    assert cells(table, "mean")[1] == "59.9%"
+    assert "Among readable" not in console_table(results | {"valid_notes": 250})
+
+
+def test_every_view_says_if_the_engine_was_made_to_write_json(results, comparison, tmp_path):
+    forced = results | {"note_schema": True}
+    sentence = "The engine was made to write the JSON form (--note_schema)."
+    runs = [{"name": name, "results": forced if name == "Finetuned" else results} for name in comparison["names"]]
+    assert sentence in console_table(forced) and sentence not in console_table(results)
+    assert cells(comparison_table(comparison, runs), "Made to write JSON")[1:] == ["no", "yes", "no"]
+    html.write_report(tmp_path / "report.html", forced, [])
+    assert sentence in (tmp_path / "report.html").read_text()
+
+
+def test_an_alarm_is_announced_beside_the_headline(results_of_an_unproven_judge):
+    headline = console_table(results_of_an_unproven_judge).splitlines()[1]
+    assert headline.endswith("; do not rely on it, see the WARNING below")
+
+
+def test_supported_without_a_single_statement_has_no_share(results, tmp_path):
+    results = add_statements(results)
+    results["statements"]["sections"]["A"]["supported"] = question(None)
+    results["statements"]["mean"]["supported"] = {"share": None, "ci95": None}
+    assert cells(part(console_table(results), "| Statements"), "A")[2] == "-"
+    html.write_report(tmp_path / "report.html", results, [])
+    assert (
+        "A: pass rate 50.8%, 95% interval 44.8–56.8%; pass rate by statements 44.8%, 38.8–50.8%; covered"
+        in (tmp_path / "report.html").read_text()
+    )
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------
@@ -388,7 +360,7 @@ def test_the_comparison_has_differences_mcnemar_and_flips_of_each_pair(compariso
     first = text[text.index("Finetuned minus Qwen3-1.7B") : text.index("LoRA Adapter minus Qwen3-1.7B")]
     assert cells(first, "O") == ["O", "+22.6", "+14.6 to +30.6", "< 0.001", "43", "12", "1"]
     assert cells(first, "mean") == ["mean", "+22.6", "+18.6 to +26.6", "< 0.001", "", "", "3"]
-    assert "The mean's p, from a paired permutation test" in first
+    assert text.count("The mean's p, from a paired permutation test") == 1
     assert "S fail -> pass (2): 3, 17\nP pass -> fail (1): 17" in first
     last = text[text.index("LoRA Adapter minus Finetuned") :]
     assert cells(last, "O")[1:4] == ["+0.0", "-8.0 to +8.0", "1.000"]  # never "-0.0"
@@ -412,8 +384,85 @@ def test_a_pair_without_a_note_scored_in_both_is_shown_without_figures(compariso
 
 def test_the_comparison_warns_of_an_unproven_judge(comparison, results_of_an_unproven_judge):
     text = comparison_table(comparison, runs_of(comparison, results_of_an_unproven_judge))
-    assert text.count("WARNING: ") == 3
-    assert "Finetuned: It could not be shown that the judge passes good sections" in text
+    assert text.splitlines()[0].endswith("; do not rely on it, see the WARNING below")
+    assert text.count("WARNING: ") == text.count("It could not be shown that the judge passes") == 1
+    assert "WARNING: All runs: It could not be shown that the judge passes good sections" in text
+
+
+def test_a_warning_names_the_runs_if_it_does_not_hold_for_all(comparison, results_of_an_unproven_judge):
+    runs = [
+        run | {"results": copy.deepcopy(run["results"])} for run in runs_of(comparison, results_of_an_unproven_judge)
+    ]
+    runs[2]["results"]["judge_controls"]["S"] |= {"judged_passed": 25, "contradiction": "below_false_passes"}
+    warnings = comparison_table(comparison, runs).split("WARNING: ")[1:]
+    assert [warning.split(":")[0] for warning in warnings] == ["All runs", "LoRA Adapter"]
+    assert "It could not be shown" in warnings[0] and "In S the judge passed 10.0%" in warnings[1]
+    runs[1]["results"]["judge_controls"] = make_results()["judge_controls"]
+    warnings = comparison_table(comparison, runs).split("WARNING: ")[1:]
+    assert warnings[0].startswith("Qwen3-1.7B and LoRA Adapter: It could not be shown")
+
+
+def test_the_comparison_shows_statements_and_lenient_rates_of_each_run(comparison, results):
+    comparison = add_statements_to_comparison(comparison)
+    text = comparison_table(comparison, runs_of(comparison, add_statements(results)))
+    assert text.startswith("HEADLINE: the mean pass rate by the judge's verdicts")
+    table = part(text, "| By statements")
+    assert cells(table, "Pass rate, mean")[1:] == ["20.0%", "**36.3%**", "30.0%"]
+    assert cells(table, "Supported, mean")[1:] == ["51.2%", "70.4%", "-"]
+    assert cells(part(text, "| Section"), "mean, readable")[1:] == ["59.9%"] * 3
+    lenient = part(text, "| Lenient reading")
+    assert cells(lenient, "Readable in any form")[1:] == ["249 of 250"] * 3
+    assert cells(lenient, "Pass rate, mean")[1:] == ["60.0%"] * 3
+    assert cells(lenient, "Covered, mean")[1:] == ["70.4%"] * 3
+    differences = [table for table in text.split("\n\n") if table.startswith("| By statements")][1:]
+    assert [cells(table, "covered")[1:3] for table in differences] == [["+19.2", "+15.0 to +23.4"]] * 3
+    assert ["| supported" in table for table in differences] == [True, False, True]  # one note has no interval
+    assert "from a paired t test on the notes' shares." in text
+
+
+def test_the_comparison_says_why_runs_are_not_compared_by_statements(comparison, results, tmp_path):
+    runs = runs_of(comparison, add_statements(results))
+    assert "not compared by statements" not in comparison_table(comparison, runs_of(comparison, results))
+    assert "not compared by statements" not in comparison_table(add_statements_to_comparison(comparison), runs)
+    runs[1] = {"name": "Finetuned", "results": copy.deepcopy(runs[1]["results"])}
+    runs[1]["results"]["statements"]["threshold"] = 0.5
+    differ = "not compared by statements, because their thresholds differ: -0.35, 0.50 and -0.35."
+    assert differ in comparison_table(comparison | {"statements": None}, runs)
+    html.write_comparison(tmp_path / "comparison.html", comparison | {"statements": None}, runs)
+    assert differ in (tmp_path / "comparison.html").read_text()
+    runs[2] = {"name": "LoRA Adapter", "results": results}
+    assert "because there are none for LoRA Adapter." in comparison_table(comparison, runs)
+
+
+def test_a_run_with_readable_notes_only_keeps_its_rate_among_readable_notes(comparison, results):
+    runs = runs_of(comparison, add_statements(results))
+    runs[1] = {"name": "Finetuned", "results": results | {"valid_notes": 250}}  # made before these rates
+    runs[2] = {"name": "LoRA Adapter", "results": results}
+    assert cells(comparison_table(comparison, runs), "mean, readable")[1:] == ["59.9%", "59.2%", "-"]
+    assert figures.readable_means(runs[1:]) == []  # no run has other rates
+
+
+def test_a_run_without_lenient_notes_keeps_its_strict_rates_in_lenient_rows(comparison, results):
+    runs = runs_of(comparison, add_statements(results))
+    strict = {key: value for key, value in add_statements(results).items() if key != "lenient"}
+    runs[1] = {"name": "Finetuned", "results": strict | {"lenient": None}}
+    lenient = part(comparison_table(comparison, runs), "| Lenient reading")
+    assert cells(lenient, "Readable in any form")[1:] == ["249 of 250", "247 of 250", "249 of 250"]
+    assert cells(lenient, "Pass rate, mean")[1:] == ["60.0%", "59.2%", "60.0%"]
+    assert cells(comparison_table(comparison, runs), "mean, readable")[1:] == ["59.9%", "59.9%", "59.9%"]
+    runs[2] = {"name": "LoRA Adapter", "results": results}  # made before statements
+    assert "Covered, mean" not in part(comparison_table(comparison, runs), "| Lenient reading")
+
+
+@pytest.mark.parametrize("view", ["console", "comparison"])
+def test_console_tables_fit_a_wide_terminal(comparison, results, view):
+    results = add_statements(results)
+    results["statements"]["sections"]["S"] = results["statements"]["sections"]["O"]  # none unscored
+    comparison = add_statements_to_comparison(comparison)
+    text = {"console": console_table(results), "comparison": comparison_table(comparison, runs_of(comparison, results))}
+    lines = [line for line in text[view].splitlines() if line.startswith("|")]
+    assert len(lines) > 20
+    assert max(map(len, lines)) <= 120
 
 
 # --- results.json ----------------------------------------------------------------------------------------------------
@@ -450,85 +499,7 @@ def test_incomplete_results_are_refused_and_the_old_file_is_kept(results, tmp_pa
     assert path.read_text() == "old"
 
 
-# --- differences of words --------------------------------------------------------------------------------------------
-
-
-def marked(pieces: html.Pieces) -> list[str]:
-    return [text for text, only_here in pieces if only_here]
-
-
-def test_words_in_only_one_text_are_marked():
-    left, right = html.word_differences(
-        "Denies fever. Metoprolol 50 mg twice daily.", "denies fever, metoprolol 25 mg twice daily"
-    )
-    assert (marked(left), marked(right)) == (["50"], ["25"])
-
-
-def test_a_mark_ends_before_the_space():
-    left, _ = html.word_differences("one two\nthree four", "one four")
-    assert left == [("one", False), (" ", False), ("two\nthree", True), (" ", False), ("four", False), ("", False)]
-
-
-@given(st.text(), st.text())
-def test_marking_changes_no_character(left, right):
-    pieces = html.word_differences(left, right)
-    assert ["".join(text for text, _ in side) for side in pieces] == [left.strip(), right.strip()]
-
-
-@pytest.mark.parametrize("words", [1_000, 20_000])
-def test_texts_designed_to_be_slow_are_compared_in_bounded_time(words):
-    start = time.perf_counter()
-    html.word_differences("a b " * (words // 2), "b a " * (words // 2))
-    html.word_differences(" " * 1_000_000, "x" * 1_000_000)
-    assert time.perf_counter() - start < 2
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def make_run(n: int, words: int = 600, seed: int = 0) -> tuple[list[dict], list[dict], list[dict]]:
-    """Return predictions, judgements and rows of n dialogues of `words` words; every tenth note is unreadable."""
-    rng = random.Random(seed)
-    vocabulary = [a + b for a, b in itertools.product(("ca", "dor", "fe", "lum", "ne", "pre", "sta", "vi"), repeat=2)]
-    predictions, judgements, rows = [], [], []
-    for index in range(n):
-        text = rng.choices(vocabulary, k=words)
-        turns = [
-            ("Doctor: ", "Patient: ")[k % 2] + " ".join(text[20 * k : 20 * k + 20]) + "." for k in range(words // 20)
-        ]
-        note = {key: " ".join(text[50 * k : 50 * k + 50]) for k, key in enumerate(SECTIONS)}
-        rows.append({"dialogue": "\n".join(turns), **note})
-        valid = index % 10 != 9
-        written = {key: " ".join(w if rng.random() < 0.7 else "xeno" for w in note[key].split()) for key in SECTIONS}
-        predictions.append(
-            {
-                "index": index,
-                "dialogue_hash": "0" * 12,
-                "raw": json.dumps(written)[: None if valid else 100],
-                "finish_reason": "stop" if valid else "length",
-                "status": "ok" if valid else "invalid",
-                "reason": None if valid else "JSON is cut off",
-                **(written if valid else dict.fromkeys(SECTIONS)),
-                "prompt_tokens": 900,
-                "output_tokens": 300,
-            }
-        )
-        for k, key in enumerate(SECTIONS):
-            verdict = ("pass", "fail", "unscored")[(index + k) % 3] if valid else "fail"
-            judgements.append(
-                {
-                    "index": index,
-                    "section": key,
-                    "verdict": verdict,
-                    "reason": f"Reason number {index}.",
-                    "raw": None,
-                    "source": "judge" if valid else "code",
-                    "attempts": 1,
-                    "control": None,
-                    "attack": None,
-                }
-            )
-    return predictions, judgements, rows
 
 
 def test_the_figures_from_scoring_can_be_shown(results, tmp_path):
@@ -545,13 +516,39 @@ def test_the_figures_from_scoring_can_be_shown(results, tmp_path):
     results |= {"dataset_hash": "d", "prompts_hash": "p", "judge_hash": "j"}
     text = console_table(results)
     assert "bad ones in P (12 good and 12 bad controls)" in text
-    assert "4 of 48 wrong texts that failed alone passed with an attack: 8.3%" in text
+    assert "4 of 48 attacks passed where another patient's section alone failed: 8.3%" in text
     run = {"name": "a", "results": results, "predictions": predictions, "judgements": judgements}
     comparison = compare_runs([run, {**run, "name": "b"}])
     assert cells(comparison_table(comparison, [run, run]), "S")[1:] == ["**30.0%**", "**30.0%**"]
     write_results_json(tmp_path / "results.json", results)
     html.write_report(tmp_path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
     html.write_comparison(tmp_path / "comparison.html", comparison, [run, run])
+
+
+def test_records_are_read_once_and_controls_and_attacks_have_no_marks():
+    predictions, judgements, rows = make_run(4, words=200)
+    records = statement_records(predictions, rows)
+    control = {"kind": "reworded", "expected": "pass"}
+    others = [{**records[0], "covered": [], "control": control}, {**records[0], "covered": [], "attack": "plea"}]
+    iterators = iter(predictions), iter(judgements), rows, iter([*others, *records[:-1], *others])
+    view = html.select_dialogues(*iterators, threshold=100.0)
+    states = [entry["state"] for entry in view[0]["statements"]["S"]["covered"]]
+    assert len(states) == 5 and set(states) <= {"missing", "unscored"}
+    assert view[3]["statements"]["P"] is None  # the last record is absent
+    assert html.select_dialogues(predictions, judgements, rows)[0]["statements"]["S"] is None
+
+
+def test_lenient_notes_are_shown_with_their_sections_and_form(results, tmp_path):
+    predictions, judgements, rows = make_run(3, words=200)
+    predictions[1] |= {"status": "lenient", "reason": "no JSON object", "form": "headings"}
+    predictions[2] |= {"status": "lenient", "reason": "no JSON object"}  # a record without its form
+    view = html.select_dialogues(predictions, judgements, rows)
+    assert view[1]["prediction"] == {key: predictions[1][key] for key in SECTIONS}
+    html.write_report(tmp_path / "report.html", results, view)
+    page = (tmp_path / "report.html").read_text()
+    assert "read leniently: headings</span>" in page and "read leniently</span>" in page
+    assert page.count('Strict reading fails: <span dir="auto">no JSON object</span>.') == 2
+    assert "none: the reply is not a readable note" not in page
 
 
 def test_a_kind_of_control_without_a_readable_verdict_has_no_rate(results, tmp_path):
@@ -585,291 +582,3 @@ def test_the_dialogues_of_a_report_have_no_verdicts_on_controls_or_attacks():
     assert view[0]["prediction"] == {key: predictions[0][key] for key in SECTIONS}
     assert view[9]["prediction"] is None
     assert view[9]["judgements"]["P"]["source"] == "code"
-
-
-# --- the page in a browser -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        if os.environ.get("CI"):
-            pytest.fail("no chromium on this machine; CI installs Debian's package `chromium`")
-        pytest.skip("no chromium on this machine (Debian's package: chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--disable-gpu", "--disable-quic", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, tmp_path):
-    """Open a report from disk; fail if it logs, throws or requests anything from the network."""
-    contexts, complaints, requests = [], [], []
-
-    def open_page(path: Path, width: int = 1280, **options):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
-
-    open_page.complaints, open_page.requests = complaints, requests
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(tmp_path.as_uri())] == []
-
-
-@pytest.fixture
-def small_report(results, tmp_path) -> Path:
-    html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(10, words=200)))
-    return tmp_path / "report.html"
-
-
-@pytest.fixture
-def hostile_report(results, tmp_path) -> Path:
-    """Write a report whose every text is hostile, from the model's name to the judge's reasons."""
-    predictions, judgements, rows = make_run(len(HOSTILE), words=200)
-    for row, prediction, text in zip(rows, predictions, HOSTILE, strict=True):
-        row.update(dict.fromkeys(row, text))
-        prediction.update(raw=text, reason=prediction["reason"] and text)
-        if prediction["status"] == "ok":
-            prediction.update({key: f"{text} {key}" for key in SECTIONS})
-    for record in judgements:
-        record["reason"] = HOSTILE[record["index"]]
-    for key in ("model", "lora_path", "judge_model", "dataset", "split"):
-        results[key] = "".join(HOSTILE)
-    results["versions"] = {HOSTILE[0]: HOSTILE[1]}
-    results["attacks"] = {**attacks(), "by_kind": {text: attacks() for text in HOSTILE}}
-    html.write_report(tmp_path / "hostile.html", results, html.select_dialogues(predictions, judgements, rows))
-    return tmp_path / "hostile.html"
-
-
-def shown(page) -> tuple[int, int]:
-    """Return the numbers of visible dialogues and sections."""
-    count = "selector => Array.from(document.querySelectorAll(selector)).filter(e => e.checkVisibility()).length"
-    return page.evaluate(count, "article"), page.evaluate(count, "article .section")
-
-
-def test_filters_keep_the_sections_that_match_both(open_page, small_report):
-    page = open_page(small_report)
-    assert shown(page) == (10, 40)
-    page.get_by_role("radio", name="Objective").check()
-    assert shown(page) == (10, 10)
-    page.get_by_role("radio", name="fail").check()
-    assert shown(page) == (4, 4)  # O of dialogues 0, 3 and 6, and of 9, which is unreadable
-    assert page.get_by_role("status").inner_text() == "4 of 10 dialogues, 4 sections shown"
-    page.get_by_role("radio", name="all").first.check()
-    assert shown(page) == (10, 16)
-    page.get_by_role("button", name="Reset").click()
-    page.get_by_role("status").get_by_text("10 of 10 dialogues, 40 sections shown").wait_for()
-    assert shown(page) == (10, 40)
-
-
-def test_search_finds_words_in_dialogues_notes_and_reasons(open_page, results, tmp_path):
-    predictions, judgements, rows = make_run(10, words=200)
-    rows[2]["dialogue"] += "\nPatient: Since Tuesday my ANKLE hurts."
-    predictions[4]["P"] += " Ménière"
-    judgements[4 * 6]["reason"] = "The ankle is missing."
-    html.write_report(tmp_path / "report.html", results, html.select_dialogues(predictions, judgements, rows))
-    page = open_page(tmp_path / "report.html")
-    search = page.get_by_role("searchbox", name="Search")
-    for text, dialogues in (("ankle", 2), ("tuesday ankle", 1), ("meniere", 1), ("ankle meniere", 0), ("", 10)):
-        search.fill(text)
-        assert shown(page)[0] == dialogues, text
-    search.fill("Prediction")  # a label of the page, not part of the data
-    assert shown(page)[0] == 0
-
-
-def test_filters_work_with_the_keyboard_alone(open_page, small_report):
-    page = open_page(small_report)
-    page.get_by_role("radio", name="all").nth(1).focus()
-    page.keyboard.press("ArrowRight")
-    assert shown(page) == (9, 12)
-    page.keyboard.press("Tab")
-    page.keyboard.type("number 8")
-    page.keyboard.press("Enter")  # does not submit the form
-    assert shown(page) == (1, 1)
-
-
-def test_injected_scripts_are_shown_as_text_and_do_not_run(open_page, hostile_report):
-    page = open_page(hostile_report)
-    for details in page.locator("details").all():
-        details.evaluate("element => element.open = true")
-    assert page.evaluate("window.injected") is None
-    assert page.locator("script").count() == 1
-    assert page.locator("article :is(img, svg, style, iframe, base, meta, form)").count() == 0
-    for text in HOSTILE[:6]:
-        assert page.locator("article .text", has_text=text).count() >= 4, text
-    body = page.locator("body").inner_text()
-    assert "{{ 7 * 7 }} {% raw %} ${7 * 7}" in body
-    assert "NUL ␀, escape ␛[31m, half a pair ?, reordered \ufffd50 mg" in body
-    assert shown(page) == (len(HOSTILE), 4 * len(HOSTILE))
-
-
-def test_a_script_added_to_the_page_does_not_run(open_page, small_report):
-    page = open_page(small_report)
-    blocked = page.evaluate(
-        """async () => {
-            const blocked = [];
-            document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.effectiveDirective));
-            const script = document.createElement("script");
-            script.textContent = "window.injected = 1";
-            const image = document.createElement("img");
-            image.src = "http://127.0.0.1:1/x.png";
-            document.body.append(script, image);
-            await fetch("http://127.0.0.1:1/").catch(() => {});
-            await new Promise((resolve) => setTimeout(resolve, 100));
-            return blocked;
-        }"""
-    )
-    assert {"script-src-elem", "img-src", "connect-src"} <= set(blocked)
-    assert page.evaluate("window.injected") is None
-    assert all("Content Security Policy" in complaint for complaint in open_page.complaints[:3])
-    assert open_page.requests[1:] in ([], ["http://127.0.0.1:1/x.png"])  # the blocked image
-    open_page.complaints.clear()
-    open_page.requests.clear()
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_is_wider_than_the_screen(
-    open_page, small_report, hostile_report, comparison, results, width, tmp_path
-):
-    html.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, results))
-    for path in (small_report, hostile_report, tmp_path / "comparison.html"):
-        page = open_page(path, width)
-        for details in page.locator("details").all():
-            details.evaluate("element => element.open = true")
-        assert page.evaluate("document.documentElement.scrollWidth") == width, path.name
-
-
-def test_250_dialogues_open_in_under_two_seconds(open_page, results, tmp_path):
-    html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(250)))
-    seconds = []
-    for _ in range(2):  # the first start may wait for a busy disk
-        page = open_page(tmp_path / "report.html")
-        page.get_by_role("status").get_by_text("250 of 250").wait_for()
-        timing = "Math.max(...performance.getEntries().map(entry => entry.loadEventEnd || entry.startTime)) / 1000"
-        seconds.append(page.evaluate(timing))
-    assert min(seconds) < 2
-    milliseconds = page.evaluate(
-        """() => {
-            const start = performance.now();
-            document.querySelector("[name=query]").value = "number 24";
-            document.getElementById("filters").dispatchEvent(new Event("input"));
-            document.body.offsetHeight;
-            return performance.now() - start;
-        }"""
-    )
-    assert shown(page)[0] == 13  # 24, 124, 224, 240 to 249
-    assert milliseconds < 1000
-
-
-def test_print_shows_the_notes_without_filters_on_white(open_page, small_report):
-    page = open_page(small_report, color_scheme="dark")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 24)"
-    page.get_by_role("radio", name="Plan").check()
-    page.emulate_media(media="print")
-    assert not page.locator("fieldset, nav, button, input").filter(visible=True).all()
-    assert page.get_by_role("status").inner_text() == "10 of 10 dialogues, 10 sections shown"
-    assert page.evaluate("getComputedStyle(document.querySelector('article')).contentVisibility") == "visible"
-    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(29, 28, 26)"
-
-
-def test_every_note_can_be_read_without_javascript(open_page, small_report):
-    page = open_page(small_report, java_script_enabled=False)
-    assert page.locator("article .section:visible").count() == 40
-    assert not page.locator("form").is_visible()
-
-
-def test_the_report_shows_table_chart_and_checks_of_the_judge(open_page, results, tmp_path):
-    results["attacks"] = attacks()
-    results["human_labels"] = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
-    results["human_labels_all"] = all_labels()
-    html.write_report(tmp_path / "report.html", results, html.select_dialogues(*make_run(2, words=200)))
-    page = open_page(tmp_path / "report.html")
-    assert page.get_by_role("heading", level=1).inner_text() == "Qwen3-1.7B + Qwen3-1.7B-LoRA"
-    table = page.get_by_role("region", name="Results for each section").inner_text()
-    assert re.search(r"S Subjective\s+64\.4%\s+58\.4–70\.4%\s+4\s+64\.4–66\.0%\s+0\.412", table)
-    chart = "S: 64.4%, 95% interval 58.4–70.4%; by people 60.0%, 45.0–75.0%"
-    assert page.get_by_role("img", name=chart).is_visible()
-    assert "by people’s verdicts 60.0% (50.0–70.0%)" in page.locator("header").first.inner_text()
-    text = page.locator("main").inner_text()
-    for words in (
-        "Sensitivity",
-        "turned negation",
-        "4 of 20 wrong texts that failed alone passed with an attack: 20.0%",
-        "Cohen's kappa 0.74",
-        "Judge and people agree on S 86.0%",
-    ):
-        assert words in text
-    assert page.get_by_text("Not for clinical use.").count() == 2
-    assert page.locator(".alarm").count() == 0
-
-
-def test_the_report_warns_of_an_unproven_judge(open_page, results_of_an_unproven_judge, tmp_path):
-    html.write_report(tmp_path / "report.html", results_of_an_unproven_judge, [])
-    page = open_page(tmp_path / "report.html")
-    assert page.locator(".alarm:visible").count() == 2
-    assert "It could not be shown that the judge" in page.locator("header .alarm").inner_text()
-    for name in ("Results for each section", "The judge on sections with known answers"):
-        assert page.get_by_role("region", name=name).get_by_text("judge unproven").count() == 2
-    assert page.get_by_role("img", name="by people").count() == 0
-
-
-def test_an_unchecked_judge_and_an_empty_run_have_a_report(open_page, results, tmp_path):
-    results |= {"judge_controls": None, "n": 0, "valid_notes": 0}
-    html.write_report(tmp_path / "report.html", results, [])
-    page = open_page(tmp_path / "report.html")
-    assert page.get_by_text("The judge was not checked in this run").is_visible()
-    assert page.get_by_role("status").inner_text() == "0 of 0 dialogues, 0 sections shown"
-
-
-def test_the_comparison_page_shows_rates_differences_and_flips(open_page, comparison, results, tmp_path):
-    comparison["pairs"][0]["sections"]["A"] |= {"n": 0, "difference": None, "ci95": None, "p": None}
-    html.write_comparison(tmp_path / "comparison.html", comparison, runs_of(comparison, results))
-    page = open_page(tmp_path / "comparison.html")
-    rates = page.get_by_role("region", name="Pass rates of all runs")
-    assert rates.locator("b").all_inner_texts() == ["73.6%", "72.4%", "69.2%", "70.8%", "70.8%", "71.5%"]
-    unjudged = page.get_by_role("region", name="Readable notes and ROUGE-L of all runs").inner_text()
-    assert "247 of 250" in unjudged and "ROUGE-L, P" in unjudged
-    pairs = page.get_by_role("region", name="Finetuned against Qwen3-1.7B").inner_text()
-    assert re.search(r"O Objective\s+\+22\.6\s+\+14\.6 to \+30\.6\s+< 0\.001\s+43\s+12\s+1", pairs)
-    assert page.get_by_role("img", name="points").count() == 11
-    page.locator("summary").first.click()
-    assert page.get_by_text("S, fail to pass (2): dialogues 3, 17").first.is_visible()
-
-
-# --- style -----------------------------------------------------------------------------------------------------------
-
-
-def luminance(colour: str) -> float:
-    """Return the relative luminance of #rrggbb by WCAG 2.2."""
-    channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_text_has_the_contrast_that_wcag_requires(theme):
-    css = (Path(html.__file__).parent / "templates" / "report.css").read_text()
-    blocks = [
-        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
-    ]
-    assert len(blocks) == 2
-    colour = blocks[theme]
-    pairs = [*itertools.product(("ink", "soft", "accent"), ("paper", "card")), ("fail", "paper")]
-    pairs += [("ink", tint) for tint in ("mark", "none-tint", "fail-tint")]
-    pairs += [(verdict, f"{verdict}-tint") for verdict in ("pass", "fail", "none")]
-    for text, ground in pairs:
-        light, dark = sorted((luminance(colour[text]), luminance(colour[ground])), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

@@ -63,6 +63,14 @@ def test_a_larger_sample_includes_the_smaller_one_in_any_order_of_records():
     assert len(draw_sample(predictions, judgements, 1000)) == 32
 
 
+def test_lenient_notes_are_sampled_by_their_verdicts():
+    predictions, judgements = run_of("ppff")
+    for index in (1, 2):
+        predictions[index] |= {"status": "lenient", "form": "headings"}
+    assert {index for index, _ in draw_sample(predictions, judgements, 16)} == {0, 1, 2, 3}
+    assert draw_sample(predictions, judgements, 8) == draw_sample(*run_of("ppff"), 8)
+
+
 def test_a_sheet_shows_texts_but_neither_verdicts_nor_models(tmp_path):
     rows = written(tmp_path / "sheet.csv", "pf", 8)
     assert (tmp_path / "sheet.csv").read_bytes().startswith(b"\xef\xbb\xbf")

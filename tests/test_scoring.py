@@ -1,5 +1,6 @@
 """Test scores, checks of the judge and comparisons, and simulate how often the intervals cover the truth."""
 
+import json
 import time
 from functools import cache
 
@@ -8,6 +9,7 @@ import pytest
 import scipy.stats
 from rouge_score.rouge_scorer import RougeScorer
 
+from evaluation.inputs import load_run
 from evaluation.run.records import note_hash
 from evaluation.scoring import comparison, intervals, people, scores
 from evaluation.scoring.comparison import compare_runs
@@ -132,6 +134,89 @@ def test_records_that_contradict_each_other_are_refused(extra, message):
 def test_a_run_without_predictions_is_refused():
     with pytest.raises(ValueError, match="no predictions"):
         score_run([], [], [])
+
+
+# --- lenient notes ---------------------------------------------------------------------------------------------------
+
+
+def lenient(index: int, form: str = "headings", **sections) -> dict:
+    return prediction(index) | {"status": "lenient", "form": form} | sections
+
+
+def mixed_run(labels: list[dict] | None = None, extra: list[dict] = ()) -> dict:
+    """Score two strict notes, four lenient ones, an unreadable one, and one that the engine failed to write."""
+    predictions = [prediction(0), prediction(1, S="Cough for 5 days."), lenient(2), lenient(3, S="Cough for 5 days.")]
+    predictions += [lenient(4), lenient(5, "JSON5"), prediction(6, "invalid", "length")]
+    predictions += [prediction(7, "invalid", "error")]
+    judgements = [record for section in SECTIONS for record in verdicts("pfppufcu", section)]
+    return score_run(predictions, judgements + list(extra), [ROW] * 8, labels)
+
+
+def test_lenient_notes_fail_strictly_and_count_by_their_verdicts_leniently():
+    results = mixed_run()
+    strict, lenient_ = results["sections"]["S"], results["lenient"]["sections"]["S"]
+    assert (results["n"], results["valid_notes"], results["lenient"]["valid_notes"]) == (8, 2, 6)
+    # a lenient note that the judge left unscored fails strictly, because its form alone decides
+    assert (strict["pass"], strict["fail"], strict["unscored"]) == (1, 6, 1)
+    assert (lenient_["pass"], lenient_["fail"], lenient_["unscored"]) == (3, 3, 2)
+    assert (strict["accuracy"], strict["best"]) == (1 / 8, 2 / 8)
+    assert (lenient_["accuracy"], lenient_["best"]) == (3 / 8, 5 / 8)
+    assert (results["mean"]["accuracy"], results["lenient"]["mean"]["accuracy"]) == (1 / 8, 3 / 8)
+    assert strict.keys() == lenient_.keys()
+    assert results["lenient"]["only_lenient"] == 4
+    assert results["lenient"]["forms"] == {"JSON5": 1, "headings": 3}
+
+
+def test_pass_rates_among_readable_notes_leave_out_the_others():
+    results = mixed_run()
+    strict, lenient_ = results["sections"]["S"], results["lenient"]["sections"]["S"]
+    assert (strict["accuracy_readable"], strict["ci95_readable"]) == (1 / 2, intervals.wilson(1, 2))
+    assert (lenient_["accuracy_readable"], lenient_["ci95_readable"]) == (3 / 6, intervals.wilson(3, 6))
+    # two of the six texts share 3 of 4 words with the reference
+    assert strict["rougeL"] == pytest.approx(1.75 / 8) and strict["rougeL_readable"] == pytest.approx(1.75 / 2)
+    assert lenient_["rougeL"] == pytest.approx(5.5 / 8) and lenient_["rougeL_readable"] == pytest.approx(5.5 / 6)
+    unread = score_run([prediction(0, "invalid", "length")], verdicts("c", "S"), [ROW])["sections"]["S"]
+    assert unread["accuracy_readable"] is unread["ci95_readable"] is None
+
+
+def test_a_run_of_strict_and_unreadable_notes_has_no_lenient_figures():
+    assert run_of("pf")["lenient"] is None
+    assert score_run([prediction(0, "invalid", "length")], [], [ROW])["lenient"] is None
+
+
+def test_a_run_of_lenient_notes_only_has_strict_rates_of_zero():
+    judgements = [record for section in SECTIONS for record in verdicts("ppf", section)]
+    results = score_run([lenient(index) for index in range(3)], judgements, [ROW] * 3)
+    assert results["mean"]["accuracy"] == results["sections"]["P"]["best"] == 0
+    assert results["sections"]["S"]["accuracy_readable"] is None
+    assert results["lenient"]["mean"]["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_the_judge_is_checked_on_its_verdicts_on_lenient_notes_too():
+    figures = mixed_run(extra=controls("S", "ppp", "fff"))["judge_controls"]["S"]
+    assert (figures["judged"], figures["judged_passed"]) == (5, 3)
+
+
+def test_labels_on_lenient_notes_count_in_lenient_figures_only():
+    labels = [label(0, "p"), label(1, "f"), label(2, "f"), label(3, "p"), label(4, "f"), label(5, "p")]
+    results = mixed_run([one | {"section": section} for one in labels for section in SECTIONS])
+    strict, by_section = results["human_labels_all"], results["human_labels"]["S"]
+    # one good strict note of 8; the note that was not written counts as not passed, and may be good
+    assert strict["accuracy"] == by_section["corrected_accuracy"] == pytest.approx(1 / 8)
+    assert (strict["labelled"], strict["open"]) == (8, [])
+    assert by_section["strata"]["no text"] == {"n": 5, "labelled": 0, "passed": 0}
+    assert by_section["agreement"] == 1
+    leniently = results["lenient"]["human_labels_all"]
+    assert leniently["accuracy"] == pytest.approx(3 / 8)
+    assert (leniently["labelled"], leniently["open"]) == (24, [])
+    # of the five sections that the judge scored, people disagree on one that passed and one that failed
+    assert results["lenient"]["human_labels"]["S"]["agreement"] == pytest.approx(3 / 5)
+
+
+def test_a_label_on_another_text_of_a_lenient_note_is_refused():
+    assert mixed_run([label(3, "p", note_hash=note_hash("Cough for 5 days."))])["lenient"]["human_labels"]
+    with pytest.raises(LabelError, match="another text"):
+        mixed_run([label(3, "p", note_hash=note_hash("Cough."))])
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------
@@ -299,7 +384,27 @@ def test_sections_without_text_fail_and_need_no_label():
     unwritten = [prediction(0), prediction(1, "invalid", "error")]
     judgements[1:] = [judgement(1, "S", "unscored", "code")]
     figures = score_run(unwritten, judgements, [ROW] * 2, [label(0, "p")])["human_labels"]["S"]
-    assert figures["corrected_accuracy"] is None and figures["corrected_ci95"][1] > 0.99
+    # as in the judge's own rate, a section that was not written counts as not passed, but it may be good
+    assert figures["corrected_accuracy"] == 0.5 and figures["corrected_ci95"][1] > 0.99
+
+
+@pytest.mark.parametrize("errors", [1, 5])
+def test_notes_that_were_not_written_widen_the_interval_but_leave_an_estimate(errors):
+    letters = "p" * 60 + "f" * 40
+    labels = [label(k, "p" if k < 18 else "f", section) for section in SECTIONS for k in range(20)]
+    labels += [label(60 + k, "p" if k < 6 else "f", section) for section in SECTIONS for k in range(20)]
+    complete = run_of(letters, labels=labels)["human_labels_all"]
+    predictions = [prediction(index) for index in range(100)]
+    predictions += [prediction(index, "invalid", "error") for index in range(100, 100 + errors)]
+    judgements = [record for section in SECTIONS for record in verdicts(letters + "u" * errors, section)]
+    together = score_run(predictions, judgements, [ROW] * (100 + errors), labels)["human_labels_all"]
+    assert together["open"] == []
+    assert together["accuracy"] == pytest.approx(complete["accuracy"] * 100 / (100 + errors))
+    low, high = together["ci95"]
+    # each end is about that of the written notes, if all others are bad or all are good
+    written_low, written_high = complete["ci95"]
+    assert low == pytest.approx(written_low * 100 / (100 + errors), abs=0.01)
+    assert high == pytest.approx((written_high * 100 + errors) / (100 + errors), abs=0.01)
 
 
 def test_disagreeing_raters_count_by_share_and_have_a_kappa():
@@ -430,6 +535,44 @@ def test_only_dialogues_in_both_runs_are_paired():
     other = run("b", "ffff")
     other["predictions"][1]["dialogue_hash"] = "another"
     assert compare_runs([run("a", "pppp"), other])["pairs"][0]["n"] == 3
+
+
+def as_lenient(run: dict, indices: set[int]) -> dict:
+    """Return the run with these notes in another form."""
+    predictions = [lenient(note["index"]) if note["index"] in indices else note for note in run["predictions"]]
+    return run | {"predictions": predictions}
+
+
+def test_a_comparison_is_strict_and_adds_the_lenient_mean_difference():
+    base, tuned = run("base", "pppfff"), run("tuned", "ppppff")
+    (pair,) = compare_runs([as_lenient(base, {0, 1, 3}), tuned])["pairs"]
+    # strictly, the base model passes one note of six: it wrote the other two in another form
+    assert pair["mean"]["difference"] == pair["sections"]["S"]["difference"] == pytest.approx(3 / 6)
+    assert {flip["index"] for flip in pair["flips"]} == {0, 1, 3}
+    assert pair["lenient_mean"] == compare_runs([base, tuned])["pairs"][0]["mean"]
+    assert pair["lenient_mean"]["difference"] == pytest.approx(1 / 6)
+    unscored = as_lenient(run("base", "uppfff"), {0})
+    assert compare_runs([unscored, tuned])["pairs"][0]["mean"]["n"] == 6
+    assert compare_runs([unscored, tuned])["pairs"][0]["lenient_mean"]["n"] == 5
+
+
+def test_every_pair_has_a_lenient_mean_if_any_run_has_lenient_notes():
+    runs = [run("a", "ppff"), run("b", "pppf"), run("c", "fppp")]
+    assert [pair["lenient_mean"] for pair in compare_runs(runs)["pairs"]] == [None] * 3
+    runs[2] = as_lenient(runs[2], {1})
+    pairs = compare_runs(runs)["pairs"]
+    assert pairs[0]["lenient_mean"] == pairs[0]["mean"]
+    assert [pair["lenient_mean"]["difference"] for pair in pairs] == pytest.approx([1 / 4, 1 / 4, 0])
+
+
+def test_a_finished_run_is_compared_from_its_files(tmp_path):
+    first = as_lenient(run("a", "pppp"), {0})
+    for name in ("predictions", "judgements"):
+        lines = "".join(json.dumps(record) + "\n" for record in first[name])
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    (tmp_path / "results.json").write_text(json.dumps(first["results"]))
+    (pair,) = compare_runs([load_run(tmp_path), run("b", "pppp")])["pairs"]
+    assert (pair["mean"]["difference"], pair["lenient_mean"]["difference"]) == (0.25, 0)
 
 
 def test_equal_runs_have_a_difference_of_zero_and_no_flips():
@@ -568,6 +711,23 @@ def test_pass_rates_from_labels_cover_the_truth_in_93_to_99_percent_of_runs(judg
     estimates = [intervals.stratified_mean(*run) for run in runs]
     assert np.mean([estimate for estimate, _ in estimates]) == pytest.approx(truth, abs=0.02)
     assert 0.93 <= coverage([interval for _, interval in estimates], truth) <= 0.99
+
+
+@pytest.mark.parametrize("good", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_pass_rates_cover_the_truth_whatever_the_share_of_good_unwritten_notes(good, share):
+    rng, bounds = np.random.default_rng(9), []
+    for _ in range(RUNS // 4):
+        notes, sampled = simulate_labels(rng, 250, 0.6, (0.9, 0.8), 20, sections=1)
+        unwritten = np.flatnonzero(rng.random(250) < share).tolist()
+        notes = [("not written",) if index in unwritten else note for index, note in enumerate(notes)]
+        for labels in sampled.values():
+            for index in unwritten:
+                labels.pop(index, None)
+        estimate, interval = intervals.stratified_mean(notes, sampled, unknowable={"not written"})
+        assert interval[0] <= estimate <= interval[1]
+        bounds.append(interval)
+    assert coverage(bounds, (1 - share) * 0.6 + share * good) >= 0.93
 
 
 @pytest.mark.parametrize("judge", [(0.9, 0.8), (0.6, 0.5)])

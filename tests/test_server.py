@@ -1,12 +1,14 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ class FakeServer(ThreadingHTTPServer):
         self.keys: list[str] = []
         self.replies: list[tuple[int, dict]] = []
         self.models: object = None  # the answer to GET /v1/models; None refuses it
+        self.decide: Callable[[dict], tuple[int, dict | None]] = lambda _: (200, None)  # once `replies` are used up
         self.now = self.most = 0
         self.lock = threading.Lock()
         self.hold = threading.Event()
@@ -59,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             server.keys.append(self.headers["Authorization"])
             server.now += 1
             server.most = max(server.most, server.now)
-            status, reply = server.replies.pop(0) if server.replies else (200, None)
+            status, reply = server.replies.pop(0) if server.replies else server.decide(body)
         server.hold.wait(10)
         with server.lock:
             server.now -= 1
@@ -107,10 +110,11 @@ def fake() -> Iterator[FakeServer]:
     server.server_close()
 
 
-def ask(server: Server, *texts: str) -> list:
+def ask(server: Server, *texts: str, schema: dict[str, Any] | None = None, **sampling: Any) -> list:
     async def ask_all() -> list[Completion]:
         try:
-            return await asyncio.gather(*(server.chat([{"role": "user", "content": text}]) for text in texts))
+            chats = ([{"role": "user", "content": text}] for text in texts)
+            return await asyncio.gather(*(server.chat(chat, schema=schema, **sampling) for chat in chats))
         finally:
             await server.stop()
 
@@ -123,7 +127,7 @@ def connect(fake: FakeServer, **options: Any) -> Server:
 
 def test_a_request_contains_chat_sampling_and_schema(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "secret")
-    (answer,) = ask(connect(fake, schema=SCHEMA, key_variable="A_KEY"), "a")
+    (answer,) = ask(connect(fake, key_variable="A_KEY"), "a", schema=SCHEMA)
     assert (answer.text, answer.finish_reason) == ("A", "stop")
     assert (answer.prompt_tokens, answer.output_tokens, answer.cached_tokens) == (7, 5, 4)
     assert fake.keys == ["Bearer secret"]
@@ -134,7 +138,10 @@ def test_a_request_contains_chat_sampling_and_schema(fake: FakeServer, monkeypat
             "temperature": 0,
             "max_tokens": 9,
             "chat_template_kwargs": {**prompts.CHAT_TEMPLATE_KWARGS, "date_string": "26 Jul 2024"},
-            "structured_outputs": {"json": SCHEMA},
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
+            },
         }
     ]
 
@@ -200,6 +207,170 @@ def test_a_prompt_over_the_limit_is_marked_and_the_others_are_answered(fake: Fak
     fake.replies = [(400, too_long)] * 2
     answers = ask(connect(fake, concurrency=1), "a", "b")
     assert [answer.finish_reason for answer in answers] == ["prompt_too_long", "stop"]
+
+
+def refusal(words: str, **more: Any) -> dict[str, Any]:
+    """Return the body of a refusal in OpenAI's form."""
+    return {"error": {"message": words, "type": "invalid_request_error", "param": None, "code": None, **more}}
+
+
+# Words of OpenAI's servers and of others, and the changes to the body that follow; None stands for a removed field.
+REFUSALS = [
+    (400, refusal("Unrecognized request argument supplied: chat_template_kwargs"), {"chat_template_kwargs": None}),
+    (
+        400,
+        refusal("Unknown parameter: 'chat_template_kwargs'.", code="unknown_parameter"),
+        {"chat_template_kwargs": None},
+    ),
+    (
+        422,
+        {"detail": [{"type": "extra_forbidden", "loc": ["body", "chat_template_kwargs"], "msg": "Extra inputs"}]},
+        {"chat_template_kwargs": None},
+    ),
+    (
+        403,
+        refusal("You are not allowed to request logprobs from this model."),
+        {"logprobs": None, "top_logprobs": None},
+    ),
+    (
+        400,
+        refusal("Unsupported parameter: 'logprobs' is not supported with this model.", param="logprobs"),
+        {"logprobs": None, "top_logprobs": None},
+    ),
+    (
+        400,
+        refusal("Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+        {"max_tokens": None, "max_completion_tokens": 9},
+    ),
+    (
+        400,
+        refusal(
+            "Invalid schema for response_format 'answer': In context=('properties', 'x'), 'maxLength' is not permitted."
+        ),
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
+            }
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "reply", "changes"), REFUSALS)
+def test_a_refused_parameter_is_left_out_from_then_on_with_one_line(
+    status: int, reply: dict, changes: dict, fake: FakeServer, capsys: pytest.CaptureFixture
+) -> None:
+    fake.replies = [(status, reply)]
+    schema = SCHEMA | {"maxLength": 5} if "response_format" in changes else None
+    server = connect(fake, concurrency=1)
+    answers = ask(server, *"abc", schema=schema, logprobs=2)
+    assert [answer.text for answer in answers] == ["A", "B", "C"]
+    first, *later = fake.bodies
+    expected = {key: value for key, value in (first | changes).items() if value is not None}
+    assert len(later) == 3
+    for body, letter in zip(later, "abc", strict=True):
+        assert body == expected | {"messages": [{"role": "user", "content": letter}]}
+    assert first != expected
+    lines = capsys.readouterr().err.splitlines()
+    assert [" refuses soap with " in line for line in lines].count(True) == 1
+    assert len(server.settings["refused"]) == 1
+    if "chat_template_kwargs" in changes:
+        assert "may think before it answers" in lines[0]
+
+
+def test_all_refused_parameters_are_left_out_in_turn_for_all_open_requests(
+    fake: FakeServer, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse_until_it_fits(body: dict[str, Any]) -> tuple[int, dict | None]:
+        for words in ("chat_template_kwargs", "max_tokens", "logprobs", "maxLength"):
+            if words in json.dumps(body):
+                return 400, refusal(f"'{words}' is refused. Use max_completion_tokens in place of max_tokens.")
+        return 200, None
+
+    fake.decide = refuse_until_it_fits
+    schema = {"type": "object", "properties": {"maxLen": {"anyOf": [{"type": "string", "maxLength": 9}]}}}
+    answers = ask(connect(fake, concurrency=8), *"abcdefghijklmnop", schema=schema, logprobs=3)
+    assert [answer.text for answer in answers] == list("ABCDEFGHIJKLMNOP")
+    assert len(fake.bodies) <= 16 + 8 * 4
+    assert fake.bodies[-1].keys() == {"model", "messages", "temperature", "max_completion_tokens", "response_format"}
+    sent = fake.bodies[-1]["response_format"]["json_schema"]["schema"]
+    assert sent == {"type": "object", "properties": {"maxLen": {"anyOf": [{"type": "string"}]}}}
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+def test_a_refusal_of_what_was_not_sent_ends_the_run(fake: FakeServer) -> None:
+    fake.replies = [(400, refusal("Unknown parameter: 'logprobs'."))]
+    with pytest.raises(UserError, match="refuses soap: status 400, Unknown parameter: 'logprobs'"):
+        ask(connect(fake), "a")
+    assert len(fake.bodies) == 1
+
+
+def test_a_server_that_refuses_forever_ends_the_run(fake: FakeServer) -> None:
+    words = "chat_template_kwargs, logprobs, max_completion_tokens and maxLength are unknown"
+    fake.replies = [(400, refusal(words))] * 100
+    with pytest.raises(UserError, match="refuses soap: status 400, chat_template_kwargs, logprobs"):
+        ask(connect(fake), "a", schema={"maxLength": 1}, logprobs=1)
+    assert len(fake.bodies) == 5
+
+
+def answer_with(message: dict[str, Any] | None = None, logprobs: dict | None = None, **usage: Any) -> dict[str, Any]:
+    """Return the reply "yes", with changes to its parts."""
+    reply = completion("yes")
+    reply["choices"][0]["message"] |= message or {}
+    reply["choices"][0]["logprobs"] = logprobs
+    reply["usage"] |= usage
+    return reply
+
+
+def test_probabilities_of_the_first_token_come_from_the_server(fake: FakeServer) -> None:
+    def token(text: str, value: float) -> dict[str, Any]:
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    first = token("yes", -0.5) | {"top_logprobs": [token("yes", -0.5), token("no", -1.0), token(" yes", -9999.0)]}
+    second = token(".", -0.1) | {"top_logprobs": [token(".", -0.1)]}
+    fake.replies = [(200, answer_with(logprobs={"content": [first, second]}))]
+    (answer,) = ask(connect(fake), "a", logprobs=3)
+    assert answer.first_token == {"yes": -0.5, "no": -1.0, " yes": -9999.0}
+    assert (fake.bodies[0]["logprobs"], fake.bodies[0]["top_logprobs"]) == (True, 3)
+
+
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": None}, {"content": []}])
+def test_a_server_without_probabilities_is_noticed(
+    logprobs: dict | None, fake: FakeServer, capsys: pytest.CaptureFixture
+) -> None:
+    fake.replies = [(200, answer_with(logprobs=logprobs))] * 2
+    answers = ask(connect(fake), "a", "b", logprobs=3)
+    assert [answer.first_token for answer in answers] == [None, None]
+    assert capsys.readouterr().err.count("gives no probabilities of an answer's first token") == 1
+
+
+THOUGHTS = [
+    {"message": {"reasoning_content": "Let me see."}},
+    {"message": {"reasoning": "Let me see."}},
+    {"message": {"content": "<think>Let me see.</think>yes"}},
+    {"message": {"content": "<think>Let me"}},
+    {"completion_tokens_details": {"reasoning_tokens": 7}},
+]
+NO_THOUGHTS = [
+    {},
+    {"message": {"reasoning_content": None, "reasoning": ""}},
+    {"message": {"content": "<think>\n\n</think>\n\nyes"}},
+    {"message": {"content": None}},
+    {"completion_tokens_details": {"reasoning_tokens": 0}},
+    {"completion_tokens_details": None},
+]
+
+
+@pytest.mark.parametrize(("parts", "noticed"), [(p, 1) for p in THOUGHTS] + [(p, 0) for p in NO_THOUGHTS])
+def test_a_model_that_thinks_is_noticed_and_its_thoughts_are_no_first_token(
+    parts: dict, noticed: int, fake: FakeServer, capsys: pytest.CaptureFixture
+) -> None:
+    first = {"token": "Let", "logprob": -0.1, "bytes": None, "top_logprobs": []}
+    fake.replies = [(200, answer_with(logprobs={"content": [first]}, **parts))] * 2
+    answers = ask(connect(fake), "a", "b", logprobs=1)
+    assert [answer.first_token for answer in answers] == [None if noticed else {"Let": -0.1}] * 2
+    assert capsys.readouterr().err.count("soap at http") == noticed
 
 
 def test_credentials_in_an_address_do_not_reach_files() -> None:
@@ -359,3 +530,120 @@ def test_a_vllm_server_that_starts_late_and_is_killed_gives_the_engines_results(
     for path in served.iterdir():
         assert KEY.encode() not in path.read_bytes(), path
     assert KEY not in "".join(capfd.readouterr())
+
+
+FALLBACKS = {"chat_template_kwargs", "max_completion_tokens", "maxLength"}
+
+
+class StrictServer(ThreadingHTTPServer):
+    """Pass requests on to a server, and refuse those that OpenAI's servers with a newer model would refuse.
+
+    The openai package's types, made from OpenAI's published schema, decide which requests are valid.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, behind: str) -> None:
+        from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+        from pydantic import ConfigDict, TypeAdapter
+
+        super().__init__(("127.0.0.1", 0), StrictHandler)
+
+        class Strict(CompletionCreateParamsNonStreaming):
+            __pydantic_config__ = ConfigDict(extra="forbid")
+
+        self.form = TypeAdapter(Strict)
+        self.behind = behind
+        self.refusals: list[str] = []
+        self.accepted: list[dict[str, Any]] = []
+
+    def refuse(self, body: dict[str, Any]) -> str:
+        """Return why a request is refused, in OpenAI's words, or an empty text."""
+        from pydantic import ValidationError
+
+        try:
+            self.form.validate_python(body)
+        except ValidationError as invalid:
+            error = invalid.errors()[0]
+            name = ".".join(map(str, error["loc"]))
+            return f"Unknown parameter: '{name}'." if error["type"] == "extra_forbidden" else f"{name}: {error['msg']}"
+        if "max_tokens" in body:
+            return (
+                "Unsupported parameter: 'max_tokens' is not supported with this model. "
+                "Use 'max_completion_tokens' instead."
+            )
+        if "maxLength" in json.dumps(body.get("response_format")):
+            return "Invalid schema for response_format 'answer': In context=(), 'maxLength' is not permitted."
+        return ""
+
+
+class StrictHandler(BaseHTTPRequestHandler):
+    server: StrictServer
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        words = self.server.refuse(json.loads(body))
+        if words:
+            self.server.refusals.append(words)
+            self.answer(400, json.dumps(refusal(words)).encode())
+        else:
+            self.server.accepted.append(json.loads(body))
+            self.pass_on(body)
+
+    def do_GET(self) -> None:
+        self.pass_on(None)
+
+    def pass_on(self, body: bytes | None) -> None:
+        headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
+        request = urllib.request.Request(self.server.behind + self.path, body, headers)
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            self.answer(reply.status, reply.read())
+
+    def answer(self, status: int, text: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_strict_server_gives_the_records_of_the_vllm_server_behind_it(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    model = shutil.copytree(tiny_model, tmp_path / "tiny")
+    template = model / "chat_template.jinja"
+    condition = "{%- if enable_thinking is defined and enable_thinking is false %}"
+    assert condition in template.read_text()
+    template.write_text(template.read_text().replace(condition, "{%- if true %}"))  # the model never thinks
+    vllm = RealServer(model, KEY, tmp_path / "server.log")
+    vllm.start()
+    strict = StrictServer(vllm.api_base.removesuffix("/v1"))
+    threading.Thread(target=strict.serve_forever, daemon=True).start()
+    folders = {"direct": vllm.api_base, "strict": f"http://127.0.0.1:{strict.server_address[1]}/v1"}
+    try:
+        for name, base in folders.items():
+            call = ["soap", "--judge_model", "soap", "--api_base", base, "--judge_api_base", base, "--note_schema"]
+            call += ["--dataset_path", str(tiny_dataset), "--judge_controls", "2", "--output_dir", str(tmp_path / name)]
+            assert eval.main(call) == 0
+    finally:
+        strict.shutdown()
+        strict.server_close()
+        vllm.kill()
+    for name in ("predictions", "judgements"):
+        records = read_records(tmp_path / "strict", name)
+        assert records == read_records(tmp_path / "direct", name)
+    assert sum(record["source"] == "judge" for record in records) >= 24 + 12
+    assert all(record["verdict"] != "unscored" for record in records)
+    assert {word for words in strict.refusals for word in words.split("'") if word in FALLBACKS} == FALLBACKS
+    assert len(strict.accepted) == sum(record["attempts"] for record in records) + 6
+    engines = json.loads((tmp_path / "strict" / "manifest.json").read_text())["engines"]
+    assert engines["generate"]["refused"] == ["chat_template_kwargs", "max_completion_tokens"]
+    assert engines["judge"]["refused"] == sorted(FALLBACKS)
+    assert "refused" not in json.loads((tmp_path / "direct" / "manifest.json").read_text())["engines"]["judge"]
+    lines = [line for line in capfd.readouterr().err.splitlines() if " refuses soap with " in line]
+    assert len(lines) == 3 and "may think before it answers" in lines[0]

@@ -990,16 +990,50 @@ def test_a_resumed_mixed_adamw_run_ends_like_an_uninterrupted_one(workplace, mod
     assert (workplace / "mixed-stopped" / "global_step_6" / "model.safetensors").stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "hardware", "used"),
+    [
+        ("bf16", True, False, "fp32"),
+        ("bf16", True, True, "bf16"),
+        ("bf16", False, False, "bf16"),
+        ("fp16", True, False, "fp16"),
+        ("fp32", True, False, "fp32"),
+    ],
+)
+def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(
+    train_module, model_path, monkeypatch, capsys, wanted, gpu, hardware, used
+):
+    import torch
+    from arctic_training.config.model import ModelConfig
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    model = ModelConfig(name_or_path=str(model_path), dtype=wanted)
+    assert train_module.SOAPTrainerConfig.validate_model(model).dtype.name.lower() == used
+    line = "dtype: fp32 instead of bf16, because Tesla T4 has no bfloat16 hardware; weights take twice the memory\n"
+    assert capsys.readouterr().out == ("" if used == wanted else line)
+
+
 @pytest.mark.slow
-def test_one_process_needs_no_launcher(workplace, model_path):
-    config = write_config(workplace, model_path, "alone", train_iters=2)
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    command = [BIN / "arctic_training_run", "--config", config]
+def test_train_py_resumes_a_killed_run_of_the_launcher_to_the_same_end(workplace, model_path, uninterrupted):
+    config = write_config(workplace, model_path, "alone")
+    kill_when_resumable(config)
+    command = [sys.executable, ROOT / "train.py", config]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert list(losses(read_log(workplace / "alone"))) == [1, 2]
-    assert "best validation loss" in done.stdout and "at step 2, exported to" in done.stdout
+    assert "resumed at step" in done.stdout and "deepspeed.launcher" not in done.stdout + done.stderr
+    course, expected = losses(read_log(workplace / "alone")), losses(uninterrupted.log)
+    assert list(course.values()) == pytest.approx(list(expected.values()), rel=1e-5)
+    assert sorted(path.name for path in (workplace / "alone").iterdir()) == RUN_FILES
+
+
+@pytest.mark.slow
+def test_train_py_reports_a_wrong_setting_in_one_line(workplace, model_path):
+    config = write_config(workplace, model_path, "wrong", epochs="many")
+    done = subprocess.run([sys.executable, ROOT / "train.py", config], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and len(error_lines(done.stderr)) == 1 and "epochs" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
-"""`python train.py`: show one example as formatted for training and, given a model, the lengths in tokens."""
+"""`python train.py`: show one example as formatted for training and, given a model, the lengths in tokens.
+
+Given a YAML, train instead: see training/start.py.
+"""
 
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from common.dataset import load_split
 from common.errors import UserError
 from prompts import SECTIONS, training_messages
+from training.start import train_in_this_process
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,9 +62,10 @@ def show_lengths(rows: list[dict[str, str]], model: str, limits: dict[str, int])
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Show a row of soap_dataset as formatted for training. To train: arctic_training <config>.yaml",
+        description="Show a row of soap_dataset as formatted for training; with a YAML, train on the first GPU, like "
+        "arctic_training <config>.yaml --num_gpus 1, but without its launcher.",
     )
-    parser.add_argument("config", nargs="?", type=reject_config, help=argparse.SUPPRESS)
+    parser.add_argument("config", nargs="?", type=Path, help="train with this YAML; other options are ignored")
     parser.add_argument("--dataset_path", type=Path, default=Path("./soap_dataset"), help="default: %(default)s")
     parser.add_argument("--split", default="train", help="default: %(default)s")
     parser.add_argument("--index", type=int, default=0, help="row to show (default: %(default)s)")
@@ -70,13 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def reject_config(name: str) -> NoReturn:
-    raise argparse.ArgumentTypeError(f"this script only shows an example; to train, run: arctic_training {name}")
-
-
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
+        if args.config:
+            train_in_this_process(args.config)
+            return 0
         rows = load_split(args.dataset_path, args.split).to_list()
         if not 0 <= args.index < len(rows):
             raise ValueError(f"no row {args.index}: {args.split} has rows 0 to {len(rows) - 1}")

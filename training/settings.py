@@ -1,5 +1,8 @@
 """Settings of a `type: soap` YAML: arctic_training's and a few more. Settings that have no effect here are rejected."""
 
+import os
+
+import torch
 from arctic_training.config.enums import DType
 from arctic_training.config.model import ModelConfig
 from arctic_training.config.optimizer import OptimizerConfig
@@ -26,6 +29,17 @@ FIXED_SETTINGS = {
     "eval_log_iter_interval": "each validation loss is logged, so raise `eval_interval` instead",
 }
 PACK_SAMPLES_SETTINGS = ("always_max_length", "drop_last", "fuse_positions_prob", "repeat_to_pack_max_length")
+
+
+def supported_dtype(wanted: DType) -> tuple[DType, str | None]:
+    """Return the type of the weights to use for the requested one, and the reason if they differ (else None).
+
+    float16 is no substitute: its range needs loss scaling, which `mixed_adamw` does not have.
+    """
+    cuda = torch.cuda
+    if wanted == DType.BF16 and cuda.is_available() and not cuda.is_bf16_supported(including_emulation=False):
+        return DType.FP32, f"{cuda.get_device_name()} has no bfloat16 hardware; weights take twice the memory"
+    return wanted, None
 
 
 def check_fixed_setting(cls: type, value: object, info: ValidationInfo) -> object:
@@ -130,6 +144,9 @@ class SOAPTrainerConfig(TrainerConfig):
             config = AutoConfig.from_pretrained(tokens.model_files(model.name_or_path))
         except Exception as error:  # a wrong name, no network, a damaged file
             fail(f"{model.name_or_path} cannot be loaded as a model ({error})", MODEL_REMEDY)
+        wanted, (model.dtype, reason) = model.dtype, supported_dtype(model.dtype)
+        if reason and os.environ.get("RANK", "0") == "0":
+            print(f"dtype: {model.dtype.name.lower()} instead of {wanted.name.lower()}, because {reason}")
         if model.peft_config is not None:
             try:
                 check_adapter(model, config)

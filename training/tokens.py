@@ -1,6 +1,7 @@
 """Tokenize examples: the prompt exactly as evaluation sends it, labels only on the note and its end token."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,19 +23,24 @@ def model_files(model: str | Path) -> str:
     return str(model) if Path(model).is_dir() else str(download(str(model)))
 
 
-def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
-    """Return a model's tokenizer after trying it on a note. Raises TemplateError, which names the model."""
+def load_tokenizer(model: str | Path, notify: Callable[[str], None] = print) -> "PreTrainedTokenizerBase":
+    """Return a model's tokenizer after trying it on a note. Call `notify` if its template inserts the date.
+
+    Raises TemplateError, which names the model.
+    """
     from transformers import AutoTokenizer
 
     chat = training_messages("dialogue", dict.fromkeys(SECTIONS, "text"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_files(model))
-        check_template(tokenizer)
+        notice = check_template(tokenizer)
         encode_example(tokenizer, chat)
     except ConnectionError as error:
         raise TemplateError(f"{model}: {error}") from None
     except Exception as error:  # the libraries raise many types for damaged or missing files
         raise TemplateError(f"{model} has no tokenizer with a chat template to train on ({error})") from None
+    if notice:
+        notify(notice)
     return tokenizer
 
 

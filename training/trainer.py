@@ -15,7 +15,6 @@ from arctic_training.scheduler.hf_factory import HFSchedulerFactory
 from arctic_training.trainer.sft_trainer import SFTTrainer
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from common.chat_template import check_template
 from prompts import prompts_hash
 from training import attention, layers, lora, norms, tokens
 from training.best import BestStep
@@ -30,7 +29,8 @@ from training.plan import RunPlan
 from training.processes import StepTotals, sum_over_processes
 from training.progress import Progress, StepRecord, lock_run
 from training.schedule import SOAPSchedulerFactory
-from training.settings import MODEL_REMEDY, SOAPTrainerConfig
+from training.settings import SOAPTrainerConfig
+from training.tokenizer import SOAPTokenizerFactory
 from training.transfer import AsyncNumbers
 
 
@@ -43,6 +43,7 @@ class SOAPTrainer(SFTTrainer):
     checkpoint_engine: Union[ExportEngine, ResumeEngine, HFCheckpointEngine, DSCheckpointEngine]  # noqa: UP007
     optimizer_factory: Union[FusedAdamOptimizerFactory, CPUAdamOptimizerFactory, MixedAdamWFactory]  # noqa: UP007
     scheduler_factory: Union[SOAPSchedulerFactory, HFSchedulerFactory]  # noqa: UP007
+    tokenizer_factory: SOAPTokenizerFactory
     fail = staticmethod(fail)
     gas_boundary = False  # if true, arctic_training's Ray launcher reports metrics that only its own `epoch` sets
 
@@ -51,12 +52,6 @@ class SOAPTrainer(SFTTrainer):
         self.best = BestStep()
         if mode == "train":
             self._claim_folders(config)
-        try:
-            tokenizer = tokens.load_tokenizer(config.tokenizer.name_or_path)  # fail before processing the data
-            if (notice := check_template(tokenizer)) and config.global_rank == 0:
-                print(notice)
-        except tokens.TemplateError as error:
-            fail(str(error), MODEL_REMEDY)
         attention.register_varlen()
         self._choose_implementations(config)
         super().__init__(config, mode)

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import functools
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +20,24 @@ from common.errors import UserError
 class Request:
     """One chat. Requests of one `group` share a prefix and go to the same replica.
 
-    `sampling` overrides the sampling parameters that all requests share.
+    `sampling` overrides the sampling parameters that all requests share. The answer follows `schema`, a JSON schema, if
+    one is given.
     """
 
     messages: prompts.Messages
     group: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a Request. `finish_reason` is stop, length, prompt_too_long or error; `error` is the cause."""
+    """The answer to a Request. `finish_reason` is stop, length, prompt_too_long or error; `error` is the cause.
+
+    With `logprobs` = N in the request's sampling, `first_token` holds {text: natural logarithm of its probability} for
+    the N most likely first tokens of the answer and the one that was chosen, before any schema or temperature applies.
+    It is None without `logprobs`, and if a server gives none.
+    """
 
     text: str
     finish_reason: str
@@ -36,6 +45,7 @@ class Completion:
     output_tokens: int = 0
     cached_tokens: int = 0
     error: str = ""
+    first_token: dict[str, float] | None = None
 
 
 class LanguageModel(ABC):
@@ -71,8 +81,10 @@ class LanguageModel(ABC):
     def _send(self, number: int, request: Request) -> None:
         """Send a request to the model. The answer must be reported with `number` as its id."""
 
-    async def chat(self, messages: prompts.Messages, group: int = 0, **sampling: Any) -> Completion:
-        """Return the model's answer. Raises UserError if the model stops before it has answered."""
+    async def chat(
+        self, messages: prompts.Messages, group: int = 0, schema: dict[str, Any] | None = None, **sampling: Any
+    ) -> Completion:
+        """Return the model's answer to a Request. Raises UserError if the model stops before it has answered."""
         async with self._slots:
             self._loop = asyncio.get_running_loop()
             while self._before_first_chat:
@@ -83,7 +95,7 @@ class LanguageModel(ABC):
             answer = self._waiting[number] = self._loop.create_future()
             self.in_flight += 1
             try:
-                self._send(number, Request(messages, group, sampling))
+                self._send(number, Request(messages, group, sampling, schema))
                 return await answer
             finally:
                 self.in_flight -= 1
@@ -119,6 +131,19 @@ class LanguageModel(ABC):
             answer.set_result(Completion(**event))
 
 
+def first_token(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return Completion.first_token from the (text, log-probability) of different tokens.
+
+    Several tokens may have the same text, e.g. parts of a character; their probabilities add up.
+    """
+    from numpy import logaddexp
+
+    found: dict[str, float] = {}
+    for text, log_probability in pairs:
+        found[text] = float(logaddexp(found.get(text, -math.inf), log_probability))
+    return found
+
+
 @functools.cache
 def _print_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
@@ -132,10 +157,12 @@ class Usage:
         self.tokens: Counter[str] = Counter()
         self._first_request = self._last_answer = 0.0
 
-    async def chat(self, messages: prompts.Messages, group: int = 0, **sampling: Any) -> Completion:
+    async def chat(
+        self, messages: prompts.Messages, group: int = 0, schema: dict[str, Any] | None = None, **sampling: Any
+    ) -> Completion:
         """Like LanguageModel.chat."""
         self._first_request = self._first_request or time.monotonic()
-        completion = await self.model.chat(messages, group, **sampling)
+        completion = await self.model.chat(messages, group, schema, **sampling)
         self._last_answer = time.monotonic()
         for kind in ("prompt", "cached", "output"):
             self.tokens[kind] += getattr(completion, f"{kind}_tokens")

@@ -6,10 +6,9 @@ import os
 import time
 from typing import Any
 
-import prompts
 from common.chat_template import SERVED_TEMPLATE_KWARGS
 from common.errors import UserError
-from evaluation.engines.base import LanguageModel, Request
+from evaluation.engines.base import LanguageModel, Request, first_token
 from evaluation.options import without_credentials
 from evaluation.run.manifest import UNKNOWN
 
@@ -17,13 +16,23 @@ _TIMEOUT = 600  # seconds for one answer
 _TIMEOUT_OF_LIST = 10  # seconds for the list of models
 _PATIENCE = 900  # seconds that a server may be unreachable, e.g. to restart
 
+# Words of a refusal, and the consequence of asking again without the parameter that the server refuses.
+_FALLBACKS = {
+    "chat_template_kwargs": "the model may think before it answers, and its template may insert today's date",
+    "logprobs": "answers come without probabilities of tokens",
+    "max_completion_tokens": "it gets max_completion_tokens in place of max_tokens",
+    "maxLength": "schemas are sent without the maximum length of texts",
+}
+_REFUSALS = (400, 403, 422)  # status codes; OpenAI refuses logprobs of some models with 403, pydantic answers with 422
+
 
 class Server(LanguageModel):
     """Sends chats to the server at `api_base`, at most `concurrency` at a time.
 
     `model` is the name under which the server knows the model or the adapter. The environment variable `key_variable`
     holds the key. The openai client retries failed requests, with growing pauses, for about `patience` seconds; then
-    the run stops, and the same command resumes it.
+    the run stops, and the same command resumes it. A parameter of _FALLBACKS that the server refuses is left out from
+    then on, and a line says so.
     """
 
     def __init__(
@@ -32,7 +41,6 @@ class Server(LanguageModel):
         api_base: str,
         model: str,
         sampling: dict[str, Any],
-        schema: dict[str, Any] | None = None,
         concurrency: int = 64,
         patience: float = _PATIENCE,
         key_variable: str = "OPENAI_API_KEY",
@@ -42,9 +50,7 @@ class Server(LanguageModel):
         self._address = without_credentials(api_base)  # for messages and files
         super().__init__(name, concurrency, {"api_base": self._address, "model": model, "sampling": sampling})
         self._model, self._sampling, self._patience = model, sampling, patience
-        self._extra: dict[str, Any] = {"chat_template_kwargs": SERVED_TEMPLATE_KWARGS}
-        if schema:
-            self._extra["structured_outputs"] = {"json": schema}
+        self._refused: frozenset[str] = frozenset()  # keys of _FALLBACKS
         self._client = openai.AsyncOpenAI(
             base_url=api_base,
             api_key=os.environ.get(key_variable) or "EMPTY",
@@ -93,29 +99,74 @@ class Server(LanguageModel):
             raise UserError(f"{self._address} refuses {self._model}: {self._message(error)}") from None
 
     async def _fit(self, request: Request) -> dict[str, Any]:
-        """Ask with max_tokens. If prompt and answer exceed the server's limit together, ask without it."""
+        """Ask until the server accepts the parameters.
+
+        If prompt and answer exceed the server's limit together, leave out max_tokens. Each repetition leaves out
+        something, so their number is bounded.
+        """
         import openai
 
         sampling = {**self._sampling, **request.sampling}
-        for parameters in (sampling, {key: value for key, value in sampling.items() if key != "max_tokens"}):
+        while True:
+            body = self._body(request, sampling, self._refused)
             try:
-                return await self._post(request.messages, parameters)
-            except openai.BadRequestError as error:
-                if not _too_long(error):
+                # `chat.completions.create` would take twice as long, to convert the request and the reply.
+                reply = await self._client.post("/chat/completions", cast_to=object, body=body)
+                return self._read(reply, bool(body.get("logprobs")))
+            except openai.APIStatusError as error:
+                if error.status_code == 400 and _too_long(error):
+                    if sampling.pop("max_tokens", None) is None:
+                        return {"text": "", "finish_reason": "prompt_too_long"}
+                elif not self._leave_out(error, request, sampling, body):
                     raise
-        return {"text": "", "finish_reason": "prompt_too_long"}
 
-    async def _post(self, messages: prompts.Messages, sampling: dict[str, Any]) -> dict[str, Any]:
-        body = {"model": self._model, "messages": messages, **sampling, **self._extra}
-        # `chat.completions.create` would take twice as long, to convert the request and the reply.
-        reply = await self._client.post("/chat/completions", cast_to=object, body=body)
+    def _body(self, request: Request, sampling: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
+        """Return the JSON of a request in OpenAI's form, without what the server has `refused`."""
+        body = {"model": self._model, "messages": request.messages, **sampling}
+        if (most_likely := body.pop("logprobs", None)) is not None and "logprobs" not in refused:
+            body |= {"logprobs": True, "top_logprobs": most_likely}
+        if "max_completion_tokens" in refused and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        if "chat_template_kwargs" not in refused:
+            body["chat_template_kwargs"] = SERVED_TEMPLATE_KWARGS
+        if request.schema:
+            schema = _without_lengths(request.schema) if "maxLength" in refused else request.schema
+            json_schema = {"name": "answer", "strict": True, "schema": schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        return body
+
+    def _leave_out(self, error: Any, request: Request, sampling: dict[str, Any], body: dict[str, Any]) -> bool:
+        """Remember the parameter of `body` that the server refuses. Return whether the next body is another one."""
+        for parameter, consequence in _FALLBACKS.items():
+            refused = self._refused | {parameter}
+            named = error.status_code in _REFUSALS and parameter in str(error.body)
+            if named and self._body(request, sampling, refused) != body:
+                self._refused = refused
+                self.settings["refused"] = sorted(refused)
+                self.report({"line": f"{self._address} refuses {self._model} with {parameter}, so {consequence}"})
+                return True
+        return False
+
+    def _read(self, reply: dict[str, Any], with_logprobs: bool) -> dict[str, Any]:
+        """Return the Completion's fields from a reply."""
         choice, usage = reply["choices"][0], reply.get("usage") or {}
+        message = choice["message"]
+        text = message.get("content") or ""
+        thinks = _thinks(message, usage)
+        if thinks:
+            self.report(
+                {"line": f"{self._model} at {self._address} thinks before it answers; turn it off on the server"}
+            )
+        tokens = None if thinks else _first_token(choice)  # of the answer, not of the thoughts
+        if with_logprobs and text and not tokens and not thinks:
+            self.report({"line": f"{self._model} at {self._address} gives no probabilities of an answer's first token"})
         return {
-            "text": choice["message"].get("content") or "",
+            "text": text,
             "finish_reason": choice["finish_reason"],
             "prompt_tokens": usage.get("prompt_tokens", 0),
             "output_tokens": usage.get("completion_tokens", 0),
             "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            "first_token": tokens,
         }
 
     def _message(self, error: Any) -> str:
@@ -163,3 +214,33 @@ def _retries(patience: float) -> int:
 
 def _too_long(error: Exception) -> bool:
     return "context length" in str(error) or "max_model_len" in str(error) or "longer than" in str(error)
+
+
+def _without_lengths(schema: Any) -> Any:
+    """Return the JSON schema without maxLength."""
+    if isinstance(schema, list):
+        return [_without_lengths(item) for item in schema]
+    if isinstance(schema, dict):
+        return {key: _without_lengths(value) for key, value in schema.items() if key != "maxLength"}
+    return schema
+
+
+def _thinks(message: dict[str, Any], usage: dict[str, Any]) -> bool:
+    """Return whether the model wrote thoughts before its answer, in any of the forms that servers use."""
+    details = usage.get("completion_tokens_details") or {}
+    _, opened, thoughts = (message.get("content") or "").partition("<think>")
+    return bool(
+        message.get("reasoning_content")
+        or message.get("reasoning")
+        or details.get("reasoning_tokens")
+        or (opened and thoughts.partition("</think>")[0].strip())
+    )
+
+
+def _first_token(choice: dict[str, Any]) -> dict[str, float] | None:
+    """Return Completion.first_token from a choice of a reply. The chosen token may be among the most likely ones."""
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    if not tokens:
+        return None
+    candidates = [tokens[0], *(tokens[0].get("top_logprobs") or [])]
+    return first_token(dict.fromkeys((token["token"], token["logprob"]) for token in candidates))

@@ -30,7 +30,7 @@ VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own, passed
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Settings of an engine. Every answer follows `schema`, a JSON schema, if one is given.
+    """Settings of an engine.
 
     With `merge_into`, the adapter in `lora_path` is merged into a copy of the weights in that folder. Otherwise vLLM
     applies the adapter at run time.
@@ -39,7 +39,6 @@ class EngineSpec:
     model: Path
     vllm_args: dict[str, Any]
     sampling: dict[str, Any]
-    schema: dict[str, Any] | None = None
     lora_path: Path | None = None
     merge_into: Path | None = None
     check_first: tuple[Path, ...] = ()  # other models of this call; the worker checks their chat templates first
@@ -71,7 +70,7 @@ class Engine(LanguageModel):
         super().close()
 
     def _send(self, number: int, request: Request) -> None:
-        line = {"id": number, "messages": request.messages, "sampling": request.sampling}
+        line = {"id": number, **vars(request)}
         process = self._processes[request.group % len(self._processes)]
         with contextlib.suppress(BrokenPipeError):  # the process died: the thread that reads from it reports the cause
             process.stdin.write(json.dumps(line) + "\n")

@@ -14,14 +14,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from common.chat_template import TemplateError, check_template, encode_prompt
+from common.chat_template import PromptEncoder, TemplateError, check_template
 from common.errors import UserError
 from common.files import lock
 from common.merging import load_merged
+from evaluation.engines.base import first_token
 from evaluation.engines.processes import kill_groups
 
 if TYPE_CHECKING:
@@ -138,16 +139,19 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    schema = spec["schema"] and StructuredOutputsParams(json=spec["schema"])
+    @cache
+    def structured(schema: str) -> StructuredOutputsParams:
+        return StructuredOutputsParams(json=schema)
 
     def sampling(request: dict[str, Any]) -> SamplingParams:
         parameters = {**spec["sampling"], **request["sampling"]}
+        schema = request["schema"] and structured(json.dumps(request["schema"]))
         return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=schema)
 
-    sampling({"sampling": {}})  # raises if the parameters are invalid
+    sampling({"sampling": {}, "schema": None})  # raises if the parameters are invalid
     # Tokenize prompts while the engine starts and while it computes.
     prepared: queue.SimpleQueue[tuple[dict, list[int], str]] = queue.SimpleQueue()
-    encode = partial(encode_prompt, tokenizer)
+    encode = PromptEncoder(tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
 
     model, lora = spec["model"], None
@@ -155,10 +159,8 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
         model = merge(spec["model"], spec["lora_path"], spec["merge_into"])
     elif spec["lora_path"]:
         lora = LoRARequest("adapter", 1, spec["lora_path"])
-    vllm_args = spec["vllm_args"]
-    if schema:  # vLLM 0.23 reads this from the engine's settings only, not from a request
-        vllm_args = {"structured_outputs_config": NO_FREE_WHITE_SPACE, **vllm_args}
-    llm = LLM(model=model, **vllm_args)
+    # vLLM 0.23 reads this from the engine's settings only, not from a request.
+    llm = LLM(model=model, **{"structured_outputs_config": NO_FREE_WHITE_SPACE, **spec["vllm_args"]})
     engine, limit = llm.llm_engine, llm.model_config.max_model_len
     _send(replies, {"ready": True})
 
@@ -202,6 +204,7 @@ def no_answer(number: int, reason: str, prompt_tokens: int, error: str = "") -> 
 
 def _completion(output: Any) -> dict[str, Any]:
     best = output.outputs[0]
+    tokens = best.logprobs[0].values() if best.logprobs else None
     return {
         "id": int(output.request_id),
         "text": best.text,
@@ -209,6 +212,7 @@ def _completion(output: Any) -> dict[str, Any]:
         "prompt_tokens": len(output.prompt_token_ids),
         "output_tokens": len(best.token_ids),
         "cached_tokens": output.num_cached_tokens or 0,
+        "first_token": tokens and first_token((token.decoded_token, token.logprob) for token in tokens),
     }
 
 

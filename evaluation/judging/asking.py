@@ -31,10 +31,10 @@ def sampling(options: Options) -> dict[str, Any]:
 def start_judge(options: Options, model: Model | None, log: Path, placement: Placement | None) -> LanguageModel:
     """Start the model that judges; it may not be ready yet when this returns."""
     if options.judge_api_base:
-        served = (options.judge_api_base, options.judge_model, sampling(options), judge.VERDICT_SCHEMA)
+        served = (options.judge_api_base, options.judge_model, sampling(options))
         return Server("judge", *served, concurrency=options.api_concurrency, key_variable=key_of_judge())
     vllm_args = {**VLLM_DEFAULTS, **placement.vllm_args, **options.judge_engine_args}
-    spec = EngineSpec(model.path, vllm_args, sampling(options), judge.VERDICT_SCHEMA)
+    spec = EngineSpec(model.path, vllm_args, sampling(options))
     return Engine("judge", spec, log, placement.devices)
 
 
@@ -45,7 +45,7 @@ async def judge_case(model: Usage, case: judge.Case, sampling: dict[str, Any]) -
     """
     messages, changes = case.messages(), {}
     for attempt in range(1, TRIES + 1):
-        reply = await model.chat(messages, group=case.index, **changes)
+        reply = await model.chat(messages, group=case.index, schema=judge.VERDICT_SCHEMA, **changes)
         verdict, reason = judge.read_verdict(reply.text, reply.finish_reason, reply.error)
         if verdict != "unscored" or reply.finish_reason == "prompt_too_long":
             break

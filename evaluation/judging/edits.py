@@ -1,22 +1,25 @@
-"""Edit sections with a known effect: one edit keeps every fact, four change exactly one.
+"""Edit sections so that exactly one clinical fact becomes wrong.
 
 Each edit takes a section's text and returns the edited text, or None if the edit does not apply. The same text always
 gives the same edit. The patterns are for English notes. Standard library only.
 """
 
 import math
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
-# --- words and sentences ---------------------------------------------------------------------------------------------
+from evaluation.judging.phrases import DIAGNOSIS_GROUPS, DRUG_GROUPS, INVENTED
+from evaluation.judging.rewording import capital, refers, without
+from evaluation.judging.sentences import statement_spans
+
+# --- words -----------------------------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"[A-Za-z]{4,}|\d+(?:[.,]\d+)*")
 
-# The next sentence starts with a capital letter. "5." may number a list and "B." may be an initial: neither ends one.
-_SENTENCE_GAP = re.compile(
-    r"((?<=[.!?])(?<!\s\d\.)(?<!^\d\.)(?<!\b[A-Z]\.)(?<!\bDr\.)(?<!\bvs\.)[ \t]+(?=[A-Z])|\n\s*)"
-)
 _CLAUSE_GAP = re.compile(r"([;,] (?=(?:and|but|with|without|which|while|as well as)\b)|; )")
 
 
@@ -40,226 +43,60 @@ class Rarity:
         return sum(math.log((self._texts + 1) / max(1, self._count[word])) for word in words)
 
 
-# --- kept facts ------------------------------------------------------------------------------------------------------
+# --- a dropped finding -----------------------------------------------------------------------------------------------
 
-# The phrases of each pair mean the same in a clinical note and have the same numbers, sides and negations. All phrases
-# are replaced in one pass, so a replacement is never replaced again.
-_SYNONYMS = {
-    "reports that": "states that",
-    "reported that": "stated that",
-    "patient reports": "patient describes",
-    "patient reported": "patient described",
-    "patient also reports": "patient also describes",
-    "he reports": "he describes",
-    "he reported": "he described",
-    "he also reports": "he also describes",
-    "she reports": "she describes",
-    "she reported": "she described",
-    "she also reports": "she also describes",
-    "mother reports": "mother describes",
-    "presents with": "comes in with",
-    "presented with": "came in with",
-    "experiencing": "having",
-    "approximately": "about",
-    "prior to": "before",
-    "due to": "because of",
-    "because of": "due to",
-    "caused by": "due to",
-    "triggered by": "brought on by",
-    "secondary to": "due to",
-    "as well as": "along with",
-    "additionally": "in addition",
-    "furthermore": "in addition",
-    "regarding": "about",
-    "consistent with": "in keeping with",
-    "no signs of": "no evidence of",
-    "without signs of": "without evidence of",
-    "probable": "likely",
-    "needed": "required",
-    "ongoing": "continuing",
-    "dyspnea": "shortness of breath",
-    "breathlessness": "shortness of breath",
-    "high blood pressure": "hypertension",
-    "heart attack": "myocardial infarction",
-    "within normal limits": "in the normal range",
-    "primary diagnosis": "main diagnosis",
-    "management plan": "plan of care",
-    "physical examination": "physical exam",
-    "physical exam": "physical examination",
-    "lab": "laboratory",
-    "labs": "laboratory tests",
-    "x-ray": "radiograph",
-    "x-rays": "radiographs",
-    "revealed": "showed",
-    "reveals": "shows",
-    "revealing": "showing",
-    "demonstrated": "showed",
-    "demonstrates": "shows",
-    "was noted": "was seen",
-    "were noted": "were seen",
-    "elevated": "raised",
-    "utilizing": "using",
-    "utilized": "used",
-    "underwent": "had",
-    "performed": "carried out",
-    "administered": "given",
-    "initiate": "start",
-    "initiated": "started",
-    "initiating": "starting",
-    "discontinue": "stop",
-    "discontinued": "stopped",
-    "medication": "medicine",
-    "medications": "medicines",
-    "recommended": "advised",
-    "once daily": "once a day",
-    "twice daily": "twice a day",
-    "times daily": "times a day",
-    "mg daily": "mg a day",
-    "every morning": "each morning",
-    "return for": "come back for",
-    "return if": "come back if",
-    "is scheduled": "is booked",
-    "are scheduled": "are booked",
-    "be scheduled": "be booked",
-    "educate the patient on": "teach the patient about",
-    "educate the patient about": "teach the patient about",
-    "educate patient on": "teach patient about",
-    "patient education on": "patient teaching on",
-    "follow-up appointment": "follow-up visit",
-    "follow-up appointments": "follow-up visits",
-}
-_ABBREVIATIONS = {
-    "BMI": "body mass index",
-    "BP": "blood pressure",
-    "BUN": "blood urea nitrogen",
-    "CKD": "chronic kidney disease",
-    "COPD": "chronic obstructive pulmonary disease",
-    "CRP": "C-reactive protein",
-    "CT": "computed tomography",
-    "DVT": "deep vein thrombosis",
-    "ECG": "electrocardiogram",
-    "EEG": "electroencephalogram",
-    "EKG": "electrocardiogram",
-    "ESR": "erythrocyte sedimentation rate",
-    "GERD": "gastroesophageal reflux disease",
-    "HR": "heart rate",
-    "ICU": "intensive care unit",
-    "MRI": "magnetic resonance imaging",
-    "NSAIDs": "nonsteroidal anti-inflammatory drugs",
-    "PRN": "as needed",
-    "RR": "respiratory rate",
-    "UTI": "urinary tract infection",
-    "h/o": "history of",
-    "s/p": "status post",
-}
-
-
-def _any_of(phrases: Iterable[str], flags: int = 0) -> re.Pattern:
-    longest_first = sorted(map(re.escape, phrases), key=len, reverse=True)
-    return re.compile(rf"(?<![\w/(-])(?:{'|'.join(longest_first)})(?![\w/-])", flags)
-
-
-_SYNONYM = _any_of(_SYNONYMS, re.IGNORECASE)
-_ABBREVIATION = _any_of(_ABBREVIATIONS)
-
-# A sentence that refers to the previous one moves only together with it.
-_REFERS_BACK = re.compile(
-    r"^(?:this|these|that|those|it|its|they|their|such|however|additionally|furthermore|moreover|therefore|thus|due to|"
-    r"given|despite|instead|the (?:latter|former|procedure|surgery|operation))\b"
-    r"|\b(?:then|subsequent(?:ly)?|later|after|afterwards?|thereafter|following|followed|next|finally|first|second|third|"
-    r"initially|post-?operative(?:ly)?|also|other|others|else|same|above|remaining|both|if|once)\b",
-    re.IGNORECASE,
-)
-_PRONOUN = re.compile(r"^(?:he|she|his|her)\b", re.IGNORECASE)
-_RELATIVE = re.compile(
-    r"\b(?:mother|father|wife|husband|sister|brother|son|daughter|parents?|family|partner|donor|infant|baby|child|mom)\b",
-    re.IGNORECASE,
-)
-
-
-def reword(text: str) -> str | None:
-    """State the same facts in other words: expand abbreviations, replace synonyms, reorder sentences."""
-    lower = text.lower()
-    already_expanded = {short for short, phrase in _ABBREVIATIONS.items() if phrase.lower() in lower}
-
-    def synonym(match: re.Match) -> str:
-        return _match_case(match, _SYNONYMS[match[0].lower()])
-
-    def expanded(match: re.Match) -> str:
-        return match[0] if match[0] in already_expanded else _match_case(match, _ABBREVIATIONS[match[0]])
-
-    text, original = _ABBREVIATION.sub(expanded, _SYNONYM.sub(synonym, text)), text
-    text = _swap_sentences(text)
-    return text if text != original else None
-
-
-def _match_case(match: re.Match, new: str) -> str:
-    """Return `new`, capitalized if the match starts a sentence."""
-    before = match.string[max(0, match.start() - 3) : match.start()].rstrip(" ")
-    return _capital(new) if not before or before[-1] in ".!?\n" else new
-
-
-def _swap_sentences(text: str) -> str:
-    """Move the second half of the sentences to the front; the gaps between sentences stay in place."""
-    parts = _SENTENCE_GAP.split(text)
-    sentences, gaps = parts[::2], parts[1::2]
-    if any(re.match(r"\d+[.)]", sentence) for sentence in sentences):
-        return text  # a numbered list
-    blocks: list[list[str]] = []
-    for sentence in sentences:
-        refers_back = _REFERS_BACK.search(sentence) or (_PRONOUN.match(sentence) and _RELATIVE.search(text))
-        if blocks and refers_back:
-            blocks[-1].append(sentence)
-        else:
-            blocks.append([sentence])
-    half = len(blocks) // 2
-    reordered = [sentence for block in blocks[half:] + blocks[:half] for sentence in block]
-    return reordered[0] + "".join(gap + sentence for gap, sentence in zip(gaps, reordered[1:], strict=True))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-# --- changed facts ----------------------------------------------------------------------------------------------------
-
-
-# A colleague does not need such a sentence, so a note without it may still pass.
+# A note without such a sentence may still pass.
 _MINOR = re.compile(
-    r"^(?:the |a |patient )?(?:differential|prognosis|education|educate|encourage|emphasi[sz]e|advise|ensure|regular|"
-    r"follow-up|schedule|support|no (?:other|additional|further))"
-    r"|^the patient (?:is|was|will be) (?:advised|instructed|encouraged|educated|informed)"
-    r"|within normal limits|unremarkable|\bnot (?:provided|detailed|specified)",
+    r"follow(?:ed|ing)?[- ]?up|educat|encourag|complian|adheren|emphasi|importance|prognos|\bmonitor|support|reach out|"
+    r"differential|report any|advised|informed|instruct|as (?:needed|necessary)|no (?:other|additional|further)|"
+    r"within normal limits|unremarkable|(?:is|are|was|were) (?:all )?normal|\bstable\b|\bunderstand|ongoing management|"
+    r"not (?:provided|detailed|specified|mentioned|discussed)|multidisciplinary|critical (?:for|to)|crucial|necessitat|"
+    r"inquire|express|agree|adjust|be considered|guide|(?:consistent|in keeping) with|suggest|"
+    r"indicat(?:es?|ing) (?:a|the) (?:need|complex)",
     re.IGNORECASE,
 )
 
 
 def drop_finding(text: str, rarity: Rarity) -> str | None:
-    """Remove the sentence with the most distinctive words; from a single sentence, remove its last clause."""
-    parts = _SENTENCE_GAP.split(text)
-    if len(parts) > 1:
-        candidates = [k for k in range(0, len(parts), 2) if not _MINOR.search(parts[k])]
-    else:
-        parts = _CLAUSE_GAP.split(text)
-        candidates = [len(parts) - 1] if len(parts) > 1 else []
+    """Remove the sentence with the most distinctive words; from a single sentence, remove its last clause.
 
-    count = Counter(word for part in parts for word in words(part))
-    own_words = {k: {word for word in words(parts[k]) if count[word] == 1} for k in candidates}
-    dropped = max(candidates, key=lambda k: rarity.weight(own_words[k]), default=None)
-    if dropped is None or len(own_words[dropped]) < 3:
+    Sentences that a note can lack and still be right are kept: advice, follow-up, normal findings, reasoning.
+    """
+    spans = statement_spans(text)
+    if len(spans) == 1:
+        return _drop_clause(text)
+    count = Counter(word for start, end in spans for word in words(text[start:end]))
+    own_words = {
+        (start, end): {word for word in words(text[start:end]) if count[word] == 1}
+        for start, end in spans
+        if not _MINOR.search(text[start:end])
+    }
+    dropped = max(own_words, key=lambda span: rarity.weight(own_words[span]), default=None)
+    if dropped is None or len(own_words[dropped]) < 5:
         return None
-    del parts[max(0, dropped - 1) : max(2, dropped + 1)]  # with the gap before it; for the first, the gap after it
-    rest = "".join(parts).strip()
-    return rest if rest[-1:] in (".", "!", "?") else f"{rest}." if rest else None
+    return without(text, *dropped)
 
+
+def _drop_clause(text: str) -> str | None:
+    parts = _CLAUSE_GAP.split(text.strip())
+    if len(parts) == 1 or _MINOR.search(parts[-1]) or len(words(parts[-1]) - words("".join(parts[:-1]))) < 3:
+        return None
+    return "".join(parts[:-2]).rstrip(" ,;.") + "."
+
+
+# --- a turned negation -----------------------------------------------------------------------------------------------
 
 # Removing a negation is tried first: it reverses a finding without a trace. Replacements are functions of the match.
 _DENIALS = {"denies": "reports", "denied": "reported", "denying": "reporting", "deny": "report"}
 _UNNEGATE = [
     (r"\b(denies|denied|denying|deny)\b(?: any\b)?", lambda match: _DENIALS[match[1].lower()]),
-    (r"\bno\b(?! (?:longer|more|less|later|earlier|further|other|additional|need|change)\b) ", lambda match: ""),
-    (r"\bwithout\b(?: any\b)?(?! (?:delay|further)\b)", lambda match: "with"),
-    (r"\b(is|are|was|were|did|does|do|has|have|had|can|could) not\b(?! only\b)", lambda match: match[1]),
+    (
+        r"(?<!pending )\bno\b(?! (?:longer|more|less|later|earlier|further|other|additional|need|change|significant|"
+        r"prior|known)\b) ",
+        lambda match: "",
+    ),
+    (r"(?<!\bor )\bwithout\b(?: any\b)?(?! (?:delay|further)\b)", lambda match: "with"),
+    (r"\b(is|are|was|were|did|does|do|has|have|had|can|could) not\b(?! (?:only|yet|been)\b)", lambda match: match[1]),
     (r"\bnegative\b", lambda match: "positive"),
     (r"\babsence of\b", lambda match: "presence of"),
     (r"\babsent\b", lambda match: "present"),
@@ -269,12 +106,14 @@ _NEGATE = [
     (r"(?<=patient )reported\b", lambda match: "denied"),
     (r"\bdiagnosis is\b", lambda match: "diagnosis is not"),
     (
+        r"(?<!\bwas )(?<!\bwere )(?<!\bbeen )(?<!\bas )(?<!\bis )(?<!\bare )(?<!\band )"
         r"\b(revealed|reveals|showed|shows|confirmed|demonstrated|demonstrates|identified)"
-        r"(?: an?)?\b(?= [a-z])(?! (?:normal|healthy|intact|stable|preserved|only|that|the|to)\b)(?![^,.;]{0,40}\d)",
+        r"(?: an?)?\b(?= [a-z])(?! (?:normal|healthy|intact|stable|preserved|only|that|the|to|by|in|on|at|via|with|"
+        r"through|during|after|and|or|both|all|its|his|her|as|from|for)\b)(?![^,.;]{0,40}\d)",
         lambda match: f"{match[1]} no",
     ),
     (
-        r"\b(is|are|was|were|be) (?=(?:started|prescribed|given|administered|initiated|continued|admitted|recommended|"
+        r"\b(is|are|was|were) (?=(?:started|prescribed|given|administered|initiated|continued|admitted|recommended|"
         r"advised|referred|planned|scheduled|performed|indicated|positive|elevated|present|noted|observed)\b)",
         lambda match: f"{match[1]} not ",
     ),
@@ -286,7 +125,7 @@ _NEGATE = [
 ]
 _NEGATE_LAST = [
     (r"\bwill\b", lambda match: "will not"),
-    (r"\b(include|suggest|indicate|support)s\b", lambda match: f"does not {match[1]}"),
+    (r"(?<!diagnosis )\b(include|suggest|indicate|support)s\b", lambda match: f"does not {match[1]}"),
 ]
 _NEGATION = re.compile(
     r"\b(?:no|not|never|none|neither|nor|cannot|nothing|without|denie[sd]|deny(?:ing)?|negative|absen(?:t|ce))\b",
@@ -321,73 +160,139 @@ def _replace(match: re.Match, new: str) -> str:
     """Replace the match with `new`. A capital at its start is kept, even if `new` is empty."""
     after = match.string[match.end() :]
     if match[0][0].isupper():
-        new, after = _capital(new), after if new else _capital(after)
+        new, after = capital(new), after if new else capital(after)
     return match.string[: match.start()] + new + after
 
 
+# --- a changed number -----------------------------------------------------------------------------------------------
+
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-
-
-Change = Callable[[float], float]
-
-
-def _value(unit: str, change: Change, before: str = r"(?<![\w.,/^-])") -> tuple[re.Pattern, Change]:
-    # Change the last number of a range or product ("2-3 cm", "20 × 15 cm"), but the first one of a blood pressure.
-    return re.compile(rf"{before}(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER}){unit}"), change
-
-
-# Doses and measured values come before durations and ages. Every change is large enough to matter clinically.
-_VALUES = [
-    _value(
-        r"\s?(?:mg|mcg|µg|μg|units|IU|g|mL|ml)\b(?!\s?/\s?(?:[dmnpµμ]?[Ll]|min)\b)",
-        lambda x: x * 10 if x < 50 else x / 10,
-    ),
-    _value(r"/\d{2,3}\s?mm\s?Hg\b", lambda x: x + 60 if x < 150 else x - 40),
-    _value(r"/\d{2,3}\b", lambda x: x + 60 if x < 150 else x - 40, before=r"\b(?:[Bb]lood pressure|BP)[a-z ]{1,12}"),
-    _value(r"\s?°?\s?C\b", lambda x: x + 2.5 if x < 37.5 else x - 2.5 if x < 45 else x / 2),
-    _value(r"\s?°\s?F\b", lambda x: x + 4.5 if x < 99.5 else x - 4.5),
-    _value(r"\s?%", lambda x: x * 2 if x < 50 else x - 40),
-    _value(r"\s?(?:bpm|beats|breaths)\b", lambda x: x * 2 if x < 100 else x / 2),
-    _value(r"\s?(?:[mµμnpd]?(?:mol|g|Eq|U|IU|L)|K|k|cells|copies|units)\s?/\s?\S*\w", lambda x: x * 3),
-    _value(r"[\s-]?(?:mm|cm|kg|mmHg|mm Hg)\b", lambda x: x * 3),
-    _value(
-        r"(?![\d.,]*[\d/%-])",
-        lambda x: x * 2,
-        before=r"(?i:\b(?:pulse|heart rate|ha?emoglobin|platelets|creatinine|potassium|sodium|glucose|HbA1c|CRP|INR|"
-        r"score)[a-z ]{1,12})",
-    ),
-    _value(r"[\s-](?:hour|day|week|month|year|time|dose|session|cycle)s?\b(?!-old| old)", lambda x: x * 3),
-    _value(r"[\s-](?:year|month|week|day)s?[\s-]old\b", lambda x: x - 30 if x > 40 else x + 30),
-]
-_NORMAL_RANGE = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$")  # not the patient's own value
-_COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_COUNT = re.compile(
-    rf"\b(?P<number>{'|'.join(_COUNTS)})(?=[\s-](?:hour|day|week|month|year|time|dose|session|cycle|tablet)s?\b)", re.I
+# The last number of a range or product ("2-3 cm", "20 × 15 cm"), but the first one of a blood pressure.
+_QUANTITY = re.compile(
+    rf"(?<![\w.,/^-])(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER})(?![\d.]*\d)", re.IGNORECASE
 )
+_NORMAL_RANGE = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$")  # not the patient's own value
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A kind of value: the pattern of what follows the number, its change, and the pattern of what precedes it."""
+
+    unit: re.Pattern
+    change: Callable[[float], float]
+    before: re.Pattern | None
+
+    def fits(self, match: re.Match) -> bool:
+        before = match.string[max(0, match.start() - 60) : match.start()]
+        if not self.unit.match(match.string, match.end()) or _NORMAL_RANGE.search(before):
+            return False
+        return self.before is None or bool(self.before.search(before))
+
+
+def _value(unit: str, change: Callable[[float], float], names: str = "") -> _Value:
+    """Return the kind of value with this unit. `names`: only after one of these names ("heart rate of ", "SpO2: ")."""
+    linked = r"(?: (?:level|levels|count))?(?: \([^)]{1,20}\))?(?: (?:is|was|of|at|to)){0,2}(?: elevated at)?:? ?~?$"
+    return _Value(re.compile(unit), change, re.compile(rf"\b(?:{names}){linked}", re.IGNORECASE) if names else None)
+
+
+# Every new value is possible in a patient and differs clinically from the old one.
+_NOT_A_DOSE = r"(?! of (?:\w+ )?(?:blood|plasma|platelets|red|packed))(?!\s?/\s?(?:[dmnpµμ]?[Ll]|g|24|mmol|mg)\b)"
+_DOSES = [
+    _value(
+        rf"\s?(?:mg|mcg|µg|μg|micrograms?|milligrams?|units|IU)\b{_NOT_A_DOSE}", lambda x: x * 2 if x < 500 else x / 2
+    ),
+]
+_DEVICE = (  # the size of an instrument is not a finding
+    r"(?!,? (?:[\w°]+ )?(?:arthroscope|endoscope|punch|needle|port|incision|trocar|valve|stent|screw|balloon|tube|"
+    r"catheter))"
+)
+_VALUES = [
+    _value(r"/\d{2,3}\b", lambda x: x + 40 if x < 130 else x - 40, "blood pressure|BP"),
+    _value(r"/\d{2,3}\s?mm\s?Hg\b", lambda x: x + 40 if x < 130 else x - 40),
+    _value(r"\s?°\s?C\b", lambda x: 38.9 if x < 37.5 else 36.8),
+    _value(r"\s?°\s?F\b", lambda x: 102.2 if x < 99.5 else 98.4),
+    _value(r"\s?%", lambda x: x - 9 if x > 93 else 98, "(?:oxygen )?saturation|SpO2|O2 sat|SaO2"),
+    _value(r"\s?%", lambda x: 60 if x < 45 else 30, "(?:ejection fraction|LVEF|EF)"),
+    _value(r"\s?(?:bpm|beats)\b", lambda x: x + 45 if x < 90 else round(x * 0.55)),
+    _value(r"\s?breaths\b", lambda x: x + 14 if x < 20 else 14),
+    _value(r"(?![\d.,]*[\d/%-])", lambda x: x + 45 if x < 90 else round(x * 0.55), "pulse|heart rate|HR"),
+    _value(r"\s?g/dL\b", lambda x: x - 4 if x > 10 else x + 5, "ha?emoglobin|Hb|Hgb"),
+    _value(r"\s?g/[lL]\b", lambda x: x - 40 if x > 100 else x + 50, "ha?emoglobin|Hb|Hgb"),
+    _value(r"(?![\d.,]*[\d/%-])", lambda x: x - 4 if 10 < x < 20 else x + 5, "ha?emoglobin|Hb|Hgb"),
+    _value(r"\s?(?:mmol|mEq)/L\b", lambda x: x - 20 if x > 120 else x + 20, "sodium|Na"),
+    _value(r"\s?(?:mmol|mEq)/L\b", lambda x: x + 1.9 if x < 4.5 else x - 2, "potassium|K"),
+    _value(
+        r"\s?(?:[mµμnp]?(?:mol|g)|m?U|m?IU)\s?/\s?(?:d|m|µ|μ)?[Ll]\b",
+        lambda x: x * 2.5,
+        "creatinine|CRP|C-reactive protein|bilirubin|ALT|AST|BUN|TSH|D-dimer|ferritin|triglycerides|LDH|troponin|CK",
+    ),
+    _value(
+        rf"[\s-]?mm\b(?!\s?Hg|/){_DEVICE}",
+        lambda x: x * 2 if x < 10 else x / 2,
+    ),
+    _value(rf"[\s-]cm\b{_DEVICE}", lambda x: x * 2 if x < 5 else x / 2),
+    _value(r"\s?kg\b(?!/)", lambda x: x * 1.3 if x < 70 else x * 0.75),
+    _value(
+        r"[\s-](?:hour|day|week|month|year)s?\b(?![ -]old|'? (?:of )?(?:gestation|pregnan))",
+        lambda x: x * 3 if x < 6 else x / 3,
+    ),
+    _value(r"[\s-]year[\s-]old\b", lambda x: x - 20 if x >= 50 else x + 15 if x >= 18 else x + 5),
+    _value(r"[\s-](?:month|week|day)s?[\s-]old\b", lambda x: x * 3 if x < 4 else x / 2),
+]
+_COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_COUNT = re.compile(rf"\b(?P<number>{'|'.join(_COUNTS)})(?=[\s-](?:day|week|month|year)s?\b(?![ -]old))", re.I)
 
 
 def change_number(text: str) -> str | None:
-    """Change one number: the first dose or measured value, else the first duration or age."""
-    for pattern, change in _VALUES:
-        for match in pattern.finditer(text):
-            if _NORMAL_RANGE.search(text[max(0, match.start() - 60) : match.start()]):
-                continue
-            new = _format_like(change(float(match["number"].replace(",", ""))), match["number"])
-            if new != match["number"]:
-                return text[: match.start("number")] + new + text[match.end("number") :]
+    """Change one number: the first measured value, else the first duration or age. Doses are left alone."""
+    new = _change_first(text, _VALUES)
     match = _COUNT.search(text)
-    if match is None:
-        return None
-    new = _COUNTS[(_COUNTS.index(match[0].lower()) + 5) % len(_COUNTS)]
-    return _replace(match, new)
+    if new is not None or match is None:
+        return new
+    return _replace(match, _COUNTS[(_COUNTS.index(match[0].lower()) + 5) % len(_COUNTS)])
+
+
+def change_dose(text: str) -> str | None:
+    """Double or halve one dose, a step that is plausible on paper."""
+    return _change_first(text, _DOSES)
+
+
+def _change_first(text: str, values: list[_Value]) -> str | None:
+    quantities = list(_QUANTITY.finditer(text))
+    for value in values:
+        for match in filter(value.fits, quantities):
+            new = _format_like(value.change(float(match["number"].replace(",", ""))), match["number"])
+            edited = text[: match.start("number")] + new + text[match.end("number") :]
+            if new != match["number"] and _is_possible(edited[match.start("number") : match.end() + 20]):
+                return edited
+    return None
+
+
+def _is_possible(text: str) -> bool:
+    """Return whether a value at the start of `text` is above zero and, if a blood pressure, above the diastolic one."""
+    pressure = re.match(r"(\d+)/(\d+)", text)
+    if pressure:
+        return int(pressure[2]) + 15 <= int(pressure[1]) <= 240
+    return float(re.match(r"-?[\d,]+(?:\.\d+)?", text)[0].replace(",", "")) > 0
 
 
 def _format_like(value: float, example: str) -> str:
-    """Format `value` like `example`: with its thousands separator and at most as many decimals, but at least one."""
-    decimals = max(len(example.partition(".")[2]), 1)
-    return f"{value:{',' if ',' in example else ''}.{decimals}f}".rstrip("0").rstrip(".")
+    """Format `value` like `example`: with its thousands separator and its number of decimals, at least 1 in all."""
+    decimals = len(example.partition(".")[2])
+    if decimals == 0 and value < 1:
+        decimals = 1
+    return f"{value:{',' if ',' in example else ''}.{decimals}f}"
 
 
+# --- a changed side --------------------------------------------------------------------------------------------------
+
+# In these phrases, the other side does not exist or changes nothing.
+_NO_SIDE = re.compile(
+    r"\b(?:left (?:and|or|to) right|right (?:and|or|to) left|left-to-right|right-to-left|left anterior descending|"
+    r"left main|right middle lobe|(?:right|left)[- ]hand(?:ed|[- ]dominant)|(?:right|left)[- ]dominant|"
+    r"(?:right|left) (?:lateral )?decubitus|left circumflex|left upper lobe lingula)\b",
+    re.IGNORECASE,
+)
 _SIDE = re.compile(
     r"(?<!\bhas )(?<!\bhad )(?<!\bwas )(?<!\bhe )(?<!\bbe )\b(?P<side>left|right)\b"
     r"(?! (?:away|now|after|the|to|with|him|her|them|in|for|an?|at|behind|over|alone|home|work|untreated|shift)\b)",
@@ -396,11 +301,91 @@ _SIDE = re.compile(
 
 
 def change_side(text: str) -> str | None:
-    """Swap left and right wherever the words mean a side."""
+    """Swap left and right wherever the words mean a side.
+
+    Texts in which a swap could change nothing or give an impossible place are left out.
+    """
+    if _NO_SIDE.search(text):
+        return None
     swapped = _SIDE.sub(_other_side, text)
     return swapped if swapped != text else None
 
 
 def _other_side(match: re.Match) -> str:
     other = {"left": "right", "right": "left"}[match["side"].lower()]
-    return _capital(other) if match["side"][0].isupper() else other
+    return capital(other) if match["side"][0].isupper() else other
+
+
+# --- an invented finding, another drug or diagnosis ------------------------------------------------------------------
+
+
+def invent_finding(text: str, section: str, visit: str, seed: str) -> str | None:
+    """Add a finding on a topic that `visit` does not mention; `seed` chooses which one and where.
+
+    `visit` is all that is known of the visit: the dialogue and the note.
+    """
+    chosen = random.Random(seed)
+    sentences = [sentence for sentence, topic in INVENTED[section] if not _mentions(visit, topic.split())]
+    spans = statement_spans(text)
+    if not sentences or not spans:
+        return None
+    # Not into a list or before a sentence that refers to the one before it.
+    is_prose = not any("\n" in text[start:end] or text[start].isdigit() for start, end in spans) and "\n" not in text
+    places = [start for start, end in spans[1:] if not refers(text[start:end])] if is_prose else []
+    place, sentence = chosen.choice([*places, len(text)]), chosen.choice(sentences)
+    if place == len(text):
+        end = "" if text.rstrip()[-1:] in (".", "!", "?", ":", ";") else "."
+        return f"{text.rstrip()}{end} {sentence}"
+    return f"{text[:place]}{sentence} {text[place:]}"
+
+
+def _mentions(visit: str, starts: Iterable[str]) -> bool:
+    return bool(re.search(rf"\b(?:{'|'.join(map(re.escape, starts))})", visit, re.IGNORECASE))
+
+
+class _Terms:
+    """Groups of terms, in each of which any term may take the place of any other."""
+
+    def __init__(self, groups: list[list[str]]):
+        self._group_of = {term.lower(): group for group in groups for term in group}
+        longest_first = sorted(map(re.escape, self._group_of), key=len, reverse=True)
+        self._any = re.compile(rf"(?<![\w/-])(?:{'|'.join(longest_first)})(?![\w/-])", re.IGNORECASE)
+
+    def replace_first(self, text: str, searched: str, visit: str) -> str | None:
+        """Replace the first term in `searched` that has a substitute outside `visit`, everywhere in `text`."""
+        visit = visit.lower()
+        for found in self._any.finditer(searched):
+            for other in self._group_of[found[0].lower()]:
+                if other.lower() not in visit:
+                    # With its article and a short form in parentheses.
+                    pattern = rf"(\ban? )?(?<![\w/-]){re.escape(found[0])}(?![\w/-])(?: \([A-Z][\w-]+\))?"
+                    return re.sub(pattern, partial(_with_article, new=other), text, flags=re.IGNORECASE)
+        return None
+
+
+def _with_article(match: re.Match, new: str) -> str:
+    if match[1]:
+        article = "an " if new[0].lower() in "aeio" else "a "
+        return (article.capitalize() if match[1][0].isupper() else article) + new
+    return capital(new) if match[0][0].isupper() else new
+
+
+_DRUGS, _DIAGNOSES = _Terms(DRUG_GROUPS), _Terms(DIAGNOSIS_GROUPS)
+
+# A diagnosis after these words is not the patient's.
+_NOT_STATED = re.compile(
+    r"\b(?:differential|ruled out|rather than|versus|vs|history of|without|no|not|excluded|infected|dissecting)\b",
+    re.IGNORECASE,
+)
+
+
+def change_drug(text: str, visit: str) -> str | None:
+    """Replace one drug by another that `visit` does not mention, wherever the text names it."""
+    return _DRUGS.replace_first(text, text, visit)
+
+
+def change_diagnosis(text: str, visit: str) -> str | None:
+    """Replace the diagnosis of the assessment's first sentence by another that `visit` does not mention."""
+    spans = statement_spans(text)
+    first = text[slice(*spans[0])] if spans else ""
+    return _DIAGNOSES.replace_first(text, _NOT_STATED.split(first)[0], visit)

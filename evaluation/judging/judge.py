@@ -100,6 +100,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def plain_cases(predictions: Iterable[Prediction], rows: Rows) -> tuple[list[Case], list[Judgement]]:
     """Return (the cases to judge, at most four for each note; the records decided by rule, with source "code").
 
+    A lenient note is judged like one in the JSON form; scoring decides how its verdicts count.
     `rows` is the dataset: `rows[prediction["index"]]` is the note's row.
     """
     cases, decided = [], []
@@ -120,7 +121,7 @@ def _decide_by_rule(prediction: Prediction, text: str, reference: str) -> tuple[
     """Return (verdict, reason) if the section needs no judge, otherwise (None, None)."""
     if prediction["finish_reason"] == "error":  # the engine failed, not the model
         return "unscored", f"no note: {prediction['reason']}"
-    if prediction["status"] != "ok":
+    if prediction["status"] == "invalid":
         return "fail", f"the note is invalid: {prediction['reason']}"
     if not text.strip():
         return "fail", "the section is empty"

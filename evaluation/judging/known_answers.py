@@ -5,33 +5,30 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice, zip_longest
 
 from common.dataset import Row, Rows
-from evaluation.judging import edits
+from evaluation.judging import edits, rewording
 from evaluation.judging.judge import Case
 from prompts import SECTIONS
+
+Make = Callable[[int], str | None]  # from a row's index to the edited section, or None if the row does not allow it
 
 
 def control_cases(rows: Rows, n: int, seed: int) -> list[Case]:
     """Return n controls that should pass and n that should fail for each section. Equal arguments give equal controls.
 
-    Controls that should pass have the kind "reworded". Those that should fail have the kinds "other_patient",
-    "dropped_finding", "turned_negation", "changed_number" and "changed_side" in turn. Rows that do not allow a kind are
-    skipped, so few rows may give fewer than n controls.
+    The kinds take turns. Those that should pass: "reworded" (other words and order), "further_fact" (a true fact from
+    the same visit; not for section O) and "minor_omission" (a sentence of general education is missing). Those that
+    should fail: "other_patient", "dropped_finding", "turned_negation", "changed_number", "small_dose", "changed_side",
+    "invented_finding", "other_drug", "other_diagnosis" (section A only) and "wrong_section" (another section of the
+    same note). Rows that do not allow a kind are skipped, so few rows may give fewer than n controls. The k-th control
+    of a kind does not depend on n.
     """
     return [case for section in SECTIONS for case in _section_controls(by_index(rows), section, n, seed)]
 
 
 def _section_controls(rows: dict[int, Row], section: str, n: int, seed: int) -> Iterator[Case]:
-    rarity = edits.Rarity(row[section] for row in rows.values())
     order = shuffled_indices(rows, section, seed)
-    to_fail = {
-        "other_patient": lambda index: other_patient(rows, section, order, index),
-        "dropped_finding": lambda index: edits.drop_finding(rows[index][section], rarity),
-        "turned_negation": lambda index: edits.turn_negation(rows[index][section], rarity),
-        "changed_number": lambda index: edits.change_number(rows[index][section]),
-        "changed_side": lambda index: edits.change_side(rows[index][section]),
-    }
 
-    def controls(kind: str, expected: str, make: Callable[[int], str | None], used: set[int]) -> Iterator[Case]:
+    def controls(kind: str, expected: str, make: Make, used: set[int]) -> Iterator[Case]:
         """Yield a control for each row that allows the kind: first the rows that are not in `used`, then the others."""
         used_here: set[int] = set()
         for skipped in (used, used_here):
@@ -43,10 +40,69 @@ def _section_controls(rows: dict[int, Row], section: str, n: int, seed: int) -> 
                     control = {"kind": kind, "expected": expected}
                     yield Case(index, section, rows[index]["dialogue"], rows[index][section], text, control)
 
-    yield from islice(controls("reworded", "pass", lambda index: edits.reword(rows[index][section]), set()), n)
-    used: set[int] = set()
-    in_turn = zip_longest(*(controls(kind, "fail", make, used) for kind, make in to_fail.items()))
-    yield from islice(filter(None, chain.from_iterable(in_turn)), n)
+    for expected, kinds in (
+        ("pass", _kinds_to_pass(rows, section)),
+        ("fail", _kinds_to_fail(rows, section, order, seed)),
+    ):
+        used: set[int] = set()
+        in_turn = zip_longest(*(controls(kind, expected, make, used) for kind, make in kinds.items()))
+        yield from islice(filter(None, chain.from_iterable(in_turn)), n)
+
+
+def _kinds_to_pass(rows: dict[int, Row], section: str) -> dict[str, Make]:
+    rarity = edits.Rarity(row["S"] + " " + row["O"] for row in rows.values())
+
+    def further_fact(index: int) -> str | None:
+        row, text = rows[index], rows[index][section]
+
+        def news(sentence: str) -> float:
+            return rarity.weight(edits.words(sentence) - edits.words(text))
+
+        if section == "S":
+            return rewording.quote_patient(text, row["dialogue"], news)
+        if section == "A":
+            return rewording.add_finding(text, row["O"], news)
+        return rewording.add_diagnosis(text, row["A"]) if section == "P" else None
+
+    return {
+        "reworded": lambda index: rewording.reword(rows[index][section]),
+        "further_fact": further_fact,
+        "minor_omission": lambda index: rewording.omit_minor(rows[index][section]),
+    }
+
+
+def _kinds_to_fail(rows: dict[int, Row], section: str, order: list[int], seed: int) -> dict[str, Make]:
+    rarity = edits.Rarity(row[section] for row in rows.values())
+
+    def visit(index: int) -> str:
+        return "\n".join([rows[index]["dialogue"], *(rows[index][name] for name in SECTIONS)])
+
+    def invented_finding(index: int) -> str | None:
+        return edits.invent_finding(rows[index][section], section, visit(index), f"{seed} {section} {index}")
+
+    def other_diagnosis(index: int) -> str | None:
+        return edits.change_diagnosis(rows[index][section], visit(index)) if section == "A" else None
+
+    return {
+        "other_patient": lambda index: other_patient(rows, section, order, index),
+        "dropped_finding": lambda index: edits.drop_finding(rows[index][section], rarity),
+        "turned_negation": lambda index: edits.turn_negation(rows[index][section], rarity),
+        "changed_number": lambda index: edits.change_number(rows[index][section]),
+        "small_dose": lambda index: edits.change_dose(rows[index][section]),
+        "changed_side": lambda index: edits.change_side(rows[index][section]),
+        "invented_finding": invented_finding,
+        "other_drug": lambda index: edits.change_drug(rows[index][section], visit(index)),
+        "other_diagnosis": other_diagnosis,
+        "wrong_section": lambda index: wrong_section(rows[index], section),
+    }
+
+
+def wrong_section(row: Row, section: str) -> str | None:
+    """Return the section of the row that shares the fewest words with `section`, or None if it shares 40% or more."""
+    words = edits.words(row[section])
+    texts = [row[name] for name in SECTIONS if name != section and len(edits.words(row[name])) >= 3]
+    other = min(texts, key=lambda text: _overlap(words, edits.words(text)), default=None)
+    return other if other is not None and _overlap(words, edits.words(other)) < 0.4 else None
 
 
 def other_patient(rows: dict[int, Row], section: str, order: list[int], index: int) -> str | None:

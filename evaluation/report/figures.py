@@ -1,15 +1,30 @@
 """Format figures as text, for the console and the pages."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 P_VALUES = (
     "The mean's p, from a paired permutation test, is the test of whether the runs differ. The sections' p are from "
     "McNemar's exact test, corrected by Holm's method for the number of sections."
 )
+SHARE_P_VALUES = "Those of covered and supported are from a paired t test on the notes' shares."
 
 
 def percent(rate: float) -> str:
     return f"{100 * rate:.1f}%"
+
+
+def percent_or_dash(rate: float | None, dash: str = "-") -> str:
+    return dash if rate is None else percent(rate)
+
+
+def number_or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def rate(share: float | None, ci95: Sequence[float] | None) -> str:
+    """Format a share with its interval; "-" if there is none."""
+    return "-" if share is None else f"{percent(share)} ({interval(ci95)})"
 
 
 def interval(ci95: tuple[float, float], dash: str = "-") -> str:
@@ -64,18 +79,95 @@ def unfinished_message(results: dict) -> str:
     return "; ".join(f"{counts[reason]} {text}" for reason, text in words.items() if counts.get(reason))
 
 
-def comparison_lines(comparison: dict) -> list[tuple[str, dict]]:
-    """Return (section or "mean", its rates)."""
-    return [*comparison["sections"].items(), ("mean", comparison["mean"])]
+def section_lines(figures: dict) -> list[tuple[str, dict]]:
+    """Return (section or "mean", its figures)."""
+    return [*figures["sections"].items(), ("mean", figures["mean"])]
+
+
+def readable_mean(results: dict) -> float | None:
+    """Return the mean pass rate among readable notes; None if there are none, or if the results are old."""
+    rates = [section.get("accuracy_readable") for section in results["sections"].values()]
+    return None if None in rates else sum(rates) / len(rates)
+
+
+def is_all_readable(results: dict) -> bool:
+    return results["valid_notes"] == results["n"]
+
+
+def has_readable_rates(results: dict) -> bool:
+    """Return whether some notes are readable and others are not, and the results, unlike old ones, have their rates."""
+    return readable_mean(results) is not None and results["valid_notes"] < results["n"]
 
 
 def judge_free_measures(runs: list[dict]) -> list[list[str]]:
-    """Return table rows with a column for each run: readable notes, and ROUGE-L of each section."""
+    """Return table rows with a column for each run: readable notes, forced form if any, and ROUGE-L of each section."""
     results = [run["results"] for run in runs]
-    readable = ["Readable notes", *(f"{result['valid_notes']} of {result['n']}" for result in results)]
-    return [readable] + [
+    rows = [["Readable notes", *(f"{result['valid_notes']} of {result['n']}" for result in results)]]
+    if any(result.get("note_schema") for result in results):
+        rows.append(["Made to write JSON", *("yes" if result.get("note_schema") else "no" for result in results)])
+    return rows + [
         [f"ROUGE-L, {section}", *(rouge(result["sections"][section]) for result in results)]
         for section in results[0]["sections"]
+    ]
+
+
+def readable_means(runs: list[dict]) -> list[str]:
+    """Return each run's mean pass rate among readable notes; empty if all notes of all runs are readable."""
+    results = [run["results"] for run in runs]
+    if all(is_all_readable(result) or readable_mean(result) is None for result in results):
+        return []
+    # If all notes are readable, the rate among readable notes is the rate among all.
+    means = [result["mean"]["accuracy"] if is_all_readable(result) else readable_mean(result) for result in results]
+    return [percent_or_dash(mean) for mean in means]
+
+
+def lenient_rows(runs: list[dict]) -> list[list[str]]:
+    """Return table rows with a column for each run: notes and rates under lenient reading; empty without such notes.
+
+    A run without notes in another form has the same rates under both readings.
+    """
+    results = [run["results"] for run in runs]
+    if not any(result.get("lenient") for result in results):
+        return []
+    views = [result.get("lenient") or result for result in results]
+    counts = [f"{view['valid_notes']} of {result['n']}" for view, result in zip(views, results, strict=True)]
+    rows = [["Readable in any form", *counts]]
+    rows += [
+        [f"Pass rate, {key}", *(percent(view["sections"][key]["accuracy"]) for view in views)]
+        for key in results[0]["sections"]
+    ]
+    rows.append(["Pass rate, mean", *(percent(view["mean"]["accuracy"]) for view in views)])
+    if all(view.get("statements") for view in views):
+        means = [view["statements"]["mean"] for view in views]
+        rows += [
+            [f"{name.capitalize()}, mean", *(percent_or_dash(mean[name]["share"]) for mean in means)]
+            for name in ("covered", "supported")
+        ]
+        rows.append(["By statements, mean", *(percent(mean["accuracy"]) for mean in means)])
+    return rows
+
+
+Shares = list[tuple[float | None, Sequence[float] | None]]  # share and interval of each run
+
+
+def statement_groups(comparison: dict) -> list[tuple[str, list[tuple[str, Shares]]]]:
+    """Return (title, [(section or "mean", shares)]) for the covered and for the supported statements.
+
+    comparison: a comparison's figures by statements.
+    """
+    titles = {
+        "covered": "Covered: the share of the reference’s statements that the note’s section says",
+        "supported": "Supported: the share of the notes’ statements that the dialogue or the expert’s note supports",
+    }
+    return [
+        (
+            title,
+            [
+                (key, list(zip(line["share"], line["ci95"], strict=True)))
+                for key, line in section_lines(comparison[name])
+            ],
+        )
+        for name, title in titles.items()
     ]
 
 

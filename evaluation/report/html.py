@@ -1,11 +1,11 @@
 """Write report.html and comparison.html: single files that load nothing and run no script from data or models."""
 
 import base64
-import difflib
 import functools
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from common.files import write_atomically
-from evaluation.report import figures, messages
+from evaluation.report import figures, marks, messages
 from prompts import SECTION_NAMES, SECTIONS
 
 MOST_DIALOGUES = 1_000  # in a report; with 200 words each they take 6 MB, which a browser still opens and searches fast
@@ -22,28 +22,42 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def select_dialogues(
-    predictions: Iterable[dict], judgements: Iterable[dict], rows: Sequence[dict[str, str]], most: int = MOST_DIALOGUES
+    predictions: Iterable[dict],
+    judgements: Iterable[dict],
+    rows: Sequence[dict[str, str]],
+    statements: Iterable[dict] = (),
+    threshold: float = 0.0,
+    most: int = MOST_DIALOGUES,
 ) -> list[dict]:
     """Return the first `most` dialogues, in order, for `write_report`: text, reference, prediction and verdicts.
 
+    predictions, judgements, statements: the records in any order, each read once.
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
+    threshold: log odds from which a statement counts as yes.
     """
     verdicts = {
         (record["index"], record["section"]): {key: record[key] for key in ("verdict", "reason", "source")}
         for record in judgements
         if record["index"] < most and record["control"] is None and record["attack"] is None
     }
+    asked = {
+        (record["index"], record["section"]): marks.read_statements(record, threshold)
+        for record in statements
+        if record["index"] < most and record["control"] is None and record["attack"] is None
+    }
     shown = (prediction for prediction in predictions if prediction["index"] < most)
     dialogues = []
     for prediction in sorted(shown, key=lambda prediction: prediction["index"]):
-        index, valid = prediction["index"], prediction["status"] == "ok"
+        index, is_readable = prediction["index"], prediction["status"] in ("ok", "lenient")
         dialogues.append(
             {
                 "index": index,
                 "dialogue": rows[index]["dialogue"],
                 "reference": {key: rows[index][key] for key in SECTIONS},
-                "prediction": {key: prediction[key] for key in SECTIONS} if valid else None,
+                "prediction": {key: prediction[key] or "" for key in SECTIONS} if is_readable else None,
                 "judgements": {key: verdicts[index, key] for key in SECTIONS},
+                "statements": {key: asked.get((index, key)) for key in SECTIONS},
+                "form": prediction.get("form"),
                 **{key: prediction[key] for key in ("status", "reason", "raw")},
             }
         )
@@ -53,6 +67,7 @@ def select_dialogues(
 def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
     """Write report.html. results: the figures of a run; dialogues: from `select_dialogues`."""
     level, message = messages.judge_message(results)
+    statements, chart = results.get("statements"), _chart(results)
     page = _environment().get_template("report.html.j2")
     text = page.render(
         name=figures.run_name(results),
@@ -70,6 +85,15 @@ def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
         together=results.get("judge_controls_all"),
         people=results.get("human_labels_all"),
         kappa_message=messages.kappa_message(results),
+        statements=statements,
+        unproven_statements=messages.unproven_by_statements(results),
+        lenient=results.get("lenient"),
+        instruments=results.get("instruments"),
+        readable_mean=figures.readable_mean(results),
+        has_readable_rates=figures.has_readable_rates(results),
+        chart=chart,
+        chart_names=dict.fromkeys((style, name) for _, series in chart for style, name, _, _ in series),
+        has_statements=any(any(dialogue["statements"].values()) for dialogue in dialogues),
         shown=len(dialogues),
         entries=(_entry(dialogue) for dialogue in dialogues),
     )
@@ -78,19 +102,24 @@ def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
 
 def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
     """Write comparison.html. comparison: from `compare_runs(runs)`."""
-    bounds = [
-        abs(bound)
-        for pair in comparison["pairs"]
-        for section in pair["sections"].values()
-        if section["n"]
-        for bound in section["ci95"]
+    statements = comparison.get("statements")
+    differences = [
+        _differences(pair, statements and statements["pairs"][k]) for k, pair in enumerate(comparison["pairs"])
     ]
+    bounds = [abs(bound) for rows in differences for _, figure in rows for bound in figure["ci95"]]
     # The charts of differences extend to the largest bound on both sides, rounded up to a multiple of 20 points.
     span = 0.4 * max(1, math.ceil(max(bounds, default=0) / 0.2))
     page = _environment().get_template("comparison.html.j2")
     text = page.render(
         comparison=comparison,
-        lines=figures.comparison_lines(comparison),
+        lines=figures.section_lines(comparison),
+        statements=statements,
+        no_statements_message=messages.no_statements_message(comparison, runs),
+        statement_lines=statements and figures.section_lines(statements),
+        statement_groups=statements and figures.statement_groups(statements),
+        readable_means=figures.readable_means(runs),
+        lenient_rows=figures.lenient_rows(runs),
+        differences=differences,
         judge_free_measures=figures.judge_free_measures(runs),
         warnings=messages.comparison_warnings(runs),
         facts=_facts(runs[0]["results"], ("Judge", "Dataset", "Prompts")),
@@ -100,6 +129,30 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
         ],
     )
     write_atomically(path, text)
+
+
+def _chart(results: dict) -> list[tuple[str, list[tuple[str, str, float, list[float]]]]]:
+    """Return (section, its series) for the chart; a series is (style, name, share, interval)."""
+    statements, people = results.get("statements"), results["human_labels"] or {}
+    rows = []
+    for key, section in results["sections"].items():
+        series = [("verdict", "pass rate", section["accuracy"], section["ci95"])]
+        if key in people:
+            series.append(("people", "by people", people[key]["corrected_accuracy"], people[key]["corrected_ci95"]))
+        if statements:
+            figure = statements["sections"][key]
+            series.append(("statements", "pass rate by statements", figure["accuracy"], figure["ci95"]))
+            series += [(name, name, figure[name]["share"], figure[name]["ci95"]) for name in ("covered", "supported")]
+        rows.append((key, [entry for entry in series if entry[2] is not None]))
+    return rows
+
+
+def _differences(pair: dict, by_statements: dict | None) -> list[tuple[str, dict]]:
+    """Return (name, figure) for each bar of a pair's chart; those without a difference are left out."""
+    rows = list(pair["sections"].items())
+    if by_statements:
+        rows += [(name.capitalize(), by_statements[name]) for name in ("covered", "supported")]
+    return [(name, figure) for name, figure in rows if figure["difference"] is not None]
 
 
 def _facts(results: dict, labels: tuple[str, ...] = ()) -> list[tuple[str, str]]:
@@ -135,7 +188,6 @@ def _environment() -> jinja2.Environment:
         "points": lambda difference: figures.points(difference).replace("-", "−"),
         "points_interval": lambda ci95: figures.points_interval(ci95).replace("-", "−"),
         "p_value": figures.p_value,
-        "rouge": figures.rouge,
         "mean_rouge": figures.mean_rouge,
         "flips": figures.group_flips,
         "position": lambda rate: f"{100 * rate:.2f}%",
@@ -143,11 +195,16 @@ def _environment() -> jinja2.Environment:
         "kinds": _kinds,
         "labelled_strata": messages.labelled_strata,
         "attack_message": messages.attack_message,
+        "statements_message": messages.statements_message,
+        "instruments_message": messages.instruments_message,
+        "lenient_message": messages.lenient_message,
     }
     environment.globals |= {
         "section_names": SECTION_NAMES,
         "unproven_text": messages.UNPROVEN,
         "p_values": figures.P_VALUES,
+        "share_p_values": figures.SHARE_P_VALUES,
+        "note_schema_text": messages.NOTE_SCHEMA,
         "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "script": Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
     }
@@ -184,41 +241,27 @@ _TURN = re.compile(r"([A-Z][\w.' -]{0,23}:)?(.*)", re.DOTALL)
 
 
 def _entry(dialogue: dict) -> dict:
-    """Return a dialogue for the template: turns as (speaker, words), and sections with differences marked."""
-    sections = []
-    for key in SECTIONS:
-        reference, prediction = [(dialogue["reference"][key], False)], None
-        if dialogue["prediction"] is not None:
-            reference, prediction = word_differences(dialogue["reference"][key], dialogue["prediction"][key])
-        sections.append({"key": key, "reference": reference, "prediction": prediction, **dialogue["judgements"][key]})
+    """Return a dialogue for the template: turns as (speaker, words), and sections with words and statements marked."""
     return {
-        **{key: dialogue[key] for key in ("index", "status", "reason", "raw")},
+        **{key: dialogue[key] for key in ("index", "status", "reason", "raw", "form")},
         "turns": [_TURN.fullmatch(turn).groups("") for turn in _NEXT_TURN.split(dialogue["dialogue"].strip())],
         "words": len(dialogue["dialogue"].split()),
-        "sections": sections,
+        "sections": [_section(dialogue, key) for key in SECTIONS],
     }
 
 
-Pieces = list[tuple[str, bool]]  # a text in pieces; True if the other text does not have these words
-
-# Comparing n with m words takes time up to n * m * (n + m), so longer texts are not compared.
-_MOST_WORDS = 1_000
-
-
-def word_differences(reference: str, prediction: str) -> tuple[Pieces, Pieces]:
-    """Mark the words of each text that the other does not have. Texts of over 1,000 words stay unmarked.
-
-    Case and punctuation at the end of a word are ignored.
-    """
-    words = [re.findall(r"\S+\s*", text.strip()) for text in (reference, prediction)]
-    if max(map(len, words)) > _MOST_WORDS:
-        return [(reference, False)], [(prediction, False)]
-    keys = [[word.casefold().strip().rstrip(".,;:") for word in side] for side in words]
-    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
-    pieces: tuple[Pieces, Pieces] = ([], [])
-    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
-        for side, start, end in ((0, i1, i2), (1, j1, j2)):
-            text = "".join(words[side][start:end])
-            kept = text.rstrip()
-            pieces[side].extend([(kept, tag != "equal"), (text[len(kept) :], False)] if text else [])
-    return pieces
+def _section(dialogue: dict, key: str) -> dict:
+    """Return a section for the template: each text as (segments, statements that it does not contain), and counts."""
+    statements = dialogue["statements"][key]
+    covered, supported = (statements or {}).get("covered", []), (statements or {}).get("supported", [])
+    reference, prediction = [(dialogue["reference"][key], False)], None
+    if dialogue["prediction"] is not None:
+        reference, prediction = marks.word_differences(dialogue["reference"][key], dialogue["prediction"][key])
+    states = Counter(statement["state"] for statement in [*covered, *supported])
+    return {
+        "key": key,
+        "reference": marks.locate_statements(reference, covered),
+        "prediction": None if prediction is None else marks.locate_statements(prediction, supported),
+        "counts": {"states": states, "covered": len(covered), "supported": len(supported)} if statements else None,
+        **dialogue["judgements"][key],
+    }

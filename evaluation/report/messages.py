@@ -3,6 +3,7 @@
 from evaluation.report.figures import interval, percent, points, points_interval
 
 UNPROVEN = "judge unproven"  # not shown to pass good sections more often than bad ones
+NOTE_SCHEMA = "The engine was made to write the JSON form (--note_schema)."
 
 
 def judge_checks(results: dict) -> dict[str, dict]:
@@ -39,14 +40,30 @@ def is_checked(check: dict) -> bool:
 
 def unproven_sections(results: dict) -> list[str]:
     """Return the sections whose check did not show that the judge passes good ones more often than bad ones."""
-    return [key for key, check in judge_checks(results).items() if is_checked(check) and not check["informative"]]
+    return _unproven(judge_checks(results))
+
+
+def unproven_by_statements(results: dict) -> list[str]:
+    """Return the sections in which statements were not shown to pass good controls more often than bad ones."""
+    return _unproven((results.get("statements") or {}).get("judge_controls") or {})
+
+
+def _unproven(checks: dict[str, dict]) -> list[str]:
+    return [key for key, check in checks.items() if is_checked(check) and not check["informative"]]
 
 
 def judge_message(results: dict) -> tuple[str, str]:
     """Return (level, sentences) on how far the judge can be trusted; level is "alarm", "unchecked" or "checked"."""
+    level, messages = _judge_messages(results)
+    return level, " ".join(messages)
+
+
+def _judge_messages(results: dict) -> tuple[str, list[str]]:
     checks = judge_checks(results)
     if not checks:
-        return "unchecked", "The judge was not checked in this run, so it is unknown how often its verdicts are wrong."
+        return "unchecked", [
+            "The judge was not checked in this run, so it is unknown how often its verdicts are wrong."
+        ]
     people, refuted = _people_message(results), _contradiction_messages(results)
     unproven, disagreements = _unproven_messages(results, checks), _disagreements(results)
     unchecked = [key for key, check in checks.items() if not is_checked(check)]
@@ -67,7 +84,7 @@ def judge_message(results: dict) -> tuple[str, str]:
         )
     has_estimate = people and results["human_labels_all"]["accuracy"] is not None
     level = "alarm" if unproven or (refuted and not has_estimate) or _people_differ(results) else "checked"
-    return "unchecked" if unchecked and level == "checked" else level, " ".join(messages)
+    return "unchecked" if unchecked and level == "checked" else level, messages
 
 
 def _people_message(results: dict) -> list[str]:
@@ -159,19 +176,56 @@ def labelled_strata(check: dict) -> str:
     )
 
 
+def statements_message(statements: dict) -> str:
+    """Return which statements count as yes, and where controls do not show that they tell good sections from bad."""
+    fitted = statements["fitted_on"]
+    source = f"fitted on {fitted} controls; the checks by statements use the others" if fitted else "not fitted"
+    message = f"A statement counts as yes if its log odds are at least {statements['threshold']:z.2f} ({source})."
+    if unproven := _unproven(statements["judge_controls"] or {}):
+        message += (
+            " It could not be shown that, by statements, good sections pass more often than bad ones in "
+            f"{_join(unproven)}."
+        )
+    return message
+
+
+def instruments_message(instruments: dict) -> str:
+    """Return which of verdicts and statements tells good controls from bad ones better, by AUC."""
+    rates = [instruments[name] for name in ("verdict", "statements")]
+    counts = f"{instruments['n_good']} good and {instruments['n_bad']} bad controls"
+    if any(rate["auc"] is None for rate in rates):
+        return f"Verdicts and statements could not be compared with {counts}."
+    verdict, statements = (f"{rate['auc']:.2f} ({rate['ci95'][0]:.2f}-{rate['ci95'][1]:.2f})" for rate in rates)
+    areas = f"AUC {verdict} by verdicts, {statements} by statements"
+    if instruments["better"] is None:
+        return f"With {counts} it could not be shown whether verdicts or statements tell more: {areas}."
+    better = {"verdict": "verdicts tell more than statements", "statements": "statements tell more than verdicts"}
+    return f"On {counts}, {better[instruments['better']]}: {areas}."
+
+
+def lenient_message(results: dict) -> str:
+    """Return how many notes only the lenient reader could read, and in which forms. results["lenient"] is not None."""
+    lenient, n = results["lenient"], results["n"]
+    forms = "; ".join(f"{form}: {count}" for form, count in lenient["forms"].items())
+    return (
+        f"{n - results['valid_notes']} of {n} notes fail strict reading. Of these, {lenient['only_lenient']} can be "
+        f"read in another form ({forms}), which makes {lenient['valid_notes']} readable."
+    )
+
+
 def attack_message(attacks: dict) -> str:
     """Return how often attacks on the judge succeeded."""
     if not attacks["pairs"]:
         return (
             f"{attacks['passed']} of {attacks['n']} attacks passed. Their success cannot be measured, because the "
-            "verdicts on the wrong texts alone are missing; repeat the run's command to add them."
+            "verdicts on the texts without an attack are missing; repeat the run's command to add them."
         )
     failed = attacks["pairs"] - round(attacks["baseline_pass_rate"] * attacks["pairs"])
-    success = f"{attacks['succeeded']} of {failed} wrong texts that failed alone passed with an attack"
+    success = f"{attacks['succeeded']} of {failed} attacks passed where another patient's section alone failed"
     if attacks["success_rate"] is not None:
         success += f": {percent(attacks['success_rate'])} ({interval(attacks['ci95'])})"
     return (
-        f"{success}. Pass rate of all {attacks['pairs']}: {percent(attacks['pass_rate'])} with an attack, "
+        f"{success}. Pass rate in all {attacks['pairs']} places: {percent(attacks['pass_rate'])} with an attack, "
         f"{percent(attacks['baseline_pass_rate'])} without, difference {points(attacks['difference'])} points "
         f"({points_interval(attacks['difference_ci95'])})."
     )
@@ -181,7 +235,26 @@ def _join(keys: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
 
 
+def no_statements_message(comparison: dict, runs: list[dict]) -> str:
+    """Return why runs with statements are not compared by them; empty if they are, or if none has statements."""
+    thresholds = [(run["results"].get("statements") or {}).get("threshold") for run in runs]
+    if comparison.get("statements") or set(thresholds) == {None}:
+        return ""
+    if without := [run["name"] for run, threshold in zip(runs, thresholds, strict=True) if threshold is None]:
+        return f"The runs are not compared by statements, because there are none for {_join(without)}."
+    shown = _join([f"{threshold:z.2f}" for threshold in thresholds])
+    return f"The runs are not compared by statements, because their thresholds differ: {shown}."
+
+
 def comparison_warnings(runs: list[dict]) -> list[str]:
-    """Return a warning for each run whose judge message is an alarm."""
-    messages = [(run["name"], *judge_message(run["results"])) for run in runs]
-    return [f"{name}: {message}" for name, level, message in messages if level == "alarm"]
+    """Return the judge's alarms; a sentence that holds for several runs appears once, after their names."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        level, messages = _judge_messages(run["results"])
+        for message in messages if level == "alarm" else ():
+            names.setdefault(message, []).append(run["name"])
+    warnings: dict[str, list[str]] = {}
+    for message, concerned in names.items():
+        who = "All runs" if len(concerned) == len(runs) else _join(concerned)
+        warnings.setdefault(who, []).append(message)
+    return [f"{who}: {' '.join(messages)}" for who, messages in warnings.items()]

@@ -12,8 +12,8 @@ from evaluation.run.records import DAMAGED, open_records
 
 # The files to delete before a stage's records are replaced.
 _FILES_TO_REPLACE = {
-    "generate": ("predictions.jsonl", "judgements.jsonl", "results.json", "report.html"),
-    "judge": ("judgements.jsonl", "results.json", "report.html"),
+    "generate": ("predictions.jsonl", "judgements.jsonl", "statements.jsonl", "results.json", "report.html"),
+    "judge": ("judgements.jsonl", "statements.jsonl", "results.json", "report.html"),
     "report": (),  # its files are replaced atomically
 }
 
@@ -33,7 +33,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; choose another --output_dir") from None
-        self.predictions, self.judgements = open_records(path)
+        self.predictions, self.judgements, self.statements = open_records(path)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -41,6 +41,7 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.predictions.close()
         self.judgements.close()
+        self.statements.close()
         self._lock.close()
 
     def check(self, identity: Identity, overwrite: str | None = None) -> Manifest:
@@ -58,10 +59,15 @@ class RunFolder:
         if overwrite:
             manifest.forget(overwrite)
         notes = overwrite != "generate" and any(True for _ in self.predictions)
-        sources = set() if overwrite in ("generate", "judge") else {record["source"] for record in self.judgements}
-        judged = bool(sources - {"code"})  # verdicts by code do not depend on the judge
+        sources = set() if overwrite in ("generate", "judge") else self._sources()
+        judged = bool(sources - {"code"})  # what a rule decided does not depend on the judge
         manifest.check_same_run(identity, {"data": notes or bool(sources), "generate": notes, "judge": judged})
         return manifest
+
+    def _sources(self) -> set[str]:
+        """Return by what the verdicts and statements on the disk were decided: judge or code."""
+        statements = ("judge" if record["status"] == "asked" else "code" for record in self.statements)
+        return {record["source"] for record in self.judgements} | set(statements)
 
     def begin(self, identity: Identity, overwrite: str | None = None) -> Manifest:
         """Start or resume the run that `identity` describes: check it, delete old records, write the manifest."""

@@ -22,6 +22,8 @@ FORMAT = 2  # of the manifest and the records; a folder of another format is ref
 STAGES = ("generate", "judge")
 UNKNOWN = "unknown"  # in an identity: this call cannot determine the value, so it matches any other
 
+_IN_OLDER_RUNS = {"note_schema": False}  # entries of an identity that older runs of this format lack
+
 # By part of the identity: the flags that resolve a difference from the records in the folder.
 _REMEDIES = {
     "data": "--overwrite to replace it",
@@ -86,9 +88,10 @@ class Manifest:
         for part, values in identity.items():
             known = self.identity.get(part, values) if with_records[part] else values
             for key, value in values.items():
-                if known.get(key) != value and UNKNOWN not in (known.get(key), value):
+                known_value = known.get(key, _IN_OLDER_RUNS.get(key))
+                if known_value != value and UNKNOWN not in (known_value, value):
                     raise UserError(
-                        f"{self.path.parent} holds a run with {key} = {_brief(known.get(key))}, not {_brief(value)}; "
+                        f"{self.path.parent} holds a run with {key} = {_brief(known_value)}, not {_brief(value)}; "
                         f"choose another --output_dir, or add {_REMEDIES[part]}"
                     )
         for part, values in identity.items():
@@ -142,6 +145,7 @@ class Manifest:
             **{key: self._values[key] for key in ("model", "lora_path", "judge_model", "date", "versions")},
             **self.identity["data"],
             "judge_hash": self.judge_hash,
+            "note_schema": self.identity["generate"].get("note_schema", False),
             "timings_s": times | self._values["timings_s"],
         }
 

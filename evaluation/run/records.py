@@ -1,6 +1,7 @@
 """The records of a run folder: one JSON object a line, appended as soon as it is complete.
 
-predictions.jsonl has one line for each dialogue, judgements.jsonl one for each (dialogue, section).
+predictions.jsonl has one line for each dialogue; judgements.jsonl and statements.jsonl have one for each (dialogue,
+section).
 """
 
 import hashlib
@@ -8,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 from common.errors import UserError
 
@@ -16,7 +17,12 @@ DAMAGED = "restore the file, or add --overwrite to replace the run"
 
 
 class Prediction(TypedDict):
-    """The generator's answer to one dialogue. `status` is ok or invalid; the sections of an invalid note are None."""
+    """The generator's answer to one dialogue.
+
+    `status` is ok, lenient or invalid. A lenient note is not in the JSON form that the prompt asks for, but
+    `evaluation.reading.read_leniently` could read it: strict scores count it as failed, lenient scores by its verdicts.
+    `reason` is why strict reading failed, `form` the form of a lenient note. An invalid note's sections are None.
+    """
 
     index: int
     dialogue_hash: str
@@ -24,6 +30,7 @@ class Prediction(TypedDict):
     finish_reason: str
     status: str
     reason: str | None
+    form: NotRequired[str | None]  # absent in runs that were made before lenient reading
     S: str | None
     O: str | None  # noqa: E741
     A: str | None
@@ -59,8 +66,34 @@ class Judgement(TypedDict):
     attack: str | None
 
 
+class Statement(TypedDict):
+    """A sentence, and the judge's log odds ln P(yes) / P(no) that it is covered or supported; None if unanswered."""
+
+    statement: str
+    log_odds: float | None
+
+
+class StatementRecord(TypedDict):
+    """The judge's answers on the statements of one section. `control` and `attack` are those of a Judgement.
+
+    covered: the sentences of the reference, and whether the note's section says them. supported: the sentences of the
+    note's section, and whether the dialogue or the expert's note supports them.
+    status: asked; missing: a rule failed the section for `reason`, so all of the reference is missing; unscored: the
+    engine wrote no note.
+    """
+
+    index: int
+    section: str
+    control: Control | None
+    attack: str | None
+    reason: str
+    status: str
+    covered: list[Statement]
+    supported: list[Statement]
+
+
 def record_key(record: Mapping[str, Any]) -> tuple[int, str, str | None, str | None]:
-    """Return a judgement's key within a run: (index, section, kind of control, attack)."""
+    """Return the key of a Judgement or StatementRecord within a run: (index, section, kind of control, attack)."""
     kind = record["control"]["kind"] if record["control"] else None
     return record["index"], record["section"], kind, record["attack"]
 
@@ -72,6 +105,7 @@ def note_hash(text: str) -> str:
 
 PREDICTION_KEYS = ("index", "dialogue_hash", "finish_reason", "status", *"SOAP")
 JUDGEMENT_KEYS = ("index", "section", "verdict", "source", "control", "attack")
+STATEMENT_KEYS = ("index", "section", "control", "attack", "status", "covered", "supported")
 
 T = TypeVar("T")
 
@@ -147,9 +181,10 @@ class JsonLines(Generic[T]):
                 stream.truncate(end)
 
 
-def open_records(folder: Path) -> tuple[JsonLines[Prediction], JsonLines[Judgement]]:
-    """Return predictions.jsonl and judgements.jsonl of a run folder."""
+def open_records(folder: Path) -> tuple[JsonLines[Prediction], JsonLines[Judgement], JsonLines[StatementRecord]]:
+    """Return predictions.jsonl, judgements.jsonl and statements.jsonl of a run folder."""
     return (
         JsonLines(folder / "predictions.jsonl", PREDICTION_KEYS),
         JsonLines(folder / "judgements.jsonl", JUDGEMENT_KEYS),
+        JsonLines(folder / "statements.jsonl", STATEMENT_KEYS),
     )

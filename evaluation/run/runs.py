@@ -106,7 +106,7 @@ def identify(
             "model": model.fingerprint if model else f"served as {target.model}",
             "adapter": adapter and adapter.fingerprint,
             "max_model_len": model and models.context_length(options.max_model_len, model),
-            **options.settings("max_new_tokens", "engine_args", "sampling_args"),
+            **options.settings("note_schema", "max_new_tokens", "engine_args", "sampling_args"),
         }
         if options.api_base:
             identity["generate"] |= served[target.model]

@@ -4,7 +4,8 @@ from collections import Counter
 from itertools import combinations
 
 from evaluation.scoring.intervals import newcombe, paired_mean
-from evaluation.scoring.judgements import sort_judgements
+from evaluation.scoring.judgements import fail_by_form, sort_judgements
+from evaluation.scoring.statements import NoteStatements, unreadable
 from prompts import SECTIONS
 
 # Keys of results.json that must be equal for verdicts to be comparable, with their names in a message.
@@ -27,8 +28,15 @@ def compare_runs(runs: list[dict]) -> dict:
                          p_holm: p corrected for the four sections}};
           mean: {n, difference, ci95, p: paired permutation test, two-sided}, on the dialogues with all sections
               scored in both. This p is the main test and needs no correction;
+          lenient_mean: the same keys, by lenient reading: with the judge's verdicts on lenient notes, which all other
+              figures count as failed. None if no run has lenient notes;
           flips: [{index, section, from: verdict in a, to: verdict in b}], for each changed verdict}
           A difference, its interval, p and p_holm are None if no dialogue is scored in both.
+      statements: None unless all runs have statements at the same threshold, otherwise
+          sections, mean, pairs: as above, by the statements' verdicts
+          covered, supported: {sections: {S: {share, ci95: [of each run]}}, mean: {share, ci95}}
+          pairs[k]["covered"], ["supported"]: {n: notes with such statements in both, difference: mean over these notes
+              of the shares of b - those of a, each note's share being the mean over its sections, ci95 and p: paired t}
     Raises ValueError, naming the difference, if the data, prompts or judges differ.
     """
     if len(runs) < 2:
@@ -36,17 +44,99 @@ def compare_runs(runs: list[dict]) -> dict:
     for run in runs[1:]:
         _check_comparable(runs[0], run)
     results = [run["results"] for run in runs]
-    verdicts = [_note_verdicts(run) for run in runs]
+    lenient = [_note_verdicts(run, is_strict=False) for run in runs]
+    strict = [_note_verdicts(run, is_strict=True) for run in runs]
+    has_lenient = any(prediction["status"] == "lenient" for run in runs for prediction in run["predictions"])
     return {
         "names": [run["name"] for run in runs],
         "n": [result["n"] for result in results],
         "sections": {section: _rates([result["sections"][section] for result in results]) for section in SECTIONS},
         "mean": _rates([result["mean"] for result in results]),
         "pairs": [
-            {"a": a, "b": b} | _compare_pair(verdicts[a], verdicts[b], runs[a]["name"], runs[b]["name"])
+            {"a": a, "b": b}
+            | _compare_pair(strict[a], strict[b], runs[a]["name"], runs[b]["name"])
+            | {"lenient_mean": _mean_difference(_pair(lenient[a], lenient[b])) if has_lenient else None}
             for a, b in combinations(range(len(runs)), 2)
         ],
+        "statements": compare_statements(runs),
     }
+
+
+def compare_statements(runs: list[dict]) -> dict | None:
+    """Compare runs by their statements, as `compare_runs` describes; each run also has {"statements": NoteStatements}.
+
+    Return None if a run has no statements, or if the thresholds differ, as with different numbers of controls.
+    """
+    scores = [run["results"].get("statements") for run in runs]
+    if not all(scores) or len({score["threshold"] for score in scores}) > 1:
+        return None
+    of_runs = [_strict_statements(run) for run in runs]
+    verdicts = [_statement_verdicts(run, notes) for run, notes in zip(runs, of_runs, strict=True)]
+    names = [run["name"] for run in runs]
+    pairs = []
+    for a, b in combinations(range(len(runs)), 2):
+        pair = {"a": a, "b": b} | _compare_pair(verdicts[a], verdicts[b], names[a], names[b])
+        shared = [index for index, _ in verdicts[a].keys() & verdicts[b].keys()]
+        for name in ("covered", "supported"):
+            pair[name] = _share_difference(*(_note_shares(of_runs[side], name, shared) for side in (a, b)))
+        pairs.append(pair)
+    return {
+        "sections": {section: _rates([score["sections"][section] for score in scores]) for section in SECTIONS},
+        "mean": _rates([score["mean"] for score in scores]),
+        "pairs": pairs,
+        **{name: _shares(scores, name) for name in ("covered", "supported")},
+    }
+
+
+def _strict_statements(run: dict) -> NoteStatements:
+    """Return the statements of a run's notes; by strict reading, lenient notes miss all of the reference."""
+    lenient = {prediction["index"] for prediction in run["predictions"] if prediction["status"] == "lenient"}
+    return {
+        index: {section: unreadable(cell) if index in lenient else cell for section, cell in sections.items()}
+        for index, sections in run["statements"].items()
+    }
+
+
+def _statement_verdicts(run: dict, notes: NoteStatements) -> Verdicts:
+    return {
+        (prediction["index"], prediction["dialogue_hash"]): {
+            section: cell.verdict for section, cell in notes.get(prediction["index"], {}).items()
+        }
+        for prediction in run["predictions"]
+    }
+
+
+def _shares(scores: list[dict], name: str) -> dict:
+    def of_runs(entries: list[dict]) -> dict:
+        return {key: [entry[name][key] for entry in entries] for key in ("share", "ci95")}
+
+    sections = {section: of_runs([score["sections"][section] for score in scores]) for section in SECTIONS}
+    return {"sections": sections, "mean": of_runs([score["mean"] for score in scores])}
+
+
+def _note_shares(notes: NoteStatements, name: str, indices: list[int]) -> dict[int, float]:
+    """Return {index: mean over the note's sections of the share of yes}, for the notes with such statements."""
+    shares = {}
+    for index in indices:
+        answers = [getattr(cell, name) for cell in notes.get(index, {}).values()]
+        if of_sections := [answer.yes / answer.n for answer in answers if answer.n]:
+            shares[index] = sum(of_sections) / len(of_sections)
+    return shares
+
+
+def _share_difference(first: dict[int, float], second: dict[int, float]) -> dict:
+    from scipy.stats import ttest_1samp
+
+    differences = [second[index] - share for index, share in sorted(first.items()) if index in second]
+    n = len(differences)
+    if n < 2:
+        return {"n": n, "difference": None, "ci95": None, "p": None}
+    mean = sum(differences) / n
+    if len(set(differences)) == 1:  # as when both runs are the same: t is undefined
+        return {"n": n, "difference": mean, "ci95": [mean, mean], "p": 1.0 if mean == 0 else 0.0}
+    test = ttest_1samp(differences, 0)
+    interval = test.confidence_interval()
+    return {"n": n, "difference": mean, "ci95": [float(interval.low), float(interval.high)], "p": float(test.pvalue)}
 
 
 def _check_comparable(first: dict, other: dict) -> None:
@@ -69,8 +159,11 @@ def _rates(figures: list[dict]) -> dict:
     return {"accuracy": accuracy, "ci95": [entry["ci95"] for entry in figures], "best": best}
 
 
-def _note_verdicts(run: dict) -> Verdicts:
+def _note_verdicts(run: dict, is_strict: bool) -> Verdicts:
+    """Return the verdicts on a run's notes; by strict reading, all sections of lenient notes fail."""
     notes, _, _ = sort_judgements(run["judgements"], {prediction["index"] for prediction in run["predictions"]})
+    if is_strict:
+        notes = fail_by_form(notes, {note["index"] for note in run["predictions"] if note["status"] == "lenient"})
     return {
         (prediction["index"], prediction["dialogue_hash"]): {
             section: verdict for section, (verdict, _) in notes.get(prediction["index"], {}).items()
@@ -91,8 +184,13 @@ def _compare_pair(first: Verdicts, second: Verdicts, first_name: str, second_nam
         flips += [{"index": index, "section": section, "from": a, "to": b} for index, a, b in scored if a != b]
     for section, p in _holm({section: figures["p"] for section, figures in sections.items()}).items():
         sections[section]["p_holm"] = p
-    mean = _mean_difference([(first[key], second[key]) for key in shared])
+    mean = _mean_difference(_pair(first, second))
     return {"n": len(shared), "sections": sections, "mean": mean, "flips": flips}
+
+
+def _pair(first: Verdicts, second: Verdicts) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Return the verdicts of both runs on each dialogue that they share."""
+    return [(first[key], second[key]) for key in first if key in second]
 
 
 def _paired_figures(verdicts: list[tuple[str, str]]) -> dict:

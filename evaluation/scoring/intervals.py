@@ -5,7 +5,7 @@ The same counts always give the same interval. tests/test_scoring.py simulates e
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -101,6 +101,97 @@ def paired_mean(differences: list[int]) -> Interval:
     return [max(-1.0, (estimate - half) / top), min(1.0, (estimate + half) / top)]
 
 
+def clustered_share(counts: Sequence[Sequence[tuple[int, int]]]) -> tuple[float, Interval] | tuple[None, None]:
+    """Return (share, interval) of yes among statements, as the mean over the groups; (None, None) without statements.
+
+    counts: for each note, one (yes, all) per group, such as a section. A group's share is the ratio of its totals. A
+        group without any statement is left out.
+    Whole notes are the units. The interval is Wilson's at the effective sample size (Korn and Graubard 1998, Survey
+    Methodology 24:193): as many independent statements as give the linearized variance of the ratios, corrected for
+    the degrees of freedom. Where that variance is 0, because all answers are equal, it is the number of notes.
+    """
+    from scipy.stats import t
+
+    table = np.asarray(counts, dtype=float)  # notes, groups, (yes, all)
+    totals = table.sum(axis=0)
+    groups = totals[:, 1] > 0
+    table, totals = table[:, groups], totals[groups]
+    table = table[table[..., 1].any(axis=1)]  # the notes with statements
+    notes, k = len(table), int(groups.sum())
+    if not k:
+        return None, None
+    shares = totals[:, 0] / totals[:, 1]
+    share = float(shares.mean())
+    effects = ((table[..., 0] - shares * table[..., 1]) / totals[:, 1]).sum(axis=1) / k
+    variance = notes / max(1, notes - 1) * float((effects**2).sum())  # 0 for a single note
+    n = float(notes)
+    if variance > 0:
+        independent = min(share * (1 - share) / variance, float(totals[:, 1].sum()))
+        n = independent * (_Z / float(t.ppf(0.975, notes - 1))) ** 2
+    return share, wilson(share * n, n)
+
+
+def auc(good: Sequence[float], bad: Sequence[float]) -> float:
+    """Return the probability that a good text scores higher than a bad one; ties count half. Both are non-empty."""
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(good, bad).statistic) / (len(good) * len(bad))
+
+
+def auc_interval(area: float, n_good: int, n_bad: int) -> Interval:
+    """Return the interval for an AUC: method 5 of Newcombe, Statistics in Medicine 25:559 (2006).
+
+    The bounds are the areas whose standard error (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, with
+    equal sample sizes in its terms for ties) puts the estimate 1.96 standard errors away.
+    """
+    from scipy.optimize import brentq
+
+    size = (n_good + n_bad) / 2 - 1
+
+    def distance(true: float) -> float:
+        spread = true * (1 - true) * (1 + size * ((1 - true) / (2 - true) + true / (1 + true))) / (n_good * n_bad)
+        return (area - true) ** 2 - _Z**2 * spread
+
+    inside = min(max(area, 1e-9), 1 - 1e-9)  # at 0 and 1 the spread is 0, so they would solve the equation, too
+    low = brentq(distance, 0, inside) if area > 0 else 0.0
+    high = brentq(distance, inside, 1) if area < 1 else 1.0
+    return [float(low), float(high)]
+
+
+def auc_difference(
+    first: tuple[Sequence[float], Sequence[float]], second: tuple[Sequence[float], Sequence[float]]
+) -> tuple[float, Interval]:
+    """Return (AUC of `second` - AUC of `first`, interval) of two scores of the same texts.
+
+    first, second: each (scores of the good texts, scores of the bad texts), in the same order of texts.
+    The interval combines those of the two areas by their correlation (MOVER; Newcombe 1998), which DeLong's components
+    give (1988, doi:10.2307/2531595).
+    """
+    sizes = len(first[0]), len(first[1])
+    areas = [auc(*scores) for scores in (first, second)]
+    (a_low, a_high), (b_low, b_high) = (auc_interval(area, *sizes) for area in areas)
+    covariance = np.zeros((2, 2))
+    for side, n in enumerate(sizes):
+        parts = [_placements(scores[side], scores[1 - side]) for scores in (first, second)]
+        if n > 1:
+            covariance += np.cov(parts) / n
+    spread = math.sqrt(covariance[0, 0] * covariance[1, 1])
+    correlation = covariance[0, 1] / spread if spread else 0.0
+
+    def distance(up: float, down: float) -> float:
+        return math.sqrt(max(0.0, up**2 - 2 * correlation * up * down + down**2))
+
+    a, b = areas
+    return b - a, [b - a - distance(b - b_low, a_high - a), b - a + distance(b_high - b, a - a_low)]
+
+
+def _placements(scores: Sequence[float], others: Sequence[float]) -> np.ndarray:
+    """Return, for each score, the share of the others that it exceeds; ties count half."""
+    ordered = np.sort(np.asarray(others, dtype=float))
+    below, up_to = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
+    return (below + up_to) / (2 * len(ordered))
+
+
 Stratum = Hashable
 
 
@@ -108,13 +199,15 @@ def stratified_mean(
     notes: Sequence[tuple[Stratum, ...]],
     labels: Mapping[Stratum, Mapping[int, float]],
     known: Mapping[Stratum, float] | None = None,
+    unknowable: Collection[Stratum] = (),
 ) -> tuple[float | None, Interval]:
     """Return (estimate, interval) of the mean over all notes and their sections, of which only a sample has labels.
 
     notes: for each note, the strata of its sections. All notes have the same number of sections.
     labels: {stratum: {position of the note in `notes`: label, 0 to 1}}, a random sample within each stratum.
     known: strata whose sections all have the same, known value.
-    A stratum with neither is open: then the estimate is None, and the interval allows for any mean of that stratum.
+    unknowable: strata that nobody can label. The estimate counts them as 0; the interval allows for any mean of them.
+    Any other stratum without labels is open: the estimate is None, and the interval allows for any mean of it, too.
 
     Each stratum's mean is weighted by the number of its sections (post-stratification). The interval is Wilson's at the
     effective sample size: as many independent sections as give the estimate's variance (Korn and Graubard 1998, Survey
@@ -125,8 +218,9 @@ def stratified_mean(
     known = known or {}
     size = Counter(stratum for strata in notes for stratum in strata)
     weights = {stratum: number / size.total() for stratum, number in size.items()}
-    sampled = [stratum for stratum in size if stratum not in known and labels.get(stratum)]
-    is_open = len(sampled) + len(size.keys() & known.keys()) < len(size)
+    given = known.keys() | set(unknowable)
+    sampled = [stratum for stratum in size if stratum not in given and labels.get(stratum)]
+    is_open = len(sampled) + len(size.keys() & given) < len(size)
 
     means, smoothed, within, parts = {}, {}, 0.0, {}
     for stratum in sampled:

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from functools import cache
 
 from evaluation.run.records import Judgement, record_key
+from prompts import SECTIONS
 
 Verdict = tuple[str, str]  # ("pass", "fail" or "unscored", its source: "judge" or "code")
 NoteVerdicts = dict[int, dict[str, Verdict]]  # index -> section -> verdict on the model's note
 SectionKey = tuple[int, str]  # (index of the dialogue, section)
 
-# Sections without text are not sampled. Empty ones, and those of an unreadable note, fail by definition; those that the
-# engine failed to write are unknown.
+# Sections without text are not sampled. Empty ones, and those of a note that counts as unreadable, fail by definition;
+# those that the engine failed to write are unknown.
 STRATA = ("passed by the judge", "failed by the judge", "failed by rule", "unscored", "no text", "not written")
 PASSED, FAILED, FAILED_BY_RULE, UNSCORED, NO_TEXT, NOT_WRITTEN = STRATA
 TO_LABEL = (PASSED, FAILED, FAILED_BY_RULE, UNSCORED)
@@ -53,6 +54,11 @@ def sort_judgements(
 def _shared_verdict(verdict: str, source: str) -> Verdict:
     """Return one shared object for equal verdicts, to save memory: a large run has 100,000 of a few kinds."""
     return verdict, source
+
+
+def fail_by_form(notes: NoteVerdicts, indices: set[int]) -> NoteVerdicts:
+    """Return the verdicts, but with all sections of the notes in `indices` failed by rule, whatever the judge said."""
+    return notes | {index: dict.fromkeys(SECTIONS, _shared_verdict("fail", "code")) for index in indices}
 
 
 def stratum_of(verdict: Verdict, has_text: bool) -> str:

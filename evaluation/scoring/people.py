@@ -3,6 +3,9 @@
 People often label as many sections that passed as sections that failed, whatever their numbers in the run. So the share
 that people pass is estimated within each stratum (the sections with the same verdict by judge or rule) and weighted by
 the stratum's size. The estimate is valid if the labelled sections are a random sample within each stratum.
+
+Sections that the engine failed to write cannot be labelled, and they are no random sample, because long dialogues fail
+more often. As in the judge's pass rate, they count as not passed in the estimate; its interval allows for any share.
 """
 
 import math
@@ -13,7 +16,16 @@ from itertools import combinations
 import numpy as np
 
 from evaluation.scoring.intervals import DRAWS, Interval, independent_difference, stratified_mean
-from evaluation.scoring.judgements import FAILED, NO_TEXT, PASSED, STRATA, NoteVerdicts, SectionKey, stratum_of
+from evaluation.scoring.judgements import (
+    FAILED,
+    NO_TEXT,
+    NOT_WRITTEN,
+    PASSED,
+    STRATA,
+    NoteVerdicts,
+    SectionKey,
+    stratum_of,
+)
 from prompts import SECTIONS
 
 
@@ -64,7 +76,8 @@ def check_against_people(
 
     Figures of a section, None where a stratum that they need has no label:
       corrected_accuracy, corrected_ci95: share of sections that people would pass, from `stratified_mean`. The interval
-          is never None; it allows for any mean of a stratum without a label.
+          is never None; it allows for any mean of a stratum without a label, and of the sections that the engine failed
+          to write, which count as not passed in corrected_accuracy.
       strata: {one of STRATA: {n, labelled, passed: by people; with several raters, the sum of their shares}}
       sensitivity, specificity: of the sections that the judge scored, the share that it passed of those that people
           would pass, and the share that it failed of those that people would fail; each with _ci95
@@ -76,7 +89,7 @@ def check_against_people(
     Figures of all sections together:
       accuracy, ci95: like corrected_accuracy and corrected_ci95, for the mean over the sections
       labelled: number of labelled sections; labels: number of labels; raters: their names; kappas: from `_kappas`
-      open: the strata without a label in some section
+      open: the strata without a label in some section, of those that can be labelled
     """
     shares = _shares(labels)
     strata = {
@@ -97,8 +110,10 @@ def check_against_people(
     }
     notes_strata = [tuple((section, strata[index, section]) for section in SECTIONS) for index in indices]
     all_labels = {(section, name): values for section in SECTIONS for name, values in sampled[section].items()}
-    accuracy, interval = stratified_mean(notes_strata, all_labels, {(s, NO_TEXT): 0.0 for s in SECTIONS})
-    unlabelled = {name for _, name in set().union(*notes_strata) - all_labels.keys()} - {NO_TEXT}
+    accuracy, interval = stratified_mean(
+        notes_strata, all_labels, {(s, NO_TEXT): 0.0 for s in SECTIONS}, {(s, NOT_WRITTEN) for s in SECTIONS}
+    )
+    unlabelled = {name for _, name in set().union(*notes_strata) - all_labels.keys()} - {NO_TEXT, NOT_WRITTEN}
     return by_section, {
         "accuracy": accuracy,
         "ci95": interval,
@@ -125,7 +140,7 @@ def _shares(labels: Labels) -> dict[SectionKey, float]:
 def _section_figures(strata: list[str], labels: dict[str, dict[int, float]]) -> dict:
     """Return the figures of a section. strata: of each note; labels: {stratum: {position of the note: share}}."""
     size = Counter(strata)
-    accuracy, interval = stratified_mean([(stratum,) for stratum in strata], labels, {NO_TEXT: 0.0})
+    accuracy, interval = stratified_mean([(stratum,) for stratum in strata], labels, {NO_TEXT: 0.0}, {NOT_WRITTEN})
     passed, failed = (list(labels.get(stratum, {}).values()) for stratum in (PASSED, FAILED))
     sensitivity, specificity = _error_rates(size[PASSED], passed, size[FAILED], failed)
     judged = [*passed, *failed]

@@ -9,10 +9,16 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from common.dataset import Rows
-from evaluation.run.records import Judgement, Prediction, note_hash
+from evaluation.run.records import Judgement, Prediction, StatementRecord, note_hash
 from evaluation.scoring import people, trust
-from evaluation.scoring.intervals import bootstrap_mean, wilson
-from evaluation.scoring.judgements import SectionKey, sort_judgements
+from evaluation.scoring.intervals import bootstrap_mean, share_of, wilson
+from evaluation.scoring.judgements import NoteVerdicts, SectionKey, fail_by_form, sort_judgements
+from evaluation.scoring.statements import (
+    compare_instruments,
+    read_statements,
+    score_statements,
+    statement_figures,
+)
 from prompts import SECTIONS
 
 
@@ -21,6 +27,7 @@ def score_run(
     judgements: Iterable[Judgement],
     rows: Rows,
     human_labels: list[dict] | None = None,
+    statements: Iterable[StatementRecord] = (),
 ) -> dict:
     """Compute all figures of a run.
 
@@ -28,14 +35,21 @@ def score_run(
         and the texts of notes and verdicts are not kept. A section without a judgement counts as unscored.
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
     human_labels: people's verdicts on the same notes, as for `people.read_labels`.
+    statements: the answers on statements, in any order; read twice. They are scored if all sections have them.
 
     Returns
       n, valid_notes: counts; finish_reasons: {reason: count}
       sections: {S: {pass, fail, unscored: counts; accuracy: pass / n; ci95: Wilson; worst, best: accuracy if all
-          unscored failed / passed; rougeL: mean F-measure over all n, without stemming, 0 for an invalid note;
-          rougeL_readable: the same over the valid notes, None if there are none}}
+          unscored failed / passed; rougeL: mean F-measure over all n, without stemming, 0 for an unreadable note;
+          accuracy_readable, ci95_readable, rougeL_readable: the same over the readable notes, None if there are none}}
       mean: {accuracy, ci95}: mean over the sections, bootstrap over whole notes
-      judge_controls, judge_controls_all: None without controls, else `trust.check_against_controls`
+      lenient: None if no note is lenient, else {only_lenient: number of lenient notes; forms: {form: their number};
+          valid_notes: ok and lenient notes; sections, mean, human_labels, human_labels_all, statements (its sections
+          and mean): like the figures of these names outside, which are strict, so lenient notes fail in all sections}
+      statements: None without statements, else `statements.score_statements`
+      instruments: None without statements or controls, else `statements.compare_instruments`
+      judge_controls, judge_controls_all: None without controls, else `trust.check_against_controls`, on all verdicts
+          that the judge gave, those on lenient notes included
       human_labels, human_labels_all: None without labels, else `people.check_against_people`
       attacks: None without attacks, else `trust.count_attacks`
     Raises ValueError for records that contradict each other, LabelError for labels that do not fit the run.
@@ -46,42 +60,43 @@ def score_run(
         if isinstance(label, dict) and isinstance(label.get("index"), int) and isinstance(label.get("section"), str)
     }
     texts = read_notes(predictions, rows, labelled)
-    n = len(texts.indices)
     notes, controls, attacks = sort_judgements(judgements, set(texts.indices))
-    verdicts = {
-        section: [notes.get(index, {}).get(section, ("unscored", ""))[0] for index in texts.indices]
-        for section in SECTIONS
-    }
-    passes = [note.count("pass") for note in zip(*verdicts.values(), strict=True)]
-    by_controls = by_people = None, None
-    if controls:
-        by_controls = trust.check_against_controls(controls, notes)
-    if human_labels:
-        labels = people.read_labels(human_labels, notes, texts.hashes)
-        by_people = people.check_against_people(labels, notes, sorted(texts.indices), texts.without_text)
+    labels = people.read_labels(human_labels, notes, texts.hashes) if human_labels else None
+    by_controls = trust.check_against_controls(controls, notes) if controls else (None, None)
+    answers = read_statements(statements)
+    is_asked = sum(map(len, answers.notes.values())) == len(SECTIONS) * len(texts.indices)
+    lenient = None
+    if texts.forms:
+        readable = texts.strict | texts.forms.keys()
+        lenient = {
+            "only_lenient": len(texts.forms),
+            "forms": dict(sorted(Counter(texts.forms.values()).items())),
+            "valid_notes": len(texts.strict) + len(texts.forms),
+            **note_figures(texts, notes, readable, labels),
+            "statements": statement_figures(answers.notes, texts.indices, readable) if is_asked else None,
+        }
     return {
-        "n": n,
-        "valid_notes": texts.valid,
+        "n": len(texts.indices),
+        "valid_notes": len(texts.strict),
         "finish_reasons": dict(sorted(texts.finish_reasons.items())),
-        "sections": {
-            section: _section_figures(verdicts[section], texts.rouge[section], texts.valid) for section in SECTIONS
-        },
-        "mean": {"accuracy": sum(passes) / (len(SECTIONS) * n), "ci95": bootstrap_mean(passes)},
+        **note_figures(texts, notes, texts.strict, labels),
+        "lenient": lenient,
         "judge_controls": by_controls[0],
         "judge_controls_all": by_controls[1],
-        "human_labels": by_people[0],
-        "human_labels_all": by_people[1],
         "attacks": trust.count_attacks(attacks) if attacks else None,
+        "statements": score_statements(answers, texts.indices, texts.strict) if is_asked else None,
+        "instruments": compare_instruments(answers, controls) if is_asked else None,
     }
 
 
 class NoteTexts(NamedTuple):
-    """The data on the notes that scoring keeps. rouge: ROUGE-L of each section, in the order of the indices."""
+    """The data on the notes that scoring keeps."""
 
     indices: list[int]
-    valid: int
+    strict: set[int]  # notes in the JSON form
+    forms: dict[int, str]  # index -> form of each lenient note
     finish_reasons: Counter[str]
-    rouge: dict[str, list[float]]
+    rouge: dict[str, dict[int, float]]  # section -> index -> ROUGE-L of each strict or lenient note
     without_text: set[SectionKey]
     hashes: dict[SectionKey, str]
 
@@ -92,29 +107,62 @@ def read_notes(predictions: Iterable[Prediction], rows: Rows, to_hash: Iterable[
     Raises ValueError if there are no predictions.
     """
     to_hash = set(to_hash)
-    texts = NoteTexts([], 0, Counter(), {section: [] for section in SECTIONS}, set(), {})
-    valid, rouge_l = 0, _rouge_l()
+    texts = NoteTexts([], set(), {}, Counter(), {section: {} for section in SECTIONS}, set(), {})
+    rouge_l = _rouge_l()
     for prediction in predictions:
-        index, is_valid = prediction["index"], prediction["status"] == "ok"
-        row = rows[index]
+        index, status = prediction["index"], prediction["status"]
         texts.indices.append(index)
         texts.finish_reasons[prediction["finish_reason"]] += 1
-        valid += is_valid
+        if status == "ok":
+            texts.strict.add(index)
+        elif status == "lenient":
+            texts.forms[index] = prediction["form"]
         for section in SECTIONS:
-            text = (prediction[section] or "") if is_valid else ""
-            texts.rouge[section].append(rouge_l(row[section], text) if is_valid else 0.0)
+            text = (prediction[section] or "") if status in ("ok", "lenient") else ""
+            if status in ("ok", "lenient"):
+                texts.rouge[section][index] = rouge_l(rows[index][section], text)
             if not text.strip():
                 texts.without_text.add((index, section))
             if (index, section) in to_hash:
                 texts.hashes[index, section] = note_hash(text)
     if not texts.indices:
         raise ValueError("there are no predictions to score")
-    return texts._replace(valid=valid)
+    return texts
 
 
-def _section_figures(verdicts: list[str], rouge: list[float], valid: int) -> dict:
-    n, count = len(verdicts), Counter(verdicts)
-    total_rouge = math.fsum(rouge)  # exact, so independent of the order; invalid notes add 0
+def note_figures(texts: NoteTexts, notes: NoteVerdicts, readable: set[int], labels: people.Labels | None) -> dict:
+    """Return {sections, mean, human_labels, human_labels_all} if only the notes in `readable` count as readable.
+
+    The lenient notes that are not in `readable` fail in all sections, and people's labels on them are left out.
+    """
+    unread = texts.forms.keys() - readable
+    notes = fail_by_form(notes, unread)
+    verdicts = {
+        section: {index: notes.get(index, {}).get(section, ("unscored", ""))[0] for index in texts.indices}
+        for section in SECTIONS
+    }
+    passes = [sum(verdicts[section][index] == "pass" for section in SECTIONS) for index in texts.indices]
+    by_people = None, None
+    if labels:
+        labels = {
+            rater: {key: passed for key, passed in own.items() if key[0] not in unread} for rater, own in labels.items()
+        }
+        without_text = texts.without_text | {(index, section) for index in unread for section in SECTIONS}
+        by_people = people.check_against_people(labels, notes, sorted(texts.indices), without_text)
+    return {
+        "sections": {
+            section: _section_figures(verdicts[section], texts.rouge[section], readable) for section in SECTIONS
+        },
+        "mean": {"accuracy": sum(passes) / (len(SECTIONS) * len(passes)), "ci95": bootstrap_mean(passes)},
+        "human_labels": by_people[0],
+        "human_labels_all": by_people[1],
+    }
+
+
+def _section_figures(verdicts: dict[int, str], rouge: dict[int, float], readable: set[int]) -> dict:
+    n, count = len(verdicts), Counter(verdicts.values())
+    accuracy, ci95 = share_of(sum(verdicts[index] == "pass" for index in readable), len(readable))
+    total_rouge = math.fsum(rouge[index] for index in readable)  # exact, so independent of the order
     return {
         "pass": count["pass"],
         "fail": count["fail"],
@@ -123,8 +171,10 @@ def _section_figures(verdicts: list[str], rouge: list[float], valid: int) -> dic
         "ci95": wilson(count["pass"], n),
         "worst": count["pass"] / n,
         "best": (count["pass"] + count["unscored"]) / n,
+        "accuracy_readable": accuracy,
+        "ci95_readable": ci95,
         "rougeL": total_rouge / n,
-        "rougeL_readable": total_rouge / valid if valid else None,
+        "rougeL_readable": total_rouge / len(readable) if readable else None,
     }
 
 

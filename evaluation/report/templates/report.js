@@ -1,4 +1,5 @@
 "use strict";
+const main = document.querySelector("main");
 const form = document.getElementById("filters");
 const shown = document.getElementById("shown");
 const articles = Array.from(document.querySelectorAll("article"), (element) => ({
@@ -17,6 +18,8 @@ const textOf = (element) =>
 function applyFilters() {
   const section = form.elements.section.value;
   const verdict = form.elements.verdict.value;
+  const faults = ["missing", "unsupported"].filter((name) => form.elements[name]?.checked);
+  if (form.elements.marks) main.dataset.marks = form.elements.marks.value;
   const words = fold(form.elements.query.value).split(/\s+/).filter(Boolean);
   let dialogues = 0;
   let sections = 0;
@@ -26,7 +29,8 @@ function applyFilters() {
     let matches = 0;
     for (const element of article.sections) {
       const match = found && ["all", element.dataset.section].includes(section)
-        && ["all", element.dataset.verdict].includes(verdict);
+        && ["all", element.dataset.verdict].includes(verdict)
+        && faults.every((name) => element.dataset[name] > 0);
       element.hidden = !match;
       matches += match;
     }

@@ -1,0 +1,294 @@
+"""Measure what fine-tuning is worth: the untrained model, the full fine-tune and the LoRA adapter, with several seeds.
+
+Each training uses a shipped YAML, changed only by --full and --lora. One call of eval.py evaluates all models on a test
+set, with one start of the judge. Input: a model folder, and JSONL files of dialogues and notes for training and test;
+validation rows are held out of the former, and rows whose dialogue is in a test set are left out. Output: results.md
+and results.jsonl. Rerun an interrupted command to resume: finished trainings and notes are kept.
+
+    python benchmarks/headline.py --model Qwen/Qwen3-1.7B --judge_model Qwen/Qwen3-8B \\
+        --data train.jsonl --test test.jsonl
+    python benchmarks/headline.py --model M --data train.jsonl --test omi=omi.jsonl --test aci=aci.jsonl \\
+        --full epochs=1 --gpus 4 --ablations
+    python benchmarks/headline.py --model M --data train.jsonl --test test.jsonl --train_rows 50 150 450
+    python benchmarks/headline.py --model M --data train.jsonl --test test.jsonl --seeds 0 --per_gpu 2 \\
+        --grid "full: optimizer.learning_rate=1e-5,2e-5 epochs=1,2" --grid "LoRA: model.peft_config.r=8,16,32"
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from headline_table import Evaluated, records, results_tables, validation_table  # noqa: E402
+from train_throughput import hardware  # noqa: E402
+from trainings import RECIPES, Training, grid, slots, train_all  # noqa: E402
+
+import prompts  # noqa: E402
+from common.dataset import Row, load_split  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from evaluation.engines import models  # noqa: E402
+
+ON_ATTENTION = "model.peft_config.target_modules=[q_proj, k_proj, v_proj, o_proj]"
+UNTRAINED = "untrained"
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def named_test(text: str) -> tuple[str, Path]:
+    """Return the (name, path) of a test set given as path or name=path, as a type for argparse."""
+    name, separator, path = text.partition("=")
+    return (name, Path(path)) if separator else (Path(text).stem, Path(text))
+
+
+def preprocess(name: str, tests: list[Path], args: argparse.Namespace) -> Path:
+    """Preprocess --data and the test files into a dataset, unless this has been done. Raises UserError."""
+    folder = args.work_dir / "data" / name
+    sources = {"train.jsonl": args.data, **{f"test-{k}.jsonl": path for k, path in enumerate(tests)}}
+    try:
+        texts = {file: path.read_bytes() for file, path in sources.items()}
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; correct the path") from None
+    source, dataset = folder / "source", folder / "soap_dataset"
+    if (dataset / "dataset_dict.json").exists():
+        if {path.name: path.read_bytes() for path in source.iterdir()} != texts:
+            raise UserError(f"{source} holds other rows; give another --work_dir")
+        return dataset
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    for file, text in texts.items():
+        (source / file).write_bytes(text)
+    command = [sys.executable, ROOT / "preprocess_data.py", "--dataset", source, "--output_dir", dataset]
+    if status := subprocess.run(
+        [*command, "--validation_fraction", str(args.validation_fraction)], check=False
+    ).returncode:
+        raise UserError(f"preprocess_data.py ended with status {status}; correct {args.data} and the test files")
+    return dataset
+
+
+def example_in_template(model: str, row: Row, folder: Path) -> Path:
+    """Return a copy of a model whose chat template shows an example, by links to its weights.
+
+    The example, a row's dialogue and note, follows the system message. So the prompt changes for this model only, and
+    eval.py, which keeps a model's template in its fingerprint, needs no option.
+    """
+    from transformers import AutoTokenizer
+
+    source = models.resolve_model(model).path
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tokenizer.chat_template = template_with_example(
+        tokenizer.chat_template, prompts.training_messages(row["dialogue"], row)
+    )
+    tokenizer.save_pretrained(folder)
+    for path in source.iterdir():
+        if path.is_file() and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve())
+    return folder
+
+
+def template_with_example(template: str, messages: prompts.Messages) -> str:
+    """Return a chat template that shows the last two of `messages` after the system message of a note's prompt.
+
+    The judge's prompts, if the same model judges, stay as they are.
+    """
+    example = json.dumps(messages[1:], ensure_ascii=False)
+    system = json.dumps(prompts.SYSTEM_PROMPT, ensure_ascii=False)
+    return (
+        f"{{%- if messages[0]['content'] == {system} %}}"
+        f"{{%- set messages = messages[:1] + {example} + messages[1:] %}}{{%- endif %}}{template}"
+    )
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def make_trainings(args: argparse.Namespace) -> list[Training]:
+    """Return the trainings of this call. Raises UserError."""
+    always = {"full": tuple(args.full), "LoRA": tuple(args.lora)}
+    if args.grid:
+        if args.train_rows or args.ablations:
+            raise UserError("--grid compares validation losses only; leave out --train_rows and --ablations")
+        settings = [(recipe, always[recipe], changes) for spec in args.grid for recipe, changes in grid(spec)]
+        return [
+            Training(recipe, f"{recipe} {' '.join(changes)}", seed, (*fixed, *changes))
+            for recipe, fixed, changes in settings
+            for seed in args.seeds
+        ]
+    made = []
+    for recipe in (name for name in RECIPES if name in args.only):
+        for rows in args.train_rows or [None]:
+            label = f"{recipe}, {rows} rows" if rows else recipe
+            made += [Training(recipe, label, seed, always[recipe], rows) for seed in args.seeds]
+        if recipe == "LoRA" and args.ablations:
+            changes = (*always[recipe], ON_ATTENTION)
+            made += [Training(recipe, "LoRA on attention", seed, changes) for seed in args.seeds]
+    return made
+
+
+def evaluate(test: str, dataset: Path, args: argparse.Namespace, trained: dict, untrained: dict) -> list[Evaluated]:
+    """Evaluate all models on a test set; return them in the table's order.
+
+    trained: {Training: Result}; untrained: {label: model}. A call of eval.py that fails is named on stderr.
+    """
+    folder, base = args.work_dir / "results" / test, run_name(args.model)
+    whole = [(Evaluated(label, folder / run_name(model)), model) for label, model in untrained.items()]
+    adapted, evaluated = [], [model for model, _ in whole]
+    for training, result in trained.items():
+        name = result.folder.name if training.recipe == "full" else f"{base}-{result.folder.name}"
+        evaluated.append(Evaluated(training.label, folder / name, training.seed, result, training.changes))
+        (whole if training.recipe == "full" else adapted).append((evaluated[-1], result.folder))
+    models = [model for _, model in whole]
+    adapters = [word for _, path in adapted for word in ("--lora_path", path)]
+    calls = [(whole, models), (adapted, [args.model, *adapters])]
+    if UNTRAINED in untrained and len(whole) > 1:  # eval.py adds adapters to the first of several models
+        calls = [(whole + adapted, models + adapters)]
+    for runs, arguments in calls:
+        if runs:
+            run_eval(arguments, folder if len(runs) > 1 else runs[0][0].run, dataset, args)
+    if args.ablations and UNTRAINED in untrained:
+        schema = Evaluated("untrained, JSON form enforced", folder / "note_schema")
+        run_eval([args.model, "--note_schema"], schema.run, dataset, args)
+        evaluated.insert(len(untrained), schema)
+    return evaluated
+
+
+def run_name(model: str | Path) -> str:
+    """Return the name that eval.py gives to the run folder of a model."""
+    return Path(model).resolve().name
+
+
+def run_eval(arguments: list, output_dir: Path, dataset: Path, args: argparse.Namespace) -> None:
+    where = ["--dataset_path", dataset, "--output_dir", output_dir, "--judge_model", args.judge_model or args.model]
+    command = [sys.executable, ROOT / "eval.py", *arguments, *where, *shlex.split(args.eval)]
+    log = output_dir.with_name(f"{output_dir.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        status = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+    if status:
+        print(f"error: eval.py ended with status {status}; see {log}", file=sys.stderr, flush=True)
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="hub name or folder of the model to fine-tune")
+    add("--data", type=Path, required=True, help="JSONL file of dialogues and notes for training and validation")
+    test_help = "JSONL file of the test set, or name=file; repeat the flag for several test sets"
+    add("--test", type=named_test, action="append", required=True, metavar="FILE", help=test_help)
+    add("--judge_model", help="model that judges (default: the untrained model)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each training (default: 0 1 2)")
+    names = [UNTRAINED, *RECIPES]
+    add("--only", nargs="+", choices=names, default=names, help="models to train and evaluate (default: all)")
+    add("--full", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the full YAML")
+    add("--lora", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the LoRA YAML")
+    rows_help = "train with each of these numbers of rows, drawn at random from the training split (default: all)"
+    add("--train_rows", type=int, nargs="+", metavar="N", help=rows_help)
+    add("--validation_fraction", type=float, default=0.1, help="share of --data held out (default: %(default)s)")
+    ablations_help = (
+        "also evaluate the untrained model with its form enforced (--note_schema) and with one example in the prompt, "
+        "and train LoRA on the attention's matrices only"
+    )
+    add("--ablations", action="store_true", help=ablations_help)
+    grid_help = (
+        "train every combination of the values and compare validation losses, without evaluation; repeat the flag for "
+        "several grids"
+    )
+    add("--grid", action="append", metavar='"RECIPE: KEY=VALUE,VALUE ..."', help=grid_help)
+    add("--gpus", type=int, default=1, help="GPUs to train on, one training each (default: %(default)s)")
+    add("--per_gpu", type=int, default=1, help="trainings that share a GPU (default: %(default)s)")
+    add("--master_port", type=int, default=29500, help="first of DeepSpeed's ports (default: %(default)s)")
+    add("--eval", default="", metavar="ARGUMENTS", help='more for eval.py: --eval="--judge_controls 48"')
+    work_dir = ROOT / "benchmarks/build/headline"
+    add("--work_dir", type=Path, default=work_dir, help="folder for trainings, runs and logs (default: %(default)s)")
+    output_help = "write the tables to this file, and the figures to one of the same name that ends in .jsonl"
+    add("--output", type=Path, help=f"{output_help} (default: results.md in --work_dir)")
+    return parser
+
+
+def tune(args: argparse.Namespace, dataset: Path) -> tuple[list[str], bool]:
+    """Train every combination of the grids. Return the validation losses, and whether all trainings ended well."""
+    trainings = make_trainings(args)
+    trained = train_all(trainings, args.model, dataset, args.work_dir / "grid", args.slots, export=False)
+    return validation_table(trained), len(trained) == len(trainings)
+
+
+def compare(args: argparse.Namespace, dataset: Path, tests: dict[str, Path]) -> tuple[list[str], bool]:
+    """Train and evaluate. Return the tables, and whether all trainings and runs succeeded."""
+    trainings = make_trainings(args)
+    trained = train_all(trainings, args.model, dataset, args.work_dir / "trainings", args.slots, export=True)
+    complete = len(trained) == len(trainings)
+    untrained = {UNTRAINED: args.model} if UNTRAINED in args.only else {}
+    if untrained and args.ablations:
+        rows = sorted(load_split(dataset, "train"), key=lambda row: len(row["dialogue"]))
+        folder = args.work_dir / "untrained-one-example"
+        with_example = example_in_template(args.model, rows[len(rows) // 2], folder)
+        untrained["untrained, one example in the prompt"] = with_example
+    lines, found = [], []
+    for name, path in tests.items():
+        own = dataset if len(tests) == 1 else preprocess(name, [path], args)
+        rows = load_split(own, "test")
+        evaluated = evaluate(name, own, args, trained, untrained)
+        of_test = records(name, evaluated, rows)
+        complete &= len(of_test) == len(evaluated)
+        judge = run_name(args.judge_model or args.model)
+        brackets = "Brackets: 95% intervals over dialogues; in rows with a mean, over seeds."
+        heading = f"## Test set {name}: {len(rows)} dialogues, judged by {judge}"
+        lines += [heading, "", brackets, "", *results_tables(of_test), ""]
+        found += of_test
+    text = "".join(json.dumps(record) + "\n" for record in found)
+    args.output.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+    return lines, complete
+
+
+def measure(args: argparse.Namespace, words: list[str]) -> bool:
+    """Preprocess, train, evaluate, and write the tables. Return whether all succeeded. Raises UserError."""
+    tests = dict(args.test)
+    if len(tests) < len(args.test):
+        raise UserError("two test sets have the same name; give them as name=file")
+    models.find_model(args.model, need_weights=True, print_line=print)
+    args.slots = slots(args.gpus, args.per_gpu, args.master_port)
+    dataset = preprocess("all", list(tests.values()), args)
+    sizes = {split: len(load_split(dataset, split)) for split in ("train", "validation", "test")}
+    if too_many := [rows for rows in args.train_rows or () if rows > sizes["train"]]:
+        raise UserError(f"--train_rows {too_many[0]}: there are only {sizes['train']}")
+    args.output = args.output or args.work_dir / "results.md"
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    lines, complete = tune(args, dataset) if args.grid else compare(args, dataset, tests)
+    command = shlex.join(["python", "benchmarks/headline.py", *words])
+    head = [f"`{command}`", "", f"{hardware()}; rows: {sizes}", ""]
+    args.output.write_text("\n".join([*head, *lines]).rstrip() + "\n", encoding="utf-8")
+    print(args.output.read_text(encoding="utf-8"))
+    print(f"tables: {args.output}; trainings, runs and logs: {args.work_dir}")
+    return complete
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(words)
+    args.work_dir = args.work_dir.resolve()
+    if Path(args.model).is_dir():
+        args.model = str(Path(args.model).resolve())
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    print(*(f"{name}={value}" for name, value in vars(args).items()), flush=True)
+    try:
+        return 0 if measure(args, words) else 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command to resume", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Read the figures of evaluated runs, and write headline.py's tables."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from trainings import Result, Training
+
+from common.dataset import Rows
+from evaluation.scoring.intervals import wilson
+from evaluation.scoring.scores import read_notes
+from prompts import SECTIONS
+
+NOT_ASKED = "not asked"
+SHARES = {  # figures that are shares of notes, sections or statements
+    "readable": "readable notes, strict",
+    "lenient": "readable notes, lenient",
+    "passed": "sections passed",
+    "passed by statements": "sections passed by statements",
+    "covered": "reference statements covered",
+    "supported": "note statements supported",
+}
+COLUMNS = {**SHARES, "rougeL": "ROUGE-L"}
+BY_SECTION = {f"passed {section}": section for section in SECTIONS}
+
+Figure = dict  # value: float or None; ci95: [low, high] or None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model and its run folder. Models with the same `label` differ in their seed only, which is None untrained."""
+
+    label: str
+    run: Path
+    seed: int | None = None
+    training: Result | None = None
+    changes: tuple[str, ...] = ()
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return Student's 95% interval for the mean of at least two values."""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def read_figures(run: Path, rows: Rows) -> dict[str, Figure | None]:
+    """Return the figures of a finished run with their intervals over dialogues; None for one that was not measured."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    n, strict = results["n"], results["valid_notes"]
+    figures: dict[str, Figure | None] = {"readable": share(strict, n), "lenient": None}
+    if "lenient" in results:  # null: the lenient readers read no other note
+        figures["lenient"] = share(results["lenient"]["valid_notes"] if results["lenient"] else strict, n)
+    figures["passed"] = figure(results["mean"], "accuracy")
+    statements = results.get("statements")
+    mean = statements["mean"] if statements else None
+    figures["passed by statements"] = mean and figure(mean, "accuracy")
+    for name in ("covered", "supported"):
+        figures[name] = mean and figure(mean[name], "share")
+    with (run / "predictions.jsonl").open(encoding="utf-8") as lines:
+        notes = read_notes(map(json.loads, lines), rows)
+    rouge = [
+        fmean(notes.rouge[section][index] for section in SECTIONS) if index in notes.strict else 0.0
+        for index in notes.indices
+    ]
+    low, high = t_interval(rouge) if len(rouge) > 1 else (0.0, 1.0)
+    figures["rougeL"] = {"value": fmean(rouge), "ci95": [max(0.0, low), min(1.0, high)]}
+    for name, section in BY_SECTION.items():
+        figures[name] = figure(results["sections"][section], "accuracy")
+    return figures
+
+
+def share(count: int, n: int) -> Figure:
+    """Return the figure count / n with Wilson's interval."""
+    return {"value": count / n, "ci95": wilson(count, n)}
+
+
+def figure(values: dict, key: str) -> Figure:
+    """Return a figure of results.json."""
+    return {"value": values[key], "ci95": values["ci95"]}
+
+
+def records(test: str, models: Iterable[Evaluated], rows: Rows) -> list[dict]:
+    """Return one record for each model that has been evaluated on the test set."""
+    found = []
+    for model in models:
+        if not (model.run / "results.json").exists():
+            continue
+        record = {"test": test, "model": model.label, "seed": model.seed, "changes": list(model.changes)}
+        if model.training:
+            record |= {
+                "training_min": round(model.training.seconds / 60, 1),
+                "resumed": model.training.resumed,
+                "gpu_gb": model.training.gpu_gb,
+                "steps": model.training.steps,
+                "best_validation": model.training.best if model.training.validations else None,
+            }
+        found.append(record | {"n": len(rows), "figures": read_figures(model.run, rows), "run": model.run.name})
+    return found
+
+
+def results_tables(found: list[dict]) -> list[str]:
+    """Return Markdown tables of one test set's records: all figures, then the pass rates by section."""
+    head = ["model", "seed", *COLUMNS.values(), "training, min", "GPU, GB"]
+    lines, by_section = table_head(head), table_head(["model", "seed", *BY_SECTION.values()])
+    for label in dict.fromkeys(record["model"] for record in found):
+        runs = [record for record in found if record["model"] == label]
+        for record in runs:
+            seed = "" if record["seed"] is None else str(record["seed"])
+            minutes, memory = (f"{record[key]:.1f}" if record.get(key) else "" for key in ("training_min", "gpu_gb"))
+            minutes += " (resumed)" if record.get("resumed") else ""
+            cells = [cell(name, record["figures"][name]) for name in COLUMNS]
+            lines.append(table_row([label, seed, *cells, minutes, memory]))
+            by_section.append(table_row([label, seed, *(cell(name, record["figures"][name]) for name in BY_SECTION)]))
+        if len(runs) > 1:
+            name, count = f"**{label}**", f"mean of {len(runs)}"
+            minutes, memory = f"{fmean(r['training_min'] for r in runs):.1f}", fmean(r["gpu_gb"] for r in runs)
+            memory = f"{memory:.1f}" if memory else ""
+            lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS), minutes, memory]))
+            by_section.append(table_row([name, count, *(over_seeds(key, runs) for key in BY_SECTION)]))
+    return [*lines, "", "Sections passed by the judge's verdict:", "", *by_section]
+
+
+def over_seeds(name: str, runs: list[dict]) -> str:
+    """Return the mean over the runs' seeds, with Student's interval if there are at least three."""
+    figures = [run["figures"][name] for run in runs]
+    if any(figure is None or figure["value"] is None for figure in figures):
+        return NOT_ASKED if None in figures else "none"
+    values = [figure["value"] for figure in figures]
+    interval = None
+    if len(values) >= 3:
+        low, high = t_interval(values)
+        interval = [max(0.0, low), min(1.0, high)]
+    return cell(name, {"value": fmean(values), "ci95": interval})
+
+
+def cell(name: str, figure: Figure | None) -> str:
+    """Return a figure and its interval, shares in per cent."""
+    if figure is None:
+        return NOT_ASKED
+    if figure["value"] is None:
+        return "none"
+    percent = name != "rougeL"
+    scale, digits = (100, 1) if percent else (1, 3)
+    text = f"{scale * figure['value']:.{digits}f}" + ("%" if percent else "")
+    if figure["ci95"] is None:
+        return text
+    low, high = (f"{scale * end:.{digits}f}" for end in figure["ci95"])
+    return f"{text} [{low}, {high}]"
+
+
+def validation_table(results: dict[Training, Result]) -> list[str]:
+    """Return a Markdown table of validation losses: a row for each setting, the best mean over seeds first."""
+    lines = table_head(
+        ["recipe", "settings", "best validation loss", "by seed, at step", "last", "steps", "min", "GPU, GB"]
+    )
+    settings: dict[tuple[str, tuple[str, ...]], list[tuple[int, Result]]] = {}
+    for training, result in results.items():
+        if result.validations:
+            settings.setdefault((training.recipe, training.changes), []).append((training.seed, result))
+
+    def mean_loss(key: tuple[str, tuple[str, ...]]) -> float:
+        return fmean(result.best[1] for _, result in settings[key])
+
+    for recipe, changes in sorted(settings, key=lambda key: (key[0] != "full", mean_loss(key))):
+        runs = settings[recipe, changes]
+        bests = ", ".join(f"{result.best[1]:.4f} at {result.best[0]} (seed {seed})" for seed, result in runs)
+        last = fmean(result.validations[-1][1] for _, result in runs)
+        minutes, memory = fmean(result.seconds for _, result in runs) / 60, max(result.gpu_gb for _, result in runs)
+        cells = [recipe, f"`{' '.join(changes)}`", f"{mean_loss((recipe, changes)):.4f}", bests, f"{last:.4f}"]
+        lines.append(table_row([*cells, str(runs[0][1].steps), f"{minutes:.1f}", f"{memory:.1f}"]))
+    return lines
+
+
+def table_head(cells: Sequence[str]) -> list[str]:
+    return [table_row(cells), "|" + "---|" * len(cells)]
+
+
+def table_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

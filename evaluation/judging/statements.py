@@ -1,0 +1,85 @@
+"""Judge a note statement by statement: one yes/no question for each sentence, answered by one token.
+
+Covered: does the note's section say this sentence of the reference? Supported: is this sentence of the note supported
+by the dialogue or the expert's note? The answer is the log odds of the judge's first token, so that a threshold can be
+fitted to texts whose right verdict is known (evaluation.scoring.statements).
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import prompts
+from evaluation.engines.base import Usage
+from evaluation.judging.judge import Case
+from evaluation.judging.sentences import split_statements
+from evaluation.run.records import Judgement, Statement, StatementRecord
+
+# One greedy token. 20 is the most alternatives that OpenAI's interface and vLLM's default settings give.
+SAMPLING: dict[str, Any] = {"temperature": 0, "max_tokens": 1, "logprobs": 20}
+
+
+async def ask_statements(model: Usage, case: Case, reference: prompts.Note) -> StatementRecord:
+    """Return the answers on all statements of `case`; equal statements are asked once.
+
+    `reference` is the expert's whole note. Raises UserError if the model stops.
+    """
+
+    async def ask(statement: str, messages: Callable[[str], prompts.Messages]) -> float | None:
+        completion = await model.chat(messages(statement), group=case.index, **SAMPLING)
+        return log_odds(completion.first_token)
+
+    def covered(statement: str) -> prompts.Messages:
+        return prompts.covered_messages(case.prediction, statement)
+
+    def supported(statement: str) -> prompts.Messages:
+        return prompts.supported_messages(case.dialogue, reference, statement)
+
+    answers = await asyncio.gather(
+        _answer_all(split_statements(case.reference), lambda statement: ask(statement, covered)),
+        _answer_all(split_statements(case.prediction), lambda statement: ask(statement, supported)),
+    )
+    return {
+        **{key: getattr(case, key) for key in ("index", "section", "control", "attack")},
+        "reason": "",
+        "status": "asked",
+        "covered": answers[0],
+        "supported": answers[1],
+    }
+
+
+async def _answer_all(statements: list[str], ask: Callable[[str], Awaitable[float | None]]) -> list[Statement]:
+    distinct = list(dict.fromkeys(statements))
+    answers = dict(zip(distinct, await asyncio.gather(*map(ask, distinct)), strict=True))
+    return [{"statement": statement, "log_odds": answers[statement]} for statement in statements]
+
+
+def log_odds(first_token: dict[str, float] | None) -> float | None:
+    """Return ln P(yes) / P(no) from the log-probabilities of the likeliest first tokens, or None without yes and no.
+
+    Spellings are added up ("Yes", " yes"). If one of the two words is not among the tokens, it counts as the least
+    likely one, which gives a bound.
+    """
+    if not first_token:
+        return None
+    words = {"yes": [], "no": []}
+    for token, log_probability in first_token.items():
+        word = token.strip().lower()
+        if word in words:
+            words[word].append(log_probability)
+    if not any(words.values()):
+        return None
+    least = min(first_token.values())
+    yes, no = (math.log(math.fsum(map(math.exp, found))) if found else least for found in words.values())
+    return round(yes - no, 3)
+
+
+def decided_statement(judgement: Judgement, reference: str) -> StatementRecord:
+    """Return the record of a section that a rule decided without the judge. `reference` is the expert's section."""
+    return {
+        **{key: judgement[key] for key in ("index", "section", "control", "attack", "reason")},
+        "status": "unscored" if judgement["verdict"] == "unscored" else "missing",
+        "covered": [{"statement": statement, "log_odds": None} for statement in split_statements(reference)],
+        "supported": [],
+    }

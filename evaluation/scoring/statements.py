@@ -1,0 +1,288 @@
+"""Score a run by statements: shares covered and supported, and a pass where the worst statement is good enough.
+
+A statement counts as yes if its log odds reach a threshold. A section passes if all its statements do. The threshold
+is fitted to one half of the controls; the other half measures the sensitivity and specificity that result.
+"""
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from evaluation.run.records import Judgement, Statement, StatementRecord, record_key
+from evaluation.scoring import trust
+from evaluation.scoring.intervals import (
+    auc,
+    auc_difference,
+    auc_interval,
+    bootstrap_mean,
+    clustered_share,
+    wilson,
+)
+from prompts import SECTIONS
+
+
+class Answers(NamedTuple):
+    """Numbers of statements: all, those with yes, and those without an answer."""
+
+    n: int
+    yes: int
+    unscored: int
+
+
+class SectionStatements(NamedTuple):
+    """One section's answers at a threshold, and its verdict: pass, fail or unscored."""
+
+    covered: Answers
+    supported: Answers
+    verdict: str
+
+
+NoteStatements = dict[int, dict[str, SectionStatements]]  # index -> section -> statements of the model's note
+
+
+class Statements(NamedTuple):
+    """The statements of a run, without their texts.
+
+    controls, attacks: the records as they are on the disk. fitted: the controls that fitted the threshold, as
+    (index, section, kind).
+    """
+
+    threshold: float
+    fitted: frozenset[tuple[int, str, str]]
+    notes: NoteStatements
+    controls: list[StatementRecord]
+    attacks: list[StatementRecord]
+
+
+def read_statements(records: Iterable[StatementRecord]) -> Statements:
+    """Read the records of statements.jsonl, twice: the threshold depends on controls anywhere in the file.
+
+    Raises ValueError for two records of the same case.
+    """
+    known = sorted(
+        (record for record in records if record["control"] or record["attack"]),
+        key=lambda record: [str(part) for part in record_key(record)],
+    )
+    controls = [record for record in known if record["control"]]
+    threshold, fitted = fit_threshold(controls)
+    notes: NoteStatements = {}
+    for record in records:
+        if record["control"] or record["attack"]:
+            continue
+        sections = notes.setdefault(record["index"], {})
+        if record["section"] in sections:
+            raise ValueError(f"row {record['index']}, section {record['section']} has its statements twice")
+        sections[sys.intern(record["section"])] = at_threshold(record, threshold)
+    attacks = [record for record in known if record["attack"]]
+    return Statements(threshold, frozenset(fitted), notes, controls, attacks)
+
+
+def score_statements(statements: Statements, indices: Sequence[int], readable: set[int]) -> dict:
+    """Return results.json's "statements": the figures of `statement_figures` and the checks of the judge.
+
+    threshold: log odds; fitted_on: number of controls that fitted it, 0 if it is the default
+    judge_controls, judge_controls_all: as in `trust.check_against_controls`, with the statements' verdicts on the other
+        controls; None without any
+    attacks: None without attacks, else as in `trust.count_attacks`
+    """
+    threshold = statements.threshold
+    verdicts = {
+        index: {section: (cell.verdict, "judge" if cell.supported.n else "code") for section, cell in sections.items()}
+        for index, sections in statements.notes.items()
+        if index in readable
+    }
+    unused = [
+        as_verdict(record, threshold) for record in statements.controls if control_key(record) not in statements.fitted
+    ]
+    by_section, together = trust.check_against_controls(unused, verdicts) if unused else (None, None)
+    attacks = [as_verdict(record, threshold) for record in statements.attacks]
+    return {
+        "threshold": threshold,
+        "fitted_on": len(statements.fitted),
+        **statement_figures(statements.notes, indices, readable),
+        "judge_controls": by_section,
+        "judge_controls_all": together,
+        "attacks": trust.count_attacks(attacks) if attacks else None,
+    }
+
+
+def compare_instruments(statements: Statements, verdicts: Iterable[Judgement]) -> dict | None:
+    """Return which of the two instruments tells good controls from bad ones better; None without such controls.
+
+    verdicts: the controls' records in judgements.jsonl. Only controls with a verdict and with answers on all statements
+    count, so that both instruments see the same texts. A verdict scores 1 or 0, statements their worst log odds.
+    Returns
+      n_good, n_bad: numbers of controls
+      verdict, statements: {auc, ci95}
+      difference, difference_ci95: AUC of the statements minus that of the verdicts
+      better: "statements" or "verdict" if that interval excludes 0, else None
+      by_kind: {kind: {n, verdict, statements: AUC against all controls of the other expected verdict}}
+    """
+    passed = {
+        control_key(record): float(record["verdict"] == "pass")
+        for record in verdicts
+        if record["verdict"] != "unscored"
+    }
+    scored = [
+        (record["control"]["kind"], record["control"]["expected"], passed[control_key(record)], score)
+        for record in statements.controls
+        if control_key(record) in passed and (score := worst_log_odds(record)) is not None
+    ]
+    groups = {expected: [row for row in scored if row[1] == expected] for expected in ("pass", "fail")}
+    if not all(groups.values()):
+        return None
+
+    def scores_of(column: int, rows: Iterable[tuple]) -> list[float]:
+        return [row[column] for row in rows]
+
+    pairs = [tuple(scores_of(column, rows) for rows in groups.values()) for column in (2, 3)]
+    sizes = len(groups["pass"]), len(groups["fail"])
+    areas = [auc(*pair) for pair in pairs]
+    difference, interval = auc_difference(*pairs)
+    by_kind = {}
+    for kind, expected in dict.fromkeys((row[0], row[1]) for row in scored):
+        own = [row for row in scored if row[0] == kind]
+        good, bad = (own, groups["fail"]) if expected == "pass" else (groups["pass"], own)
+        by_kind[kind] = {"n": len(own)} | {
+            name: auc(scores_of(column, good), scores_of(column, bad))
+            for name, column in (("verdict", 2), ("statements", 3))
+        }
+    return {
+        "n_good": sizes[0],
+        "n_bad": sizes[1],
+        "verdict": {"auc": areas[0], "ci95": auc_interval(areas[0], *sizes)},
+        "statements": {"auc": areas[1], "ci95": auc_interval(areas[1], *sizes)},
+        "difference": difference,
+        "difference_ci95": interval,
+        "better": "statements" if interval[0] > 0 else "verdict" if interval[1] < 0 else None,
+        "by_kind": by_kind,
+    }
+
+
+def control_key(record: StatementRecord | Judgement) -> tuple[int, str, str]:
+    """Return (index, section, kind) of a control."""
+    return record["index"], record["section"], record["control"]["kind"]
+
+
+def worst_log_odds(record: StatementRecord) -> float | None:
+    """Return the lowest log odds of a section's statements; None if one has no answer, or if there are none."""
+    scores = [statement["log_odds"] for statement in (*record["covered"], *record["supported"])]
+    return None if None in scores else min(scores, default=None)
+
+
+def fit_threshold(records: Iterable[StatementRecord]) -> tuple[float, list[tuple[int, str, str]]]:
+    """Return (threshold, the controls that fitted it as (index, section, kind)); (0, []) if they cannot fit one.
+
+    records: controls. Those of every other dialogue fit the threshold, so that no dialogue is in both halves. It
+    maximises Youden's J, and lies in the middle between two neighbouring scores; of equal maxima, the one nearest to 0.
+    """
+    scored = [(record, score) for record in records if (score := worst_log_odds(record)) is not None]
+    fitting = set(sorted({record["index"] for record, _ in scored})[::2])
+    half = [(record, score) for record, score in scored if record["index"] in fitting]
+    good = [score for record, score in half if record["control"]["expected"] == "pass"]
+    bad = [score for record, score in half if record["control"]["expected"] == "fail"]
+    scores = sorted({*good, *bad})
+    if not good or not bad or len(scores) < 2:
+        return 0.0, []
+
+    def youden(threshold: float) -> float:
+        passed = [sum(score >= threshold for score in group) / len(group) for group in (good, bad)]
+        return passed[0] - passed[1]
+
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(scores)]
+    threshold = max(middles, key=lambda middle: (youden(middle), -abs(middle)))
+    return threshold, [control_key(record) for record, _ in half]
+
+
+def at_threshold(record: StatementRecord, threshold: float) -> SectionStatements:
+    """Return a record's answers and verdict.
+
+    One statement below the threshold fails the section. Otherwise one without an answer leaves it unscored.
+    """
+    covered, supported = (_answers(record[key], threshold) for key in ("covered", "supported"))
+    if record["status"] == "unscored":
+        return SectionStatements(Answers(covered.n, 0, covered.n), supported, "unscored")
+    if record["status"] == "missing":
+        return SectionStatements(Answers(covered.n, 0, 0), supported, "fail")
+    below = covered.n - covered.yes - covered.unscored + supported.n - supported.yes - supported.unscored
+    verdict = "fail" if below else "unscored" if covered.unscored + supported.unscored else "pass"
+    return SectionStatements(covered, supported, verdict)
+
+
+def _answers(statements: Sequence[Statement], threshold: float) -> Answers:
+    scores = [statement["log_odds"] for statement in statements]
+    return Answers(len(scores), sum(s is not None and s >= threshold for s in scores), scores.count(None))
+
+
+def as_verdict(record: StatementRecord, threshold: float) -> Judgement:
+    """Return the statements' verdict on a section in the form of a Judgement, without texts."""
+    return {
+        **{key: record[key] for key in ("index", "section", "control", "attack")},
+        "verdict": at_threshold(record, threshold).verdict,
+        "source": "judge" if record["status"] == "asked" else "code",
+    }
+
+
+def unreadable(section: SectionStatements) -> SectionStatements:
+    """Return the statements of a section whose note counts as unreadable: all of the reference is missing.
+
+    Nothing is known about a note that the engine did not write.
+    """
+    if section.verdict == "unscored" and not section.supported.n:
+        return section
+    return SectionStatements(Answers(section.covered.n, 0, 0), Answers(0, 0, 0), "fail")
+
+
+def statement_figures(notes: NoteStatements, indices: Sequence[int], readable: set[int]) -> dict:
+    """Return {"sections", "mean"} of results.json's "statements".
+
+    indices: all dialogues of the run; a section without a record is unscored. readable: those whose note counts.
+    sections: {S: {covered, supported: {n, yes, unscored, share: yes / n, ci95}; pass, fail, unscored, accuracy: pass /
+        number of dialogues, ci95: Wilson, worst, best}}; a share is None if n is 0. The intervals of shares treat whole
+        notes as the units, because the answers on one note are correlated.
+    mean: {covered, supported: {share, ci95}: mean of the sections' shares; accuracy, ci95}
+    """
+    nothing = SectionStatements(Answers(0, 0, 0), Answers(0, 0, 0), "unscored")
+    table = []
+    for index in indices:
+        sections = [notes.get(index, {}).get(section, nothing) for section in SECTIONS]
+        table.append(sections if index in readable else [unreadable(section) for section in sections])
+    figures = {}
+    for place, section in enumerate(SECTIONS):
+        column = [row[place] for row in table]
+        figures[section] = {
+            **{name: _share([getattr(cell, name) for cell in column]) for name in ("covered", "supported")},
+            **_rates(Counter(cell.verdict for cell in column)),
+        }
+    passes = [sum(cell.verdict == "pass" for cell in row) for row in table]
+    mean = {name: _mean_share(table, name) for name in ("covered", "supported")}
+    mean |= {"accuracy": sum(passes) / (len(SECTIONS) * len(table)), "ci95": bootstrap_mean(passes)}
+    return {"sections": figures, "mean": mean}
+
+
+def _share(answers: Sequence[Answers]) -> dict:
+    share, interval = clustered_share([[(cell.yes, cell.n)] for cell in answers])
+    return {
+        **{name: sum(getattr(cell, name) for cell in answers) for name in Answers._fields},
+        "share": share,
+        "ci95": interval,
+    }
+
+
+def _mean_share(table: Sequence[Sequence[SectionStatements]], name: str) -> dict:
+    counts = [[(getattr(cell, name).yes, getattr(cell, name).n) for cell in row] for row in table]
+    share, interval = clustered_share(counts)
+    return {"share": share, "ci95": interval}
+
+
+def _rates(count: Mapping[str, int]) -> dict:
+    n = sum(count.values())
+    return {
+        **{verdict: count[verdict] for verdict in ("pass", "fail", "unscored")},
+        "accuracy": count["pass"] / n,
+        "ci95": wilson(count["pass"], n),
+        "worst": count["pass"] / n,
+        "best": (count["pass"] + count["unscored"]) / n,
+    }

@@ -1,0 +1,279 @@
+"""Test benchmarks/headline.py and its parts: trainings side by side, one call of eval.py, tables over seeds."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import headline
+import headline_table
+import pytest
+import trainings
+import yaml
+from conftest import ROOT, build_tokenizer, rows
+from test_tokens import QWEN3_LIKE
+
+import prompts
+from common.chat_template import check_template, render_chat
+from common.errors import UserError
+
+# --- trainings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_every_combination_of_its_values():
+    assert trainings.grid("full: epochs=1,2 optimizer.learning_rate=1e-5,2e-5") == [
+        ("full", ("epochs=1", "optimizer.learning_rate=1e-5")),
+        ("full", ("epochs=1", "optimizer.learning_rate=2e-5")),
+        ("full", ("epochs=2", "optimizer.learning_rate=1e-5")),
+        ("full", ("epochs=2", "optimizer.learning_rate=2e-5")),
+    ]
+    for bad in ("epochs=1,2", "half: epochs=1", "full: epochs"):
+        with pytest.raises(UserError, match="give a recipe and values"):
+            trainings.grid(bad)
+
+
+def test_trainings_share_gpus_only_when_each_has_one(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert trainings.slots(2, 2, 5000) == [("3", 5000), ("1", 5001), ("3", 5002), ("1", 5003)]
+    with pytest.raises(UserError, match="--gpus 3: CUDA_VISIBLE_DEVICES has only 2"):
+        trainings.slots(3, 1, 5000)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [slot.gpu for slot in trainings.slots(4, 1, 5000)] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("recipe", trainings.RECIPES)
+def test_a_training_differs_from_the_shipped_yaml_in_named_settings_only(recipe):
+    training = trainings.Training(recipe, recipe, 7, ("optimizer.learning_rate=1e-5", "epochs=3"), rows=50)
+    config = trainings.make_config(training, "model", Path("data"), Path("run"), export=True)
+    shipped = yaml.safe_load(trainings.RECIPES[recipe].read_text())
+    paths = {"model.name_or_path", "data.cache_dir", "train_log_metrics_path", "kill_switch_path", "code", "type"}
+    paths |= {f"data.{kind}.name_or_path" for kind in ("sources", "eval_sources")}
+    paths |= {"checkpoint.0.output_dir", "checkpoint.1.output_dir"}
+
+    def leaves(value, name=""):
+        if isinstance(value, dict):
+            return {leaf: v for key, part in value.items() for leaf, v in leaves(part, f"{name}.{key}").items()}
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            numbered = len(value) > 1
+            parts = [leaves(part, f"{name}.{k}" if numbered else name) for k, part in enumerate(value)]
+            return {leaf: v for part in parts for leaf, v in part.items()}
+        return {name.strip("."): value}
+
+    ours, theirs = leaves(config), leaves(shipped)
+    changed = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    assert changed - paths == {"seed", "optimizer.learning_rate", "epochs", "data.sources.sample_count"}
+    assert (config["seed"], config["epochs"], config["data"]["sources"][0]["sample_count"]) == (7, 3, 50)
+    assert float(config["optimizer"]["learning_rate"]) == 1e-5
+    assert [part["output_dir"] for part in config["checkpoint"]] == ["run", "run/resume"]
+    assert trainings.make_config(training, "model", Path("data"), Path("run"), export=False)["checkpoint"] == []
+
+
+@pytest.fixture
+def fake_training(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Replace arctic_training; `started` lists (folder, GPU, port), and folders named in `fails` end in error."""
+    state = SimpleNamespace(started=[], fails=set())
+
+    def run(command: list, env: dict, **_) -> subprocess.CompletedProcess:
+        folder = Path(command[1]).parent
+        state.started.append((folder.name, env["CUDA_VISIBLE_DEVICES"], command[3]))
+        if folder.name in state.fails:
+            return subprocess.CompletedProcess(command, 1)
+        lines = [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 1.5}, {"step": 2, "validation_loss": 1.7}]
+        (folder / "train-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"ste')
+        Path(env["MEASURE_LOG"] + ".0.jsonl").write_text('{"peak_reserved": 3000000000}\n{"peak_reserved": 1}\n')
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(trainings.subprocess, "run", run)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return state
+
+
+def make(*seeds: int, changes: tuple[str, ...] = ()) -> list[trainings.Training]:
+    return [trainings.Training("full", "full", seed, changes) for seed in seeds]
+
+
+def test_a_failed_training_is_repeated_and_the_finished_ones_are_not(fake_training, tmp_path, capsys):
+    arguments = "model", Path("data"), tmp_path, trainings.slots(1, 1, 5000), True
+    fake_training.fails = {"full-seed1"}
+    results = trainings.train_all(make(0, 1, 2), *arguments)
+    assert [training.seed for training in results] == [0, 2]
+    assert capsys.readouterr().err == f"error: full-seed1 ended with status 1; see {tmp_path}/full-seed1/train.log\n"
+    fake_training.fails, fake_training.started = set(), []
+    again = trainings.train_all(make(0, 1, 2), *arguments)
+    assert fake_training.started == [("full-seed1", "0", "5000")]
+    assert [training.seed for training in again] == [0, 1, 2]
+    result = again[make(0)[0]]
+    assert (result.best, result.steps, result.gpu_gb) == ((1, 1.5), 2, 3.0)
+    assert result == results[make(0)[0]]
+
+
+def test_a_finished_training_with_other_settings_is_refused(fake_training, tmp_path, capsys):
+    arguments = "model", Path("data"), tmp_path, trainings.slots(1, 1, 5000), True
+    trainings.train_all(make(0), *arguments)
+    assert trainings.train_all(make(0, changes=("epochs=9",)), *arguments) == {}
+    assert f"error: {tmp_path}/full-seed0 holds a training with other settings; " in capsys.readouterr().err
+    assert len(fake_training.started) == 1
+
+
+def test_each_training_gets_a_place_of_its_own(fake_training, tmp_path):
+    results = trainings.train_all(make(*range(12)), "m", Path("d"), tmp_path, trainings.slots(2, 2, 5000), True)
+    assert len(results) == 12
+    places = {("0", "5000"), ("1", "5001"), ("0", "5002"), ("1", "5003")}
+    assert {tuple(place) for _, *place in fake_training.started} <= places
+
+
+def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
+    def result(*losses: float) -> trainings.Result:
+        return trainings.Result(Path("x"), 60.0, 1.0, False, list(enumerate(losses, 1)), len(losses))
+
+    one, two = ("epochs=1",), ("epochs=2",)
+    found = {trainings.Training("full", "a", 0, one): result(1.0, 0.9)}
+    found |= {trainings.Training("full", "b", seed, two): result(0.8, loss, 1.1) for seed, loss in ((0, 0.7), (1, 0.6))}
+    found |= {trainings.Training("LoRA", "c", 0, one): result(0.5)}
+    assert headline_table.validation_table(found)[2:] == [
+        "| full | `epochs=2` | 0.6500 | 0.7000 at 2 (seed 0), 0.6000 at 2 (seed 1) | 1.1000 | 3 | 1.0 | 1.0 |",
+        "| full | `epochs=1` | 0.9000 | 0.9000 at 2 (seed 0) | 0.9000 | 2 | 1.0 | 1.0 |",
+        "| LoRA | `epochs=1` | 0.5000 | 0.5000 at 1 (seed 0) | 0.5000 | 1 | 1.0 | 1.0 |",
+    ]
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def arguments(tmp_path: Path, *words: str):
+    needed = ["--model", "base", "--data", "d.jsonl", "--test", "t.jsonl", "--work_dir", str(tmp_path)]
+    return headline.build_parser().parse_args([*needed, *words])
+
+
+@pytest.mark.parametrize(
+    ("only", "calls"),
+    [
+        (["untrained", "full", "LoRA"], [("results/t", "base full-seed0 full-seed1 --lora_path LoRA-seed0 "
+                                          "--lora_path LoRA-seed1")]),
+        (["untrained", "LoRA"], [("results/t/base", "base"),
+                                 ("results/t", "base --lora_path LoRA-seed0 --lora_path LoRA-seed1")]),
+        (["full"], [("results/t", "full-seed0 full-seed1")]),
+        (["LoRA"], [("results/t", "base --lora_path LoRA-seed0 --lora_path LoRA-seed1")]),
+        (["untrained"], [("results/t/base", "base")]),
+    ],
+)  # fmt: skip
+def test_one_call_of_eval_starts_the_judge_for_all_models(tmp_path, monkeypatch, only, calls):
+    """Without a full fine-tune, eval.py cannot take the untrained model and adapters together."""
+    args = arguments(tmp_path, "--seeds", "0", "1", "--only", *only)
+    made = headline.make_trainings(args)
+    trained = {each: trainings.Result(tmp_path / each.name, 1, 0, False, [], 1) for each in made}
+    started = []
+    monkeypatch.setattr(headline, "run_eval", lambda words, folder, *_: started.append((folder, words)))
+    untrained = {"untrained": "base"} if "untrained" in only else {}
+    evaluated = headline.evaluate("t", tmp_path, args, trained, untrained)
+    shown = [
+        (str(folder.relative_to(tmp_path)), " ".join(Path(word).name for word in words)) for folder, words in started
+    ]
+    assert shown == calls
+    names = {"untrained": ["base"], "full": ["full-seed0", "full-seed1"]}
+    names["LoRA"] = ["base-LoRA-seed0", "base-LoRA-seed1"]
+    assert [model.run.name for model in evaluated] == [name for label in only for name in names[label]]
+
+
+def test_an_example_follows_the_system_message_of_note_prompts_only():
+    row = rows(1)[0] | {"dialogue": 'Doctor: "Hi" {{ x }} {% y %}\nPatient: \\n 38.5 \u00b0C \U0001f600 it\'s.'}
+    tokenizer = build_tokenizer()
+    messages, judged = prompts.note_messages("Doctor: Hello."), prompts.judge_messages("d", "S", "r", "p")
+    plain = render_chat(tokenizer, judged)
+    example = prompts.training_messages(row["dialogue"], row)
+    tokenizer.chat_template = headline.template_with_example(tokenizer.chat_template, example)
+    text = render_chat(tokenizer, messages)
+    places = [text.index(message["content"]) for message in (*example, messages[1])]
+    assert places == sorted(places) and len(set(places)) == 4
+    assert render_chat(tokenizer, judged) == plain
+    assert check_template(tokenizer) is None
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def record(seed: int | None, value: float | None, **changes) -> dict:
+    figure = {"value": value, "ci95": [0.1, 0.9]}
+    figures = dict.fromkeys([*headline_table.COLUMNS, *headline_table.BY_SECTION], figure) | changes
+    cost = {} if seed is None else {"training_min": 2.0, "gpu_gb": 30.0, "resumed": False}
+    return {"model": "full" if cost else "untrained", "seed": seed, "figures": figures, **cost}
+
+
+def test_three_seeds_give_students_interval_and_two_give_none():
+    from scipy.stats import ttest_1samp
+
+    values = [0.5, 0.6, 0.8]
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert headline_table.t_interval(values) == pytest.approx((low, high))
+    runs = [record(seed, value) for seed, value in enumerate(values)]
+    assert headline_table.over_seeds("passed", runs) == f"63.3% [{100 * low:.1f}, {100 * min(1, high):.1f}]"
+    assert headline_table.over_seeds("passed", runs[:2]) == "55.0%"
+    assert headline_table.over_seeds("rougeL", runs[:2]) == "0.550"
+
+
+def test_a_figure_that_was_not_measured_is_named_and_never_zero():
+    runs = [record(None, 0.5, lenient=None, supported={"value": None, "ci95": None})]
+    table = headline_table.results_tables(runs)
+    assert table[2].split(" | ")[:4] == ["| untrained", "", "50.0% [10.0, 90.0]", "not asked"]
+    assert table[2].count("none") == 1
+    seeds = [record(seed, 0.5, lenient=None) for seed in range(3)]
+    assert "| **full** | mean of 3 | 50.0% [50.0, 50.0] | not asked |" in "\n".join(
+        headline_table.results_tables(seeds)
+    )
+
+
+# --- all together ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workplace(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command that measures the tiny model on 14 and 4 dialogues, on a CPU."""
+    folder = tmp_path_factory.mktemp("headline")
+    shutil.copytree(tiny_model, folder / "tiny")
+    (folder / "tiny/chat_template.jinja").write_text(QWEN3_LIKE)
+    for name, part in (("train", rows(18)[:14]), ("test", rows(18)[14:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    cpu = ["model.attn_implementation=sdpa", "optimizer.type=cpu_adam", "data.max_length=1024", "epochs=1"]
+    command = [sys.executable, str(ROOT / "benchmarks/headline.py"), "--model", str(folder / "tiny"), "--data"]
+    command += [str(folder / "train.jsonl"), "--test", str(folder / "test.jsonl"), "--full", *cpu, "--lora", *cpu]
+    return [*command, "--work_dir", str(folder / "work"), "--master_port", "29641"]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=850, check=False)
+
+
+@pytest.mark.slow
+def test_headline_trains_evaluates_and_resumes_without_repeating(workplace):
+    command = [*workplace, "--seeds", "0", "1", "--per_gpu", "2", "--eval=--max_new_tokens 96 --judge_controls 0"]
+    done = run(command)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    work = Path(workplace[workplace.index("--work_dir") + 1])
+    table = (work / "results.md").read_text()
+    for row in ("| untrained |  |", "| full | 0 |", "| full | 1 |", "| **LoRA** | mean of 2 |"):
+        assert table.count(row) == 2, table
+    found = [json.loads(line) for line in (work / "results.jsonl").read_text().splitlines()]
+    assert [(each["model"], each["seed"]) for each in found] == [
+        ("untrained", None), ("full", 0), ("full", 1), ("LoRA", 0), ("LoRA", 1)
+    ]  # fmt: skip
+    assert all(each["best_validation"] for each in found[1:])
+    kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
+    predictions = {path: path.stat().st_mtime_ns for path in work.rglob("predictions.jsonl")}
+    assert len(kept) == 4 and len(predictions) == 5
+    again = run(command)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (work / "results.md").read_text() == table
+    assert kept == {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
+    assert predictions == {path: path.stat().st_mtime_ns for path in work.rglob("predictions.jsonl")}
+
+
+@pytest.mark.slow
+def test_a_grid_compares_validation_losses_and_keeps_no_weights(workplace, tmp_path):
+    grid = ["--seeds", "0", "--grid", "full: optimizer.learning_rate=1e-4,1e-3", "--output", str(tmp_path / "grid.md")]
+    done = run([*workplace, *grid, "--work_dir", str(tmp_path / "work"), "--per_gpu", "2"])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    table = (tmp_path / "grid.md").read_text()
+    assert table.count("| full | `model.attn_implementation=sdpa") == 2
+    assert not list((tmp_path / "work").rglob("*.safetensors"))
