@@ -3,7 +3,8 @@
 Input: a dataset on the Hugging Face hub, a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files named by
 split (train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from save_to_disk. A note is one column of
 text under the headings S, O, A and P, one column with a JSON object of these keys, or four columns of these names.
-Names are letters or whole words; a section may be a list of strings.
+Names are letters or whole words; a section may be a list of strings. A row may be a chat instead, in a column messages
+or conversations, and a folder may have two text files for each visit, NAME.txt and NAME.note.txt.
 Output: a DatasetDict with the splits train, validation and test and the text columns dialogue, S, O, A and P. Beside
 the splits, rejects.jsonl lists file, row and reason of each rejected row. Only the owner can read these files.
 
@@ -23,10 +24,11 @@ from pathlib import Path
 from common.dataset import COLUMNS, Row
 from common.errors import UserError
 from preprocessing.labels import read_section_map
+from preprocessing.near_duplicates import find_near_duplicates
 from preprocessing.replacing import replacing
 from preprocessing.rows import has_note_columns
 from preprocessing.sources import SPLITS, column_advice, read_source
-from preprocessing.splits import hold_out, select
+from preprocessing.splits import drop_near_duplicates, hold_out, select
 from preprocessing.tables import ColumnCheck, Record
 
 REJECTS = "rejects.jsonl"
@@ -83,14 +85,40 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
                 f"cannot read {where}: {error.strerror or error}; fix this, or give another --dataset"
             ) from error
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
-        rows, rejects = select(records, **names, section_map=section_map)
+        rows, rejects, sources = select(records, **names, section_map=section_map)
         for split in rows:
             if not rows[split]:
                 raise no_rows_error(options.dataset, split, records[split], rejects, is_usable)
         rows |= hold_out(rows["train"], {split: share for split, share in shares.items() if split not in rows})
         if not rows["train"]:
             raise UserError(f"{options.dataset} has too few dialogues for three splits; add rows")
+        rows, near = separate(rows, sources, options)
+        rejects += near
         write(folder, rows, rejects)
+    return rows, rejects
+
+
+def separate(
+    rows: dict[str, list[Row]], sources: dict[str, Record], options: argparse.Namespace
+) -> tuple[dict[str, list[Row]], list[dict]]:
+    """Count dialogues nearly the same as one held out. On request, drop them: return the rows left and the rejects.
+
+    Raises UserError if a split would lose all rows.
+    """
+    near = find_near_duplicates(rows)
+    count = sum(map(len, near.values()))
+    if not options.drop_near_duplicates:
+        if count:
+            print(
+                f"{count} dialogues of train or validation are nearly the same as one in validation or test; "
+                "to drop them, add --drop_near_duplicates",
+                flush=True,
+            )
+        return rows, []
+    rows, rejects = drop_near_duplicates(rows, near, sources)
+    for split in rows:
+        if not rows[split]:
+            raise UserError(f"{options.dataset}: --drop_near_duplicates leaves no row for {split}; run it without")
     return rows, rejects
 
 
@@ -141,6 +169,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--section_map", "", 'JSON file with more headings for sections, such as {"Impression": "A"}')
     add("--validation_fraction", 0.1, "share of the train dialogues held out if the source has no validation split")
     add("--test_fraction", 0.1, "share of the train dialogues held out if the source has no test split")
+    parser.add_argument(
+        "--drop_near_duplicates",
+        action="store_true",
+        help="drop train and validation rows whose dialogue is nearly the same as one in validation or test",
+    )
     return parser
 
 

@@ -22,6 +22,10 @@ from sharing.partial_note import NoteStream
 from sharing.writers import LocalModel, ServedModel, print_line
 
 STDIN = "-"
+CHECK_HELP = (
+    "also list the statements that the dialogue does not support, in the opinion of this model: hub name or folder or, "
+    "with --api_base, a name on that server. eval.py measures how often it is wrong"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # could change the terminal's state
 
 
@@ -70,8 +74,8 @@ class Printer:
         print(_CONTROL.sub("", text), end="", flush=True)
 
 
-def write_one(model: LocalModel | ServedModel, name: str, dialogue: str, as_json: bool) -> None:
-    """Print the note of one dialogue. Raises UserError if there is none."""
+def write_one(model: LocalModel | ServedModel, name: str, dialogue: str, as_json: bool) -> prompts.Note:
+    """Return the note of one dialogue and, unless `as_json`, print it. Raises UserError if there is none."""
     printer = Printer()
     try:
         reply = model.write(prompts.note_messages(dialogue), (lambda _: None) if as_json else printer.show)
@@ -83,10 +87,38 @@ def write_one(model: LocalModel | ServedModel, name: str, dialogue: str, as_json
         begin = _CONTROL.sub("", " ".join(reply.split())[:80])
         remedy = "raise --max_new_tokens" if "cut off" in str(error) else f'the reply begins "{begin}"'
         raise UserError(f"{name}: no note in the reply ({error}); {remedy}") from None
-    if as_json:
-        print(json.dumps({"file": name, **note}, ensure_ascii=False), flush=True)
-    else:
+    if not as_json:
         printer.finish(note)
+    return note
+
+
+def check_all(options: argparse.Namespace, dialogues: dict[str, str], notes: dict[str, prompts.Note]) -> None:
+    """Print which statements of the notes the dialogues do not support, says the judge. Raises UserError."""
+    from sharing.checking import check_note
+
+    judge = start(options, options.check, None)
+    for name, note in notes.items():
+        check = check_note(judge, dialogues[name], note)
+        if options.json:
+            print_json({"file": name, **note, "unsupported": check.unsupported, "unanswered": check.unanswered})
+            continue
+        found = f"{len(check.unsupported)} of {check.asked} statements not supported by the dialogue"
+        left = f"; {check.unanswered} without an answer" if check.unanswered else ""
+        print(f"\n{name}: {found}, says {options.check}{left}")
+        for statement in check.unsupported:
+            print(f"  {statement['section']}: {_CONTROL.sub('', statement['statement'])}")
+
+
+def print_json(value: dict[str, object]) -> None:
+    """Print a line of JSON."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def start(options: argparse.Namespace, name: str, lora_path: str | None) -> LocalModel | ServedModel:
+    """Return the model of that name, on this machine or on the server. Raises UserError."""
+    if options.api_base:
+        return ServedModel(name, options.api_base, options.max_new_tokens)
+    return LocalModel(name, lora_path, options.max_new_tokens, options.max_model_len)
 
 
 def write_all(options: argparse.Namespace) -> int:
@@ -99,22 +131,24 @@ def write_all(options: argparse.Namespace) -> int:
         raise UserError(
             "--lora_path cannot be combined with --api_base; give the adapter's served name as the model instead"
         )
-    if options.api_base:
-        model = ServedModel(options.model, options.api_base, options.max_new_tokens)
-    else:
-        model = LocalModel(options.model, options.lora_path, options.max_new_tokens, options.max_model_len)
-    failed = 0
+    model = start(options, options.model, options.lora_path)
+    notes: dict[str, prompts.Note] = {}
     for number, (name, dialogue) in enumerate(dialogues.items()):
         if len(dialogues) > 1 and not options.json:
             print("\n" if number else "", f"==> {name} <==", sep="")
         try:
-            write_one(model, name, dialogue, options.json)
+            notes[name] = write_one(model, name, dialogue, options.json)
         except UserError as error:
-            failed += 1
             print_line(f"error: {error}")
-    if failed < len(dialogues):
+            continue
+        if options.json and not options.check:
+            print_json({"file": name, **notes[name]})
+    if notes and options.check:
+        del model  # its memory is for the judge
+        check_all(options, dialogues, notes)
+    if notes:
         print_line("not for clinical use: nobody has checked this")
-    return failed
+    return len(dialogues) - len(notes)
 
 
 def positive(text: str) -> int:
@@ -133,6 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("dialogue", nargs="*", help="text files, one dialogue each (default: stdin)")
     add("--lora_path", metavar="DIR", help="LoRA adapter of the model")
     add("--api_base", metavar="URL", help="OpenAI-compatible server that serves the model (key: OPENAI_API_KEY)")
+    add("--check", metavar="JUDGE", help=CHECK_HELP)
     add("--json", action="store_true", help='print lines {"file", "S", "O", "A", "P"} in place of text')
     add("--max_new_tokens", type=positive, default=1024, metavar="N", help="maximum tokens of a note (default: 1024)")
     add(

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import prompts
 from common.dataset import Row
+from preprocessing.chats import chat_column, read_chat
 from preprocessing.headings import read_soap
 from preprocessing.labels import SectionMap
 from preprocessing.tables import NOT_TEXT, Record, RepeatedKey
@@ -21,14 +22,22 @@ class RowError(ValueError):
 def read_row(record: Record, dialogue_column: str, note_column: str, section_map: SectionMap | None = None) -> Row:
     """Return the dialogue and the sections. Four columns of sections take precedence over the note's column.
 
+    A row without these columns may have a chat instead (see preprocessing.chats).
+
     Raises RowError, NoteError.
     """
     if record.reason:
         raise RowError(record.reason)
     if not isinstance(record.columns, dict):
         raise RowError(f"{type(record.columns).__name__} where an object was expected")
-    dialogue = read_text(record.columns, dialogue_column)
-    note = read_sections(record.columns) or read_note_column(record.columns, note_column, section_map)
+    columns = record.columns
+    if not has_pair(columns, dialogue_column, note_column) and (name := chat_column(columns)):
+        try:
+            columns = dict(zip((dialogue_column, note_column), read_chat(columns, name), strict=True))
+        except ValueError as error:
+            raise RowError(str(error)) from None
+    dialogue = read_text(columns, dialogue_column)
+    note = read_sections(columns) or read_note_column(columns, note_column, section_map)
     return {"dialogue": dialogue, **note}
 
 
@@ -58,7 +67,12 @@ def section_columns(columns: Collection[str]) -> dict[str, list[str]]:
 
 
 def has_note_columns(columns: Collection[str], dialogue_column: str, note_column: str) -> bool:
-    """Return whether a table with these columns has a dialogue and a note."""
+    """Return whether a table or row with these columns has a dialogue and a note, perhaps as a chat."""
+    return has_pair(columns, dialogue_column, note_column) or chat_column(columns) is not None
+
+
+def has_pair(columns: Collection[str], dialogue_column: str, note_column: str) -> bool:
+    """Return whether there are a column for the dialogue, and one for the note or four for its sections."""
     return dialogue_column in columns and (note_column in columns or all(section_columns(columns).values()))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
+from preprocessing.chats import NOTE_SUFFIX, read_text_visits
 from preprocessing.tables import READERS, ColumnCheck, Record, column_names, read_table
 
 SPLITS = ("train", "validation", "test")
@@ -48,7 +49,8 @@ def unreadable_source(path: Path) -> UserError:
     """Return the error for a file that has another suffix, or for a folder without a readable file."""
     remedy = UNREADABLE.get(path.suffix.lower(), "give one of these")
     return UserError(
-        f"{path} is not a {', '.join(READERS)} file, a folder of such files, or a folder from save_to_disk; {remedy}"
+        f"{path} is not a {', '.join(READERS)} file, a folder of such files or of text files NAME.txt and "
+        f"NAME{NOTE_SUFFIX}, or a folder from save_to_disk; {remedy}"
     )
 
 
@@ -65,6 +67,8 @@ def read_folder(folder: Path, is_usable: ColumnCheck) -> tuple[Splits, list[str]
     names = [name for name in names if not any(name.is_relative_to(other) for other in saved)]
     readable = [name for name in names if name.suffix.lower() in READERS]
     packed = [name for name in names if name.suffix.lower() in UNREADABLE]
+    if not readable and any(name.name.endswith(NOTE_SUFFIX) for name in names):
+        return read_text_folder(folder, [name for name in names if name.suffix == ".txt"])
     if not readable:
         raise unreadable_source(folder / packed[0] if packed else folder)
     for name in packed:
@@ -74,6 +78,7 @@ def read_folder(folder: Path, is_usable: ColumnCheck) -> tuple[Splits, list[str]
             )
     tables = {str(name): read_table(folder / name, is_usable) for name in readable}
     tables, lines = select_note_tables(folder, tables, is_usable)
+    tables = join_single_visits(tables)
     lines += [f"skipped: {folder / name}, a separate dataset; to read it, give it as --dataset" for name in saved]
     lines += [f"skipped: {folder / name}; if it is data, {UNREADABLE[name.suffix.lower()]}" for name in packed]
     suffixes = Counter(name.suffix.lower() or "without a suffix" for name in names)
@@ -86,6 +91,25 @@ def read_folder(folder: Path, is_usable: ColumnCheck) -> tuple[Splits, list[str]
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         lines.append(f"{split}: {', '.join(files[:3])}{more}")
     return records, lines
+
+
+def read_text_folder(folder: Path, names: list[Path]) -> tuple[Splits, list[str]]:
+    """Return the visits in text files by split, and a line with each split's number of visits.
+
+    A folder's name may mean a split; if none does, all visits are train. Raises UserError.
+    """
+    tables = read_text_visits(folder, names)
+    if not any(map(splits_of, tables)):
+        tables = {"": [record for table in tables.values() for record in table]}
+    records = by_split(str(folder), tables)
+    return records, [f"{split}: {len(visits)} visits in text files" for split, visits in records.items()]
+
+
+def join_single_visits(tables: Tables) -> Tables:
+    """Join the tables into one if each is a single row and none is named after a split: a file for each visit."""
+    if len(tables) < 2 or any(len(table) != 1 or splits_of(name) for name, table in tables.items()):
+        return tables
+    return {f"{len(tables)} files of one visit each": [record for [record] in tables.values()]}
 
 
 def walk_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:

@@ -18,14 +18,17 @@ def digest(*texts: str) -> str:
 
 def select(
     records: dict[str, list[Record]], dialogue_column: str, note_column: str, section_map: SectionMap | None = None
-) -> tuple[dict[str, list[Row]], list[dict]]:
-    """Return the rows to keep of each split, and a reject with the reason for each other row.
+) -> tuple[dict[str, list[Row]], list[dict], dict[str, Record]]:
+    """Return the rows to keep of each split, a reject with the reason for each other row, and the kept rows' records.
+
+    The records are by the `digest` of the row.
 
     Reject rows that cannot be read, copies of a row within its split (another note on the same dialogue is no copy),
     validation rows whose dialogue is in test, and train rows whose dialogue is in validation or test.
     """
     rows: dict[str, list[Row]] = {}
     rejects = []
+    sources: dict[str, Record] = {}
     held_out: dict[str, str] = {}
     with tqdm(total=sum(map(len, records.values())), desc="Reading notes", unit=" rows") as bar:
         for split in ("test", "validation", "train"):
@@ -41,14 +44,32 @@ def select(
                     if whole in kept:
                         raise RowError("same as an earlier row")
                 except (RowError, NoteError) as error:
-                    rejects.append({"split": split, "file": record.file, "row": record.row, "reason": str(error)})
+                    rejects.append(reject(split, record, str(error)))
                     continue
-                kept[whole] = row
+                kept[whole], sources[whole] = row, record
                 dialogues[dialogue] = split
             held_out |= dialogues
             if split in records:
                 rows[split] = list(kept.values())
-    return rows, rejects
+    return rows, rejects, sources
+
+
+def reject(split: str, record: Record, reason: str) -> dict[str, str | int]:
+    """Return the line of rejects.jsonl for a record."""
+    return {"split": split, "file": record.file, "row": record.row, "reason": reason}
+
+
+def drop_near_duplicates(
+    rows: dict[str, list[Row]], near: dict[str, dict[int, str]], sources: dict[str, Record]
+) -> tuple[dict[str, list[Row]], list[dict]]:
+    """Return the rows without those in `near` (from `find_near_duplicates`), and a reject for each of these."""
+    rejects = [
+        reject(split, sources[digest(*rows[split][number].values())], f"nearly the same dialogue in {other}")
+        for split, found in near.items()
+        for number, other in found.items()
+    ]
+    kept = {split: [row for number, row in enumerate(rows[split]) if number not in near[split]] for split in rows}
+    return kept, rejects
 
 
 def hold_out(rows: list[Row], shares: dict[str, float]) -> dict[str, list[Row]]:

@@ -139,7 +139,7 @@ def _training(facts: Facts) -> str:
     at_step = f"step {log.exported_step} of {log.steps}" if log.exported_step else f"{log.steps} steps were run"
     validation = f"{log.validation_loss:.4f}" if log.validation_loss is not None else NOT_RUN
     lines += [
-        f"- Exported: {at_step}, within {log.epochs} epochs",
+        f"- Exported: {at_step}; epochs of the run: {log.epochs}",
         f"- Data: {log.tokens:,} tokens of dialogues and notes up to that step",
         f"- Highest learning rate: {log.peak_rate:.3g}",
         f"- Training loss, mean of up to 10 steps before it: {log.loss:.4f} nats per token of a note",

@@ -1,5 +1,6 @@
 """Let a model write one note at a time, and show it while it is written: on this machine, or on a server."""
 
+import asyncio
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from common.errors import UserError, short_cause
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TextStreamer
 
+    from evaluation.engines.base import Completion
+
 Show = Callable[[str], Any]  # receives each piece of a reply
+_PATIENCE = 10  # seconds that the server may be unreachable
 _TIMEOUT = 600  # seconds for an answer of the server
 SERVE_IT = "serve it with `vllm serve --enable-lora`, and give the server as --api_base"
 
@@ -88,6 +92,26 @@ class LocalModel:
             ) from None
         return self._tokenizer.decode(output[len(ids) :], skip_special_tokens=True)
 
+    def first_tokens(self, chats: list[prompts.Messages]) -> list[dict[str, float] | None]:
+        """Return, for each chat, {text: log-probability} of the most likely first tokens of the reply."""
+        import torch
+
+        from evaluation.engines.base import first_token
+        from evaluation.judging.statements import SAMPLING
+
+        found: list[dict[str, float] | None] = []
+        for messages in chats:
+            ids = encode_prompt(self._tokenizer, messages)
+            if len(ids) >= self._limit:
+                found.append(None)
+                continue
+            with torch.inference_mode():
+                logits = self._model(torch.tensor([ids], device=self._model.device), logits_to_keep=1).logits[0, -1]
+            best = logits.float().log_softmax(-1).topk(min(SAMPLING["logprobs"], len(logits)))
+            texts = (self._tokenizer.decode([token]) for token in best.indices.tolist())
+            found.append(first_token(zip(texts, best.values.tolist(), strict=True)))
+        return found
+
 
 class ServedModel:
     """A model on an OpenAI-compatible server, under the name that the server uses. The key is OPENAI_API_KEY."""
@@ -97,7 +121,7 @@ class ServedModel:
 
         from evaluation.options import without_credentials
 
-        self._name, self._max_new_tokens = name, max_new_tokens
+        self._name, self._api_base, self._max_new_tokens = name, api_base, max_new_tokens
         self._address = without_credentials(api_base)
         self._key = os.environ.get("OPENAI_API_KEY") or "EMPTY"
         self._client = openai.OpenAI(base_url=api_base, api_key=self._key, timeout=_TIMEOUT)
@@ -108,10 +132,13 @@ class ServedModel:
         import openai
 
         try:
-            try:
-                return self._ask(messages, show, max_tokens=self._max_new_tokens)
-            except openai.BadRequestError:  # prompt and note together may exceed the server's limit
-                return self._ask(messages, show)
+            return self._stream(messages, show)
+        except openai.BadRequestError:  # evaluation's client knows what to leave out for which server
+            (completion,) = self._ask([messages])
+            if completion.finish_reason == "prompt_too_long":
+                raise UserError("the dialogue is too long for the server; shorten it") from None
+            show(completion.text)
+            return completion.text
         except openai.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             cause = short_cause(ValueError(body.get("message") or "no message")).replace(self._key, "***")
@@ -121,14 +148,34 @@ class ServedModel:
                 f"{self._address} does not answer ({type(error).__name__}); start the server, or correct --api_base"
             ) from None
 
-    def _ask(self, messages: prompts.Messages, show: Show, **limits: int) -> str:
+    def first_tokens(self, chats: list[prompts.Messages]) -> list[dict[str, float] | None]:
+        """Like LocalModel.first_tokens; None if the server gives no probabilities."""
+        from evaluation.judging.statements import SAMPLING
+
+        return [completion.first_token for completion in self._ask(chats, **SAMPLING)]
+
+    def _ask(self, chats: list[prompts.Messages], **sampling: Any) -> "list[Completion]":
+        """Return the answers that evaluation's client gets; they arrive whole."""
+        from evaluation.engines.server import Server
+
+        async def ask() -> "list[Completion]":
+            defaults = {"temperature": 0, "max_tokens": self._max_new_tokens}
+            server = Server("model", self._api_base, self._name, defaults, patience=_PATIENCE)
+            try:
+                return await asyncio.gather(*(server.chat(messages, **sampling) for messages in chats))
+            finally:
+                await server.stop()
+
+        return asyncio.run(ask())
+
+    def _stream(self, messages: prompts.Messages, show: Show) -> str:
         chunks = self._client.chat.completions.create(
             model=self._name,
             messages=messages,
             stream=True,
             temperature=0,
+            max_tokens=self._max_new_tokens,
             extra_body={"chat_template_kwargs": SERVED_TEMPLATE_KWARGS},
-            **limits,
         )
         pieces = []
         for chunk in chunks:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["preprocess_data.py", "train.py", "eval.py", "demo/get_model.py", "benchmarks/train_throughput.py"]
+SCRIPTS = [
+    "preprocess_data.py",
+    "train.py",
+    "eval.py",
+    "write_note.py",
+    "export.py",
+    "demo/get_model.py",
+    "benchmarks/train_throughput.py",
+]
 SCRIPTS += ["benchmarks/two_gpus.py", "benchmarks/eval_walltime.py", "benchmarks/eval_scaling.py"]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from hypothesis import strategies as st
 
 import prompts
 import write_note
+from common.chat_template import encode_prompt
+from sharing.checking import check_note
 from sharing.partial_note import NoteStream, sections_so_far
 from sharing.writers import LocalModel, ServedModel
 
 AS_TEXT = "\n\n".join(f"{prompts.SECTION_NAMES[section]}\n{text}" for section, text in LEARNED_NOTE.items()) + "\n"
 DIALOGUE = rows(1)[0]["dialogue"]
+CHECK_CHAT = prompts.supported_messages(DIALOGUE, LEARNED_NOTE, LEARNED_NOTE["A"])
 
 
 @pytest.fixture
@@ -221,6 +225,10 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(status, "application/json", json.dumps({"error": {"message": message}}))
             return
         text = prompts.write_note(LEARNED_NOTE)
+        if not self.server.bodies[-1].get("stream"):
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            self.reply(200, "application/json", json.dumps({"choices": [choice]}))
+            return
         chunks = [
             {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m",
              "choices": [{"index": 0, "delta": {"content": text[k : k + 9]}, "finish_reason": None}]}
@@ -268,10 +276,11 @@ def test_a_server_gets_the_prompt_of_evaluation_and_streams_its_reply(server, vi
 
 
 def test_a_server_is_asked_without_max_tokens_if_they_exceed_its_limit(server, visit, capsys):
-    server.refusals = [(400, "max_tokens is too large: this model's maximum context length is 100 tokens")]
+    server.refusals = [(400, "max_tokens is too large: this model's maximum context length is 100 tokens")] * 2
     assert write_note.main(["soap", "--api_base", server.api_base, str(visit)]) == 0
     assert capsys.readouterr().out == AS_TEXT
-    assert ["max_tokens" in body for body in server.bodies] == [True, False]
+    assert ["stream" in body for body in server.bodies] == [True, False, False]
+    assert "max_tokens" not in server.bodies[-1]
 
 
 def test_a_refusal_gives_one_line_without_the_key(server, visit, monkeypatch, capsys):
@@ -283,12 +292,65 @@ def test_a_refusal_gives_one_line_without_the_key(server, visit, monkeypatch, ca
     assert error == f"error: {visit}: {server.api_base} refuses soap: status 401, Incorrect key ***"
 
 
-def test_a_dialogue_too_long_for_the_server_gives_its_message(server, visit, capsys):
-    server.refusals = [(400, "maximum context length is 100 tokens")] * 2
+def test_a_dialogue_too_long_for_the_server_gives_one_line(server, visit, capsys):
+    server.refusals = [(400, "maximum context length is 100 tokens")] * 3
     assert write_note.main(["soap", "--api_base", server.api_base, str(visit)]) == 2
-    assert "status 400, maximum context length is 100 tokens" in capsys.readouterr().err
+    assert "the dialogue is too long for the server; shorten it" in capsys.readouterr().err
 
 
 def test_a_server_that_is_down_gives_one_line(visit, capsys):
     assert write_note.main(["soap", "--api_base", "http://127.0.0.1:9/v1", str(visit)]) == 2
     assert "http://127.0.0.1:9/v1 does not answer (APIConnectionError)" in capsys.readouterr().err
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Answer yes to each statement that its dialogue contains word for word; know no answer to "Unclear."."""
+
+    def first_tokens(self, chats):
+        answers = []
+        for _, user in chats:
+            case = json.loads(user["content"].rpartition("\n")[0])
+            supported = case["statement"] in case["dialogue"]
+            answers.append({"yes": -0.1, "no": -2.5} if supported else {"No": -0.2, " yes": -3.0})
+            if case["statement"] == "Unclear.":
+                answers[-1] = None
+        return answers
+
+
+def test_a_check_lists_exactly_the_statements_that_are_not_supported():
+    note = {"S": "Dry cough. Fever of 40 degrees.", "O": "Unclear.", "A": "", "P": "Rest at home."}
+    check = check_note(Judge(), "Patient: Dry cough. Doctor: Rest at home.", note)
+    assert [(found["section"], found["statement"]) for found in check.unsupported] == [("S", "Fever of 40 degrees.")]
+    assert check.unsupported[0]["log_odds"] == pytest.approx(-2.8)
+    assert (check.asked, check.unanswered) == (4, 1)
+
+
+def test_probabilities_of_a_local_judge_are_those_of_its_next_token(tiny_model):
+    import torch
+
+    judge = LocalModel(str(tiny_model), None, 5)
+    (tokens,) = judge.first_tokens([CHECK_CHAT])
+    with torch.inference_mode():
+        ids = torch.tensor([encode_prompt(judge._tokenizer, CHECK_CHAT)])
+        expected = judge._model(ids).logits[0, -1].float().softmax(-1)
+    best = judge._tokenizer.decode([expected.argmax()])
+    assert len(tokens) <= 20 and math.exp(tokens[best]) == pytest.approx(expected.max().item(), rel=1e-3)
+    assert judge.first_tokens([prompts.note_messages(DIALOGUE * 100)]) == [None]
+
+
+def test_a_checked_note_has_the_judges_findings_in_text_and_json(tiny_model, visit, monkeypatch, capsys):
+    monkeypatch.setattr(LocalModel, "first_tokens", Judge.first_tokens)
+    command = [str(tiny_model), str(visit), "--check", str(tiny_model)]
+    assert write_note.main(command) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(AS_TEXT)
+    assert f"{visit}: 6 of 7 statements not supported by the dialogue, says {tiny_model}" in text
+    assert "  O: Lungs are clear.\n" in text
+    assert write_note.main([*command, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert {key: found[key] for key in prompts.SECTIONS} == LEARNED_NOTE
+    assert len(found["unsupported"]) == 6 and found["unanswered"] == 0
