@@ -128,11 +128,12 @@ def train(training: Training, config: dict, folder: Path, slot: Slot) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     resumed = any(folder.glob("resume/*/complete.json"))
-    bin_folder, began = Path(sys.executable).parent, time.monotonic()
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": slot.gpu, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    began = time.monotonic()
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": slot.gpu}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment |= {"MEASURE_LOG": str(measured), "MEASURE_START": str(time.time())}
     with log.open("a") as stream:
-        command = [bin_folder / "arctic_training", path, "--master_port", str(slot.port)]
+        command = ["arctic_training", path, "--master_port", str(slot.port)]
         status = subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False).returncode
     steps = read_lines(folder / "train-log.jsonl")
     if status or not steps:

@@ -50,10 +50,10 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: prompts.Messag
 
 
 class PromptEncoder:
-    """Encode prompts like `encode_prompt`, but encode lines that many prompts share, such as a dialogue, only twice.
+    """Encode prompts like `encode_prompt`, but encode what questions about statements share, such as a dialogue, twice.
 
-    A prompt is split after its longest line. From the third prompt with the same text up to there, only the rest is
-    encoded, if the tokens of the second one's parts are those of its whole text.
+    Such a prompt is split before the statement. From the third one with the same text up to there, only the rest is
+    encoded, if the tokens of the second one's parts were those of its whole text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", size: int = 1024):
@@ -63,9 +63,10 @@ class PromptEncoder:
 
     def __call__(self, messages: prompts.Messages) -> list[int]:
         text = render_chat(self._tokenizer, messages)
-        lines = text.splitlines(keepends=True)
-        longest = max(range(len(lines)), key=lambda k: len(lines[k]))
-        prefix, rest = "".join(lines[: longest + 1]), "".join(lines[longest + 1 :])
+        end = text.rfind(prompts.STATEMENT_LABEL) + 1  # after its line break
+        prefix, rest = text[:end], text[end:]
+        if not prefix:
+            return self._encode(text)
         if prefix not in self._prefixes:
             self._remember(prefix, None)
             return self._encode(text)

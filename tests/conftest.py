@@ -243,8 +243,8 @@ class FakeModel(LanguageModel):
         chat = json.dumps(request.messages)
         if request.sampling.get("logprobs"):
             self.questions.append(chat)
-            rest, _, question = request.messages[-1]["content"].rpartition(',\n"statement": ')
-            yes = 0.9 if question.partition("}\n")[0][1:-1] in rest else 0.1
+            rest, _, question = request.messages[-1]["content"].rpartition(prompts.STATEMENT_LABEL)
+            yes = 0.9 if question.partition("\n")[0][1:-1] in rest else 0.1
             tokens = {"yes": math.log(yes), "no": math.log(1 - yes)}
             self.report({"id": number, "text": "yes", "finish_reason": "length", "first_token": tokens})
             return

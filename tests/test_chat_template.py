@@ -11,7 +11,14 @@ from test_tokens import CHATML, QWEN3_LIKE
 
 import prompts
 from common import chat_template
-from common.chat_template import DATE_NOTICE, TemplateError, check_template, encode_prompt, render_chat
+from common.chat_template import (
+    DATE_NOTICE,
+    PromptEncoder,
+    TemplateError,
+    check_template,
+    encode_prompt,
+    render_chat,
+)
 from evaluation.engines.vllm_worker import _prepare, load_tokenizers
 from training.tokens import encode_example, load_tokenizer
 
@@ -168,3 +175,27 @@ def test_a_prompt_that_cannot_be_tokenized_carries_its_cause():
     with pytest.raises(Done) as done:
         _prepare(Lines(), encode, Prepared())
     assert done.value.args[0] == ({"id": 7, "messages": []}, [], "TypeError: no text")
+
+
+def test_prompts_that_share_a_prefix_get_the_same_tokens(base_tokenizer):
+    encode = PromptEncoder(base_tokenizer, size=3)
+    chats = []
+    for row in rows(5):
+        note = {section: row[section] for section in prompts.SECTIONS}
+        for statement in (note["S"], 'He says "5 mg".', "\u00fc \U0001f600", "x"):
+            chats.append(prompts.supported_messages(row["dialogue"], note, statement))
+            chats.append(prompts.covered_messages(note["P"], statement))
+        chats.append(prompts.note_messages(row["dialogue"]))
+    assert [encode(chat) for chat in chats] == [encode_prompt(base_tokenizer, chat) for chat in chats]
+    assert len(encode._prefixes) == 3
+    assert all(encode._prefixes.values()), "the last prefixes were seen often enough to be split"
+
+
+def test_a_tokenizer_that_joins_across_the_split_still_gets_the_whole_tokens(base_tokenizer, monkeypatch):
+    encode = PromptEncoder(base_tokenizer)
+    whole = encode._encode
+    monkeypatch.setattr(encode, "_encode", lambda text: [len(text), *whole(text)])  # as one that marks each start
+    for statement in ("a", "b", "c", "d"):
+        chat = prompts.covered_messages("No fever.", statement)
+        text = render_chat(base_tokenizer, chat)
+        assert encode(chat) == [len(text), *whole(text)]
