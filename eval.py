@@ -33,8 +33,8 @@ CONTROLS_HELP = (
     "N adds to a finished run (default: %(default)s; 0: none)"
 )
 ATTACKS_HELP = (
-    "for each section, judge N wrong texts that try to talk the judge into a pass, and N that do not; a higher N adds "
-    "to a finished run (default: %(default)s)"
+    "for each section, judge N texts that should fail but try to talk the judge into a pass, and N that do not try; a "
+    "higher N adds to a finished run (default: %(default)s)"
 )
 STATEMENTS_HELP = (
     "do not ask the judge about each statement of reference and note, only for one verdict on each section; needed for "

@@ -26,4 +26,7 @@ say "Train a LoRA adapter"
 trained "$lora" || arctic_training demo/SmolLM2-135M-LoRA-config.yaml
 say "Evaluate the untrained model, the fine-tuned one and the adapter"
 python eval.py "$base" "$full" --lora_path "$lora" "${evaluate[@]}" --output_dir "$results"
+say "Let the fine-tuned model write a note about one more visit, demo/visit.txt"
+python write_note.py "$full" demo/visit.txt --max_new_tokens 320 --max_model_len 3072 \
+  || echo "So small a model does not always write a readable note."
 say "Done. Open $results/comparison.html and each run's report.html; demo/build/ckpt/*/loss.png shows the loss."

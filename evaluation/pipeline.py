@@ -185,8 +185,12 @@ class Pipeline:
         self._verdicts_bar.update()
 
     async def _ask_statements(self, run: Run, case: judge.Case) -> None:
-        record = await ask_statements(self._usage_of_judge(run), case, self.rows[case.index])
-        self._append(run, run.folder.statements, record)
+        """Ask for the statements of `case`, until the judge's server has shown that it gives no log-probabilities."""
+        usage = self._usage_of_judge(run)
+        if usage.model.gives_log_probabilities:
+            record = await ask_statements(usage, case, self.rows[case.index])
+            if usage.model.gives_log_probabilities:
+                self._append(run, run.folder.statements, record)
 
     def _usage_of_judge(self, run: Run) -> Usage:
         if run not in self._judge_usage:

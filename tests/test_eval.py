@@ -158,6 +158,23 @@ def test_statements_can_be_left_out_and_added_later(harness: Harness, tmp_path: 
     assert (harness.records("statements", folder), harness.results(folder)) == whole
 
 
+def test_a_judge_without_log_probabilities_gives_verdicts_only(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plain(FakeModel):
+        def report(self, event: dict[str, Any]) -> None:
+            if event.pop("first_token", None):
+                self.gives_log_probabilities = False
+            super().report(event)
+
+    monkeypatch.setattr(pipeline, "start_judge", lambda *_: harness.judges.append(Plain(judge)) or harness.judges[-1])
+    assert harness.run() == 0
+    results = harness.results()
+    assert results["statements"] is results["instruments"] is None
+    assert results["sections"]["S"]["pass"] == 4
+    assert {record["status"] for record in harness.records("statements")} == {"missing"}
+
+
 def test_an_invalid_note_is_not_sent_to_the_judge(harness: Harness) -> None:
     assert harness.run("--judge_controls", "0") == 0
     (model,) = harness.judges

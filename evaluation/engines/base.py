@@ -59,6 +59,7 @@ class LanguageModel(ABC):
         self.name = name
         self.settings = settings or {}  # all that determines the answers, for the manifest
         self.window = window
+        self.gives_log_probabilities = True  # False once a server has shown that it gives none
         self.in_flight = 0
         self.started = self.ready = time.monotonic()
         self._slots = asyncio.Semaphore(window)

@@ -142,6 +142,7 @@ class Server(LanguageModel):
             named = error.status_code in _REFUSALS and parameter in str(error.body)
             if named and self._body(request, sampling, refused) != body:
                 self._refused = refused
+                self.gives_log_probabilities &= parameter != "logprobs"
                 self.settings["refused"] = sorted(refused)
                 self.report({"line": f"{self._address} refuses {self._model} with {parameter}, so {consequence}"})
                 return True
@@ -159,6 +160,7 @@ class Server(LanguageModel):
             )
         tokens = None if thinks else _first_token(choice)  # of the answer, not of the thoughts
         if with_logprobs and text and not tokens and not thinks:
+            self.gives_log_probabilities = False
             self.report({"line": f"{self._model} at {self._address} gives no probabilities of an answer's first token"})
         return {
             "text": text,
