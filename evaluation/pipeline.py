@@ -52,7 +52,7 @@ class Pipeline:
         # Whether the judge runs at the same time as the generator and judges each note once it is written.
         self._together = options.judges and (plan.together or bool(options.api_base or options.judge_api_base))
         self._judge: LanguageModel | None = None
-        self._judge_usage: dict[Run, Usage] = {}
+        self._judge_usage: dict[tuple[Run, str], Usage] = {}  # by run, and "judge" (verdicts) or "statements"
         self._judged: dict[Run, set[tuple]] = {}  # keys of the cases with a verdict
         self._asked: dict[Run, set[tuple]] = {}  # keys of the cases whose statements have answers
         self._changed: set[Run] = set()
@@ -180,22 +180,22 @@ class Pipeline:
         await asyncio.gather(*parts)
 
     async def _ask_verdict(self, run: Run, case: judge.Case) -> None:
-        record = await judge_case(self._usage_of_judge(run), case, asking.sampling(self.options))
+        record = await judge_case(self._usage_of_judge(run, "judge"), case, asking.sampling(self.options))
         self._append(run, run.folder.judgements, record)
         self._verdicts_bar.update()
 
     async def _ask_statements(self, run: Run, case: judge.Case) -> None:
         """Ask for the statements of `case`, until the judge's server has shown that it gives no log-probabilities."""
-        usage = self._usage_of_judge(run)
+        usage = self._usage_of_judge(run, "statements")
         if usage.model.gives_log_probabilities:
             record = await ask_statements(usage, case, self.rows[case.index])
             if usage.model.gives_log_probabilities:
                 self._append(run, run.folder.statements, record)
 
-    def _usage_of_judge(self, run: Run) -> Usage:
-        if run not in self._judge_usage:
-            self._judge_usage[run] = Usage(self._get_judge())
-        return self._judge_usage[run]
+    def _usage_of_judge(self, run: Run, stage: str) -> Usage:
+        if (run, stage) not in self._judge_usage:
+            self._judge_usage[run, stage] = Usage(self._get_judge())
+        return self._judge_usage[run, stage]
 
     def _get_judge(self) -> LanguageModel:
         """Return the judge; the first call starts it."""
@@ -242,7 +242,7 @@ class Pipeline:
             run.manifest.stamp(self._machine, self.options.for_manifest())
 
     def _note_usage(self, run: Run, stage: str, usage: Usage, init_seconds: float) -> None:
-        run.manifest.add_seconds(f"{stage}_init", init_seconds)
+        run.manifest.add_seconds(f"{'judge' if stage == 'statements' else stage}_init", init_seconds)
         run.manifest.add_seconds(stage, usage.seconds)
         run.manifest.add_tokens(stage, usage.tokens)
         run.manifest.note_engine(stage, usage.model.settings)
@@ -252,8 +252,8 @@ class Pipeline:
         self._verdicts_bar.close()
         if self._judge:
             await self._judge.stop()
-        for number, (run, usage) in enumerate(self._judge_usage.items()):
-            self._note_usage(run, "judge", usage, 0 if number else usage.model.ready - usage.model.started)
+        for number, ((run, stage), usage) in enumerate(self._judge_usage.items()):
+            self._note_usage(run, stage, usage, 0 if number else usage.model.ready - usage.model.started)
         for run in self._changed:
             run.manifest.add_seconds("total", time.monotonic() - self._began)
             run.manifest.write()

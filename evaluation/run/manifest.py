@@ -101,7 +101,7 @@ class Manifest:
         """Remove everything about a stage whose records are to be replaced."""
         self.identity.pop(stage, None)
         for name in ("timings_s", "tokens", "engines"):
-            for key in (stage, f"{stage}_init"):
+            for key in (stage, f"{stage}_init", *(("statements",) if stage == "judge" else ())):
                 self._values[name].pop(key, None)
 
     # --- models, date and machine --------------------------------------------------------------------------------
