@@ -69,14 +69,21 @@ def answers(judging: bool) -> Answer:
     return answer
 
 
+# The 20 likeliest first tokens of an answer to a question about a statement.
+FIRST_TOKENS = [("yes", -0.4), ("no", -1.2), *((f"token {k}", -5.0 - k) for k in range(18))]
+
+
 def stand_in_engine() -> int:
     """Read requests and write answers, in the format of vllm_worker.py."""
     note, verdict = answers(judging=False), answers(judging=True)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = verdict if request["schema"] else note
-        done = {"id": request["id"], "text": answer(request["messages"]), "finish_reason": "stop"}
+        if "logprobs" in request["sampling"]:
+            done = {"id": request["id"], "text": "yes", "finish_reason": "length", "first_token": dict(FIRST_TOKENS)}
+        else:
+            answer = verdict if request["schema"] else note
+            done = {"id": request["id"], "text": answer(request["messages"]), "finish_reason": "stop"}
         print(json.dumps({**done, "prompt_tokens": 900, "output_tokens": 100, "cached_tokens": 0}), flush=True)
     return 0
 
@@ -90,8 +97,12 @@ class StandInServer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = self.answers["response_format" in body](body["messages"])
+        asks_statement = body.get("logprobs")
+        text = "yes" if asks_statement else self.answers["response_format" in body](body["messages"])
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        if asks_statement:
+            tokens = [{"token": token, "logprob": value, "bytes": None} for token, value in FIRST_TOKENS]
+            choice["logprobs"] = {"content": [{**tokens[0], "top_logprobs": tokens}]}
         usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         data = json.dumps({**reply, "usage": usage}).encode()
