@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import prompts
 from common.chat_template import SERVED_NOTICE
@@ -52,6 +53,7 @@ class Pipeline:
         # Whether the judge runs at the same time as the generator and judges each note once it is written.
         self._together = options.judges and (plan.together or bool(options.api_base or options.judge_api_base))
         self._judge: LanguageModel | None = None
+        self._writer: LanguageModel | None = None  # the generator, which later runs keep if it can load their weights
         self._judge_usage: dict[tuple[Run, str], Usage] = {}  # by run, and "judge" (verdicts) or "statements"
         self._judged: dict[Run, set[tuple]] = {}  # keys of the cases with a verdict
         self._asked: dict[Run, set[tuple]] = {}  # keys of the cases whose statements have answers
@@ -74,6 +76,7 @@ class Pipeline:
                     if self.options.generates:
                         await self._write_missing_notes(run)
                     check_notes(run)
+                await self._stop_generator()
                 if self.options.judges and not self._together:
                     for run in self.runs:
                         await self._judge_existing_notes(run)
@@ -119,16 +122,34 @@ class Pipeline:
         if run.adapter:
             shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps with another adapter
             run.merged.mkdir()
-        model = start_generator(self.options, run, self.plan.generator, self._models())
-        usage = Usage(model)
         try:
-            if self._together:
-                self._get_judge()
-            yield usage
+            usage = Usage(await self._get_generator(run))
+            try:
+                if self._together:
+                    self._get_judge()
+                yield usage
+            finally:
+                self._note_usage(run, "generate", usage, usage.model.ready - usage.model.started)
+        except BaseException:
+            await self._stop_generator()  # it may be writing the copy
+            raise
         finally:
-            await model.stop()
             shutil.rmtree(run.merged, ignore_errors=True)
-            self._note_usage(run, "generate", usage, usage.model.ready - usage.model.started)
+
+    async def _get_generator(self, run: Run) -> LanguageModel:
+        """Return the generator with the run's weights: the previous run's if it can load them, or a new one."""
+        spec = None
+        if not self.options.api_base:
+            spec = generator_spec(self.options, run, self.plan.generator, self._models())
+        if not (spec and self._writer and await self._writer.load(spec)):
+            await self._stop_generator()
+            self._writer = start_generator(self.options, run, self.plan.generator, spec)
+        return self._writer
+
+    async def _stop_generator(self) -> None:
+        if self._writer:
+            await self._writer.stop()
+            self._writer = None
 
     # --- verdicts ----------------------------------------------------------------------------------------------------
 
@@ -250,6 +271,7 @@ class Pipeline:
 
     async def _finish(self) -> None:
         self._verdicts_bar.close()
+        await self._stop_generator()
         if self._judge:
             await self._judge.stop()
         for number, ((run, stage), usage) in enumerate(self._judge_usage.items()):
@@ -281,29 +303,33 @@ class ProgressBar:
             self._bar.close()
 
 
-def start_generator(
-    options: Options, run: Run, placement: Placement | None, check_first: tuple[Path, ...] = ()
-) -> LanguageModel:
-    """Start the model that writes notes; it may not be ready yet when this returns.
+def generator_spec(options: Options, run: Run, placement: Placement, check_first: tuple[Path, ...] = ()) -> EngineSpec:
+    """Return the settings of the engine that writes the run's notes.
 
     The chat templates of the models in `check_first` are checked before it starts.
     """
-    sampling = {"temperature": 0, "max_tokens": options.max_new_tokens, **options.sampling_args}
-    if options.api_base:
-        print_line(f"{without_credentials(options.api_base)} {SERVED_NOTICE}")
-        return Server("generator", options.api_base, run.target.model, sampling, concurrency=options.api_concurrency)
-    length = run.manifest.identity["generate"][
-        "max_model_len"
-    ]  # this model's; `placement` covers all models of the call
-    vllm_args, merge_into = (
-        {**VLLM_DEFAULTS, **placement.vllm_args, "max_model_len": length, **options.engine_args},
-        None,
-    )
+    # The run's own length; that of `placement` covers all models of the call.
+    length = {"max_model_len": run.manifest.identity["generate"]["max_model_len"]}
+    vllm_args = VLLM_DEFAULTS | placement.vllm_args | length | options.engine_args
+    merge_into = None
     if run.adapter and vllm_args.get("enable_lora"):
         vllm_args = {"max_loras": 1, "max_lora_rank": vllm_rank(run.adapter.rank)} | vllm_args
     elif run.adapter:  # applied at run time, each token takes 1.5 times as long on an H100, and 5 times on a CPU
         print_line(f"adding {run.target.lora_path} to a copy of the weights")
         merge_into = run.merged / "model"
     lora_path = run.adapter and run.adapter.path
-    spec = EngineSpec(run.model.path, vllm_args, sampling, lora_path, merge_into, check_first)
-    return Engine("generator", spec, run.folder.path / "generate.log", placement.devices)
+    return EngineSpec(run.model.path, vllm_args, _sampling(options), lora_path, merge_into, check_first)
+
+
+def start_generator(options: Options, run: Run, placement: Placement | None, spec: EngineSpec | None) -> LanguageModel:
+    """Start the model that writes notes; it may not be ready yet when this returns. `spec` is None for a server."""
+    if spec:
+        return Engine("generator", spec, run.folder.path / "generate.log", placement.devices)
+    print_line(f"{without_credentials(options.api_base)} {SERVED_NOTICE}")
+    return Server(
+        "generator", options.api_base, run.target.model, _sampling(options), concurrency=options.api_concurrency
+    )
+
+
+def _sampling(options: Options) -> dict[str, Any]:
+    return {"temperature": 0, "max_tokens": options.max_new_tokens, **options.sampling_args}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -178,6 +179,20 @@ def build_model(path: Path) -> Path:
     model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def perturbed(model: Path, folder: Path) -> Path:
+    """Write a copy of the model to `folder`, with random changes to its weights that change its answers."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights, noise = load_file(model / "model.safetensors"), torch.Generator().manual_seed(3)
+    shutil.copytree(model, folder)
+    for name, weight in weights.items():
+        change = 1 + 0.3 * torch.randn(weight.shape, generator=noise)
+        weights[name] = (weight.float() * change).to(weight.dtype)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

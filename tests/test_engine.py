@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import LEARNED_NOTE, ROOT, chats, rows
+from conftest import LEARNED_NOTE, ROOT, chats, perturbed, rows
 
 import prompts
 from common.errors import UserError
@@ -22,6 +22,7 @@ from evaluation.engines import vllm_worker as worker
 from evaluation.engines.base import Completion, LanguageModel, Request, Usage, first_token
 from evaluation.engines.note_schema import NOTE_SCHEMA
 from evaluation.engines.processes import kill_groups
+from evaluation.engines.reload import can_reload
 from evaluation.engines.vllm_engine import Engine, EngineSpec
 
 CPU_ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
@@ -419,6 +420,150 @@ def test_closing_an_engine_twice_kills_all_replicas_once(tmp_path: Path, monkeyp
     model.close()
     assert killed == [groups, ()]
     assert not [pid for pid in groups if members(pid)]
+
+
+def random_model(kind: str, tied: bool, tokenizer: Path, folder: Path) -> Path:
+    """Write a model of two layers and of this type, with random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(tokenizer)
+    torch.manual_seed(2)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokens),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        eos_token_id=tokens.eos_token_id,
+        bos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return folder
+
+
+def answers_of(model: Engine) -> list[str]:
+    requests = [Request(prompts.note_messages(row["dialogue"]), group=k) for k, row in enumerate(rows(4))]
+    return [answer.text for answer in chats(model, requests)]
+
+
+async def load_and_answer(model: Engine, specs: list[EngineSpec]) -> list[list[str]]:
+    """Return the answers to the same prompts before, and after each load. So all prompts are in the prefix cache."""
+    found = []
+    for spec in (None, *specs):
+        assert spec is None or await model.load(spec)
+        chat = [prompts.note_messages(row["dialogue"]) for row in rows(4)]
+        answers = await asyncio.gather(*(model.chat(messages, group=k) for k, messages in enumerate(chat)))
+        found.append([answer.text for answer in answers])
+    return found
+
+
+RELOAD_ARGS = CPU_ARGS | {"dtype": "bfloat16"}
+SHORT = GREEDY | {"max_tokens": 60}
+
+
+def fresh_answers(spec: EngineSpec, log: Path) -> list[str]:
+    with contextlib.closing(Engine("generator", spec, log)) as model:
+        return answers_of(model)
+
+
+@pytest.mark.slow
+def test_loaded_weights_and_adapters_answer_like_a_fresh_engine(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    def merged(place: str) -> EngineSpec:
+        return EngineSpec(tiny_model, RELOAD_ARGS, SHORT, tiny_adapter, tmp_path / place)
+
+    plain = EngineSpec(tiny_model, RELOAD_ARGS, SHORT)
+    other = EngineSpec(perturbed(tiny_model, tmp_path / "other"), RELOAD_ARGS, SHORT)
+    with contextlib.closing(Engine("generator", plain, tmp_path / "log", devices=("", ""))) as model:
+        first_start = model.ready, model.started
+        before, changed, adapted, again = asyncio.run(load_and_answer(model, [other, merged("one"), plain]))
+        assert (model.ready, model.started) != first_start
+        assert len({process.pid for process in model._processes}) == 2
+        assert not model.settings["merged"]
+    assert before == again
+    assert changed == fresh_answers(other, tmp_path / "log") != before
+    assert adapted == fresh_answers(merged("two"), tmp_path / "log") != before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)])
+def test_each_reloaded_architecture_answers_like_a_fresh_engine(
+    kind: str, tied: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    one = random_model(kind, tied, tiny_model, tmp_path / "one")
+    first, second = (EngineSpec(path, RELOAD_ARGS, SHORT) for path in (one, perturbed(one, tmp_path / "two")))
+    with contextlib.closing(Engine("generator", first, tmp_path / "log")) as model:
+        before, after = asyncio.run(load_and_answer(model, [second]))
+    assert after == fresh_answers(second, tmp_path / "log") != before
+
+
+def edit(folder: Path, name: str, **settings: object) -> None:
+    file = folder / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | settings))
+
+
+def drop_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        (lambda folder: None, True),
+        (lambda folder: edit(folder, "config.json", _name_or_path="elsewhere", transformers_version="0"), True),
+        (lambda folder: edit(folder, "config.json", rope_theta=7.0), False),
+        (lambda folder: edit(folder, "config.json", num_hidden_layers=1), False),
+        (lambda folder: edit(folder, "tokenizer_config.json", name_or_path="elsewhere"), True),
+        (lambda folder: edit(folder, "tokenizer_config.json", add_bos_token=True), False),
+        (lambda folder: edit(folder, "generation_config.json", eos_token_id=5), False),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"), False),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), False),
+        (drop_tensor, False),
+    ],
+)
+def test_only_models_that_differ_in_weights_alone_are_loaded(change, fits, tiny_model: Path, tmp_path: Path) -> None:
+    other = perturbed(tiny_model, tmp_path / "other")
+    change(other)
+    running, wanted = (EngineSpec(path, CPU_ARGS, GREEDY) for path in (tiny_model, other))
+    assert can_reload(running, wanted) is fits
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"load_format": "dummy"}, {"enable_lora": True}, {"quantization": "fp8"}, {"hf_overrides": {"rope_theta": 7.0}}],
+)
+def test_arguments_that_change_the_weights_need_a_new_engine(argument: dict, tiny_model: Path) -> None:
+    spec = EngineSpec(tiny_model, CPU_ARGS | argument, GREEDY)
+    assert not can_reload(spec, spec)
+
+
+@pytest.mark.parametrize("config", [{"quantization_config": {"bits": 4}}, {"architectures": ["MambaForCausalLM"]}])
+def test_quantised_and_untested_models_need_a_new_engine(config: dict, tiny_model: Path, tmp_path: Path) -> None:
+    model = perturbed(tiny_model, tmp_path / "other")
+    edit(model, "config.json", **config)
+    spec = EngineSpec(model, CPU_ARGS, GREEDY)
+    assert not can_reload(spec, spec)
+
+
+def test_other_arguments_and_adapters_at_run_time_need_a_new_engine(tiny_model: Path, tiny_adapter: Path) -> None:
+    spec = EngineSpec(tiny_model, CPU_ARGS, GREEDY)
+    assert can_reload(spec, spec)
+    assert not can_reload(spec, EngineSpec(tiny_model, CPU_ARGS | {"max_model_len": 512}, GREEDY))
+    assert not can_reload(spec, EngineSpec(tiny_model, CPU_ARGS, GREEDY | {"max_tokens": 9}))
+    assert not can_reload(spec, EngineSpec(tiny_model, CPU_ARGS, GREEDY, tiny_adapter))
+    assert can_reload(spec, EngineSpec(tiny_model, CPU_ARGS, GREEDY, tiny_adapter, Path("merged")))
 
 
 def members(group: int) -> list[psutil.Process]:

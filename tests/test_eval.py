@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AS_SAVED, LEARNED_NOTE, ROOT, FakeModel, rows
+from conftest import AS_SAVED, LEARNED_NOTE, LEARNED_VERDICT, ROOT, FakeModel, perturbed, rows
 
 import eval
 import prompts
 from common.errors import UserError
 from evaluation import pipeline
-from evaluation.engines import models
+from evaluation.engines import models, vllm_engine
 from evaluation.engines.placement import Placement, Plan
 from evaluation.options import Options
 from evaluation.run import records
@@ -678,6 +678,53 @@ def test_each_adapter_of_a_model_gets_its_own_run(
     made = sorted(path.name for path in harness.folder.iterdir())
     assert made == ["comparison.html", *(f"tiny-ckpt-global_step_{k}" for k in (1, 2))]
     assert len(harness.judges) == 1
+
+
+@pytest.fixture
+def starts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Write the harness's notes with vLLM. Return the models with which its workers start."""
+    started: list[Path] = []
+    start = vllm_engine._start
+    monkeypatch.setattr(pipeline, "start_generator", start_generator)
+    monkeypatch.setattr(vllm_engine, "_start", lambda spec, *rest: started.append(spec.model) or start(spec, *rest))
+    monkeypatch.setattr(pipeline, "start_judge", lambda *_: FakeModel(lambda *_: json.dumps(LEARNED_VERDICT)))
+    harness.argv += ["--max_new_tokens", "60", "--judge_controls", "0", *AS_SAVED]
+    return started
+
+
+@pytest.mark.slow
+def test_three_models_of_one_shape_start_one_generator(
+    harness: Harness, starts: list[Path], tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    other = perturbed(tiny_model, tmp_path / "other")
+    harness.argv[:1] = [str(tiny_model), str(other)]
+    assert harness.run("--lora_path", str(tiny_adapter)) == 0
+    assert starts == [tiny_model]
+    folders = [harness.folder / name for name in ("tiny", "tiny-adapter", "other")]
+    notes = [[record["raw"] for record in harness.records("predictions", folder)] for folder in folders]
+    assert [len(part) for part in notes] == [6, 6, 6]
+    assert notes[0] != notes[1] != notes[2] != notes[0]
+    manifests = [manifest_of(folder) for folder in folders]
+    assert all(manifest["seconds"]["generate_init"] > 0 for manifest in manifests)
+    assert [manifest["engines"]["generate"]["merged"] for manifest in manifests] == [False, True, False]
+    assert not list(harness.folder.glob("*/.merged"))
+
+
+@pytest.mark.slow
+def test_a_model_that_the_engine_cannot_load_gets_a_new_one(
+    harness: Harness, starts: list[Path], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["embed_tokens"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "embeddings")
+    assert harness.run("--lora_path", "", "--lora_path", str(tmp_path / "embeddings")) == 0
+    assert starts == [tiny_model, tiny_model]
+    assert "it starts again, because it could not load" in capfd.readouterr().err
+    assert len(harness.records("predictions", harness.folder / "tiny-embeddings")) == 6
+    assert not list(harness.folder.glob("*/.merged"))
 
 
 def test_models_and_adapters_of_the_first_model_are_compared_in_one_call(

@@ -86,6 +86,16 @@ class LanguageModel(ABC):
         self, messages: prompts.Messages, group: int = 0, schema: dict[str, Any] | None = None, **sampling: Any
     ) -> Completion:
         """Return the model's answer to a Request. Raises UserError if the model stops before it has answered."""
+        return await self._ask(Request(messages, group, sampling, schema))
+
+    async def load(self, spec: Any) -> bool:
+        """Load the weights of another EngineSpec, or return False if that takes a new model.
+
+        No chat may be waiting. After False, the model may have stopped.
+        """
+        return False
+
+    async def _ask(self, request: Any) -> Completion:
         async with self._slots:
             self._loop = asyncio.get_running_loop()
             while self._before_first_chat:
@@ -96,7 +106,7 @@ class LanguageModel(ABC):
             answer = self._waiting[number] = self._loop.create_future()
             self.in_flight += 1
             try:
-                self._send(number, Request(messages, group, sampling, schema))
+                self._send(number, request)
                 return await answer
             finally:
                 self.in_flight -= 1

@@ -17,7 +17,7 @@ from common.hub import download
 
 DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a larger value leaves cache for fewer dialogues at once
 
-_CHAT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+CHAT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # blocks that the fingerprint reads from each file, and their size
 
 
@@ -52,7 +52,7 @@ def resolve_model(name: str, need_weights: bool = True, print_line: Callable[[st
     _check_chat(path)
     weights = _weight_files(path, "model") if need_weights else []
     weight_bytes = sum(file.stat().st_size for file in weights)
-    chat_files = [path / name for name in _CHAT_FILES if (path / name).is_file()]
+    chat_files = [path / name for name in CHAT_FILES if (path / name).is_file()]
     return Model(name, path, config, weight_bytes, _fingerprint(path, "config.json", [*chat_files, *weights]))
 
 
@@ -198,6 +198,12 @@ def _check_chat(path: Path) -> None:
     templates = (path / "chat_template.jinja", path / "chat_template.json")
     if not _read_json(config).get("chat_template") and not any(file.is_file() for file in templates):
         raise UserError(f"{path} has no chat template; give a chat model")
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Return the type and shape of each tensor in a model's folder. Raises UserError if a file is incomplete."""
+    headers = [_read_header(file) for file in _weight_files(path, "model")]
+    return {name: (tensor["dtype"], tensor["shape"]) for header in headers for name, tensor in header.items()}
 
 
 def _weight_files(path: Path, stem: str) -> list[Path]:

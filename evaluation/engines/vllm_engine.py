@@ -1,5 +1,6 @@
 """Run vLLM in separate processes, one per replica. They end with this process and leave nothing behind."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -7,13 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from evaluation.engines.base import LanguageModel, Request
 from evaluation.engines.processes import kill_groups
+from evaluation.engines.reload import can_reload
 from evaluation.engines.vllm_worker import explain_by_log
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +28,8 @@ _ENVIRONMENT = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # nvidia-smi's order
     "VLLM_HOST_IP": "127.0.0.1",  # vLLM would look up this machine's address through 8.8.8.8, and listen there
 }
+
+_WEIGHTS = ("model", "lora_path", "merge_into")  # fields of EngineSpec
 
 VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own, passed so that the manifest records them
 
@@ -44,6 +50,14 @@ class EngineSpec:
     check_first: tuple[Path, ...] = ()  # other models of this call; the worker checks their chat templates first
 
 
+@dataclass(frozen=True)
+class _Load:
+    """A request to replica `group` to load other weights; the fields of an EngineSpec that name them."""
+
+    group: int
+    load: dict[str, str | None]
+
+
 class Engine(LanguageModel):
     """Replicas of one vLLM engine, each in its own process.
 
@@ -53,12 +67,27 @@ class Engine(LanguageModel):
 
     def __init__(self, name: str, spec: EngineSpec, log: Path, devices: Iterable[str] = ("",), window: int = 4096):
         devices = list(devices)
-        settings = {"vllm_args": spec.vllm_args, "sampling": spec.sampling, "merged": bool(spec.merge_into)}
-        super().__init__(name, window, settings | {"devices": devices})
+        super().__init__(name, window, _settings(spec, devices))
+        self._spec, self._devices = spec, devices
         log_start = log.stat().st_size if log.exists() else 0
         self._processes = [_start(spec, device, log) for device in devices]
         for process in self._processes:
             threading.Thread(target=_read_events, args=(process, log, log_start, self.report), daemon=True).start()
+
+    async def load(self, spec: EngineSpec) -> bool:
+        """Load the weights of `spec` into all replicas, or return False if the engine has to be started again."""
+        if not can_reload(self._spec, spec):
+            return False
+        self.started = time.monotonic()
+        weights = {name: value and str(value) for name in _WEIGHTS for value in [getattr(spec, name)]}
+        try:
+            await asyncio.gather(*(self._ask(_Load(replica, weights)) for replica in range(len(self._processes))))
+        except UserError as error:
+            self.report({"line": f"{error}; it starts again, because it could not load {spec.model}"})
+            return False
+        self.ready = time.monotonic()
+        self._spec, self.settings = spec, _settings(spec, self._devices)
+        return True
 
     def close(self) -> None:
         """Kill the processes and their children, which frees their memory. Calling it twice is safe."""
@@ -69,12 +98,18 @@ class Engine(LanguageModel):
                 process.wait(timeout=1)
         super().close()
 
-    def _send(self, number: int, request: Request) -> None:
+    def _send(self, number: int, request: Request | _Load) -> None:
         line = {"id": number, **vars(request)}
         process = self._processes[request.group % len(self._processes)]
         with contextlib.suppress(BrokenPipeError):  # the process died: the thread that reads from it reports the cause
             process.stdin.write(json.dumps(line) + "\n")
             process.stdin.flush()
+
+
+def _settings(spec: EngineSpec, devices: list[str]) -> dict[str, Any]:
+    """Return all that determines the answers, for the manifest."""
+    merged = bool(spec.merge_into)
+    return {"vllm_args": spec.vllm_args, "sampling": spec.sampling, "merged": merged, "devices": devices}
 
 
 def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:

@@ -1,12 +1,14 @@
 """The process that owns one vLLM engine: `python -m evaluation.engines.vllm_worker`, started by vllm_engine.py.
 
 It reads lines of JSON from stdin: the specification of the engine, then requests. It writes lines of JSON to stdout:
-any `line` for the user, then `ready`, `refused` or `failed`, then each answer as it finishes. Everything that libraries
-print goes to stderr, which is a log file. When stdin ends, because the parent is done or dead, the worker kills its
-process group, which frees the GPU memory, the shared memory and vLLM's child processes.
+any `line` for the user, then `ready`, `refused` or `failed`, then each answer as it finishes. A request with `load`
+replaces the weights; it comes only when all others have answers. Everything that libraries print goes to stderr, which
+is a log file. When stdin ends, because the parent is done or dead, the worker kills its process group, which frees the
+GPU memory, the shared memory and vLLM's child processes.
 """
 
 import json
+import multiprocessing
 import os
 import queue
 import re
@@ -14,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,6 +27,7 @@ from common.files import lock
 from common.merging import load_merged
 from evaluation.engines.base import first_token
 from evaluation.engines.processes import kill_groups
+from evaluation.engines.reload import reload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,6 +120,12 @@ def merge(model: str, adapter: str, folder: str) -> str:
     return folder
 
 
+def merge_apart(model: str, lora_path: str, merge_into: str) -> str:
+    """Like `merge`, in a process of its own: once vLLM runs, PEFT takes its process for one of several."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(merge, model, lora_path, merge_into).result()
+
+
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
     try:
         for line in requests:
@@ -165,7 +175,11 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     _send(replies, {"ready": True})
 
     def add(request: dict[str, Any], ids: list[int], error: str) -> dict[str, Any] | None:
-        """Pass a request to vLLM, or return its answer if vLLM cannot take it."""
+        """Pass a request to vLLM, or return its answer if vLLM cannot take it, or has loaded its weights."""
+        if "load" in request:
+            new = request["load"]
+            reload(llm, merge_apart(**new) if new["merge_into"] else new["model"])
+            return no_answer(request["id"], "loaded", 0)
         if not error and len(ids) >= limit:
             return no_answer(request["id"], "prompt_too_long", len(ids))
         if not error:
@@ -191,7 +205,7 @@ def _prepare(lines: queue.SimpleQueue, encode: Callable[[list], list[int]], prep
     while True:
         request = json.loads(lines.get())
         try:
-            ids, error = encode(request["messages"]), ""
+            ids, error = encode(request["messages"]) if "messages" in request else [], ""
         except Exception as cause:  # a library fails on this one text: only this request gets no answer
             ids, error = [], explain(cause)
         prepared.put((request, ids, error))
