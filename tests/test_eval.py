@@ -688,7 +688,7 @@ def test_three_models_of_one_shape_start_one_generator(
     assert [len(part) for part in notes] == [6, 6, 6]
     assert notes[0] != notes[1] != notes[2] != notes[0]
     manifests = [manifest_of(folder) for folder in folders]
-    assert all(manifest["seconds"]["generate_init"] > 0 for manifest in manifests)
+    assert all(manifest["timings_s"]["generate_init"] > 0 for manifest in manifests)
     assert [manifest["engines"]["generate"]["merged"] for manifest in manifests] == [False, False, True]
     assert not list(harness.folder.glob("*/.merged"))
 
