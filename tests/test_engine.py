@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -503,6 +504,14 @@ def test_each_reloaded_architecture_answers_like_a_fresh_engine(
     with contextlib.closing(Engine("generator", first, tmp_path / "log")) as model:
         before, after = asyncio.run(load_and_answer(model, [second]))
     assert after == fresh_answers(second, tmp_path / "log") != before
+
+
+@pytest.mark.slow
+def test_all_parts_of_a_split_model_load_the_weights(spread: EngineSpec, tmp_path: Path) -> None:
+    other = replace(spread, model=perturbed(spread.model, tmp_path / "other"), sampling=SHORT)
+    with contextlib.closing(Engine("generator", replace(spread, sampling=SHORT), tmp_path / "log")) as model:
+        before, after = asyncio.run(load_and_answer(model, [other]))
+    assert after == fresh_answers(other, tmp_path / "log") != before
 
 
 def edit(folder: Path, name: str, **settings: object) -> None:

@@ -700,19 +700,24 @@ def test_three_models_of_one_shape_start_one_generator(
     harness.argv[:1] = [str(tiny_model), str(other)]
     assert harness.run("--lora_path", str(tiny_adapter)) == 0
     assert starts == [tiny_model]
-    folders = [harness.folder / name for name in ("tiny", "tiny-adapter", "other")]
+    folders = [harness.folder / name for name in ("tiny", "other", "tiny-adapter")]
     notes = [[record["raw"] for record in harness.records("predictions", folder)] for folder in folders]
     assert [len(part) for part in notes] == [6, 6, 6]
     assert notes[0] != notes[1] != notes[2] != notes[0]
     manifests = [manifest_of(folder) for folder in folders]
-    assert all(manifest["seconds"]["generate_init"] > 0 for manifest in manifests)
-    assert [manifest["engines"]["generate"]["merged"] for manifest in manifests] == [False, True, False]
+    assert all(manifest["timings_s"]["generate_init"] > 0 for manifest in manifests)
+    assert [manifest["engines"]["generate"]["merged"] for manifest in manifests] == [False, False, True]
     assert not list(harness.folder.glob("*/.merged"))
 
 
 @pytest.mark.slow
 def test_a_model_that_the_engine_cannot_load_gets_a_new_one(
-    harness: Harness, starts: list[Path], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    harness: Harness,
+    starts: list[Path],
+    tiny_model: Path,
+    tiny_adapter: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -720,7 +725,7 @@ def test_a_model_that_the_engine_cannot_load_gets_a_new_one(
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["embed_tokens"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "embeddings")
-    assert harness.run("--lora_path", "", "--lora_path", str(tmp_path / "embeddings")) == 0
+    assert harness.run("--lora_path", str(tiny_adapter), "--lora_path", str(tmp_path / "embeddings")) == 0
     assert starts == [tiny_model, tiny_model]
     assert "it starts again, because it could not load" in capfd.readouterr().err
     assert len(harness.records("predictions", harness.folder / "tiny-embeddings")) == 6
