@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_path", type=Path, default=Path("soap_dataset"), help="default: %(default)s")
     parser.add_argument("--layers", type=int, default=4, help="layers of the cut (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="steps of each run (default: %(default)s)")
-    parser.add_argument("--save_every", type=int, default=5, help="steps between resume states (default: %(default)s)")
+    parser.add_argument("--save_every", type=int, default=20, help="steps between resume states (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=0.01, help="largest relative difference (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="chooses the step of the kill (default: a different one each time)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings in every run")
