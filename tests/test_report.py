@@ -1,6 +1,7 @@
 import copy
 import itertools
 import json
+import re
 
 import pytest
 from report_data import (
@@ -62,6 +63,18 @@ def test_the_console_shows_rate_interval_unscored_and_rouge_of_each_section(resu
 
 def test_the_console_begins_with_the_headline(results):
     assert console_table(results).splitlines()[1] == "HEADLINE: 59.2% of the sections passed (95% interval 56.1-62.2%)"
+
+
+@pytest.mark.parametrize("better, words", [("statements", ", which tell more here"), ("verdict", ""), (None, "")])
+def test_the_headline_gives_the_shares_of_statements(results, better, words):
+    results = add_statements(results)
+    results["instruments"]["better"] = better
+    line = console_table(results).splitlines()[2]
+    assert re.fullmatch(
+        rf"By statements{words}: the notes say [\d.]+% of the reference's statements; [\d.]+% of the notes' statements "
+        "are supported",
+        line,
+    )
 
 
 def test_the_lines_of_a_console_table_have_the_same_length(results):

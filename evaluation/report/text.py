@@ -23,7 +23,8 @@ def console_table(results: dict) -> str:
         f"{figures.run_name(results)}, judged by {figures.short_name(results['judge_model'])}, "
         f"{results['n']} dialogues\n"
         f"HEADLINE: {percent(mean['accuracy'])} of the sections passed (95% interval {interval(mean['ci95'])})"
-        + ("; do not rely on it, see the WARNING below" if level == "alarm" else ""),
+        + ("; do not rely on it, see the WARNING below" if level == "alarm" else "")
+        + _statements_headline(results, statements),
         _rates_table(results, statements),
         "; ".join(filter(None, [valid, figures.unfinished_message(results)])) + "." + _unscored(results),
         messages.NOTE_SCHEMA if results.get("note_schema") else "",
@@ -51,6 +52,18 @@ def console_table(results: dict) -> str:
         parts.append(f"Attacks, by statements: {messages.attack_message(statements['attacks'])}")
     parts.append(f"WARNING: {message}" if level == "alarm" else message)
     return "\n\n".join(filter(None, parts))
+
+
+def _statements_headline(results: dict, statements: dict | None) -> str:
+    """Return a second line of the headline; empty if no statements were asked."""
+    if not statements:
+        return ""
+    mean, better = statements["mean"], (results.get("instruments") or {}).get("better")
+    return (
+        f"\nBy statements{', which tell more here' if better == 'statements' else ''}: the notes say "
+        f"{percent_or_dash(mean['covered']['share'])} of the reference's statements; "
+        f"{percent_or_dash(mean['supported']['share'])} of the notes' statements are supported"
+    )
 
 
 def _rates_table(results: dict, statements: dict | None) -> str:
