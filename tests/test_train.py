@@ -720,7 +720,7 @@ def test_an_error_common_to_a_machines_processes_is_printed_once(monkeypatch, ca
         ("data.mask_inputs", False, "the loss covers only the note"),
         ("data.ignore_empty_think", True, "is masked anyway"),
         ("data.drop_last", True, "works only with pack_samples"),
-        ("wandb", {"enable": True}, "`train_log_metrics_path` gets"),
+        ("wandb", {"enable": True}, "set `report_to: [wandb]`"),
     ],
 )
 def test_an_unsupported_setting_is_rejected_with_the_alternative(

@@ -1,7 +1,8 @@
-"""Show the progress of a run: a bar with the time left, a log of losses, and a plot of them."""
+"""Show the progress of a run: a bar with the time left, a log of losses, a plot of them, and experiment trackers."""
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from common.files import lock
 from training.errors import fail
+from training.trackers import Name, start_tracker
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,18 @@ class Progress:
 
     A step's line has step, epoch, loss (mean over the step's labelled tokens), gradient_norm (before clipping), lr (of
     this step), tokens (in all packs, without padding) and seconds (wall time since the previous step), over all
-    processes. A validation's line has step, validation_loss, and best (whether it is the best so far).
+    processes. A validation's line has step, validation_loss, and best (whether it is the best so far). The trackers get
+    the same numbers.
     """
 
-    def __init__(self, log_path: Path, total_steps: int, done_steps: int) -> None:
+    def __init__(self, log_path: Path, total_steps: int, done_steps: int, trackers: Sequence[Name] = ()) -> None:
         self.log_path = log_path
         lines = log_path.read_text().splitlines() if done_steps and log_path.exists() else []
         self.records = [record for line in lines if (record := _read_line(line)) and record["step"] <= done_steps]
         log_path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self.bar = tqdm(total=total_steps, initial=done_steps, desc="training", unit="step", dynamic_ncols=True)
         self.shown: dict[str, str] = {}
+        self.trackers = [start_tracker(name, log_path.parent, done_steps > 0) for name in trackers]
         self.last_time = time.perf_counter()
 
     def step(self, record: StepRecord, loss: float, gradient_norm: float) -> None:
@@ -68,6 +72,8 @@ class Progress:
     def close(self) -> None:
         self.bar.close()
         self.draw()
+        for tracker in self.trackers:
+            tracker.close()
 
     def draw(self) -> None:
         from matplotlib.figure import Figure
@@ -95,6 +101,9 @@ class Progress:
         self.records.append(record)
         with self.log_path.open("a") as log:
             log.write(json.dumps(record) + "\n")
+        values = {name: value for name, value in record.items() if name not in ("step", "best")}
+        for tracker in self.trackers:
+            tracker.log(values, record["step"])
 
 
 def lock_run(log: Path) -> IO[str]:

@@ -16,6 +16,7 @@ from common import adapters
 from training import tokens
 from training.errors import fail
 from training.operators import compile_operators
+from training.trackers import Name, check_installed
 
 MODEL_REMEDY = "set `model.name_or_path` to the folder or hub name of a complete chat model"
 
@@ -93,9 +94,18 @@ class SOAPTrainerConfig(TrainerConfig):
     early_stopping_patience: int = Field(default=0, ge=0)
     """ Stop after this many validations without a better loss; 0: never. """
 
+    report_to: list[Name] = Field(default_factory=list)
+    """ Experiment trackers that get the figures of the log: tensorboard, wandb. """
+
     fixed_settings = field_validator(
         "micro_batch_size", "sequence_parallel_size", "overfit_first_batch", "eval_log_iter_interval"
     )(classmethod(check_fixed_setting))
+
+    @field_validator("report_to", mode="after")
+    @classmethod
+    def validate_trackers(cls, names: list[Name]) -> list[Name]:
+        check_installed(names)
+        return names
 
     @model_validator(mode="after")
     def validate_patience(self) -> "SOAPTrainerConfig":
@@ -134,7 +144,7 @@ class SOAPTrainerConfig(TrainerConfig):
     @classmethod
     def validate_wandb(cls, wandb: WandBConfig) -> WandBConfig:
         if wandb.enable:
-            raise ValueError("`enable` is not supported here; `train_log_metrics_path` gets one line of JSON per step")
+            raise ValueError("`enable` is not supported here; set `report_to: [wandb]`")
         return wandb
 
     @field_validator("model", mode="after")

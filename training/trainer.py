@@ -191,7 +191,7 @@ class SOAPTrainer(SFTTrainer):
         self.progress = None
         if self.global_rank == 0:
             log = self.config.train_log_metrics_path
-            self.progress = Progress(log, self.training_horizon, self.global_step)
+            self.progress = Progress(log, self.training_horizon, self.global_step, self.config.report_to)
         gc.collect()
         gc.freeze()  # objects alive now stay alive; without this, a full collection takes 0.4 s
 
