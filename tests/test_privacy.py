@@ -102,10 +102,10 @@ def test_only_the_user_can_read_the_files_of_a_whole_run(whole_run: WholeRun):
 
 
 @pytest.mark.slow
-def test_only_the_data_and_the_report_contain_dialogues(whole_run: WholeRun):
+def test_only_the_data_the_report_and_the_statements_contain_patients_text(whole_run: WholeRun):
     files = [path for path in whole_run.folder.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"generate.log", "judge.log", "train-log.jsonl", "manifest.json"}
     holding = {path.relative_to(whole_run.folder) for path in files if SECRET.encode() in path.read_bytes()}
     assert {path.parts[0] for path in holding} == {"notes.jsonl", "soap_dataset", "run"}
-    assert [path.name for path in holding if path.parts[0] == "run"] == ["report.html"]
+    assert sorted(path.name for path in holding if path.parts[0] == "run") == ["report.html", "statements.jsonl"]
     assert SECRET not in whole_run.output

@@ -312,10 +312,10 @@ class Judge:
     def first_tokens(self, chats):
         answers = []
         for _, user in chats:
-            case = json.loads(user["content"].rpartition("\n")[0])
-            supported = case["statement"] in case["dialogue"]
-            answers.append({"yes": -0.1, "no": -2.5} if supported else {"No": -0.2, " yes": -3.0})
-            if case["statement"] == "Unclear.":
+            texts, _, question = user["content"].rpartition(prompts.STATEMENT_LABEL)
+            statement = json.loads(question.partition("\n")[0])
+            answers.append({"yes": -0.1, "no": -2.5} if statement in texts else {"No": -0.2, " yes": -3.0})
+            if statement == "Unclear.":
                 answers[-1] = None
         return answers
 

@@ -86,7 +86,7 @@ class LanguageModel(ABC):
         self, messages: prompts.Messages, group: int = 0, schema: dict[str, Any] | None = None, **sampling: Any
     ) -> Completion:
         """Return the model's answer to a Request. Raises UserError if the model stops before it has answered."""
-        return await self._ask(Request(messages, group, sampling, schema))
+        return await self._submit(Request(messages, group, sampling, schema))
 
     async def load(self, spec: Any) -> bool:
         """Load the weights of another EngineSpec, or return False if that takes a new model.
@@ -95,7 +95,7 @@ class LanguageModel(ABC):
         """
         return False
 
-    async def _ask(self, request: Any) -> Completion:
+    async def _submit(self, request: Any) -> Completion:
         async with self._slots:
             self._loop = asyncio.get_running_loop()
             while self._before_first_chat:

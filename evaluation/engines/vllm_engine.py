@@ -81,7 +81,7 @@ class Engine(LanguageModel):
         self.started = time.monotonic()
         weights = {name: value and str(value) for name in _WEIGHTS for value in [getattr(spec, name)]}
         try:
-            await asyncio.gather(*(self._ask(_Load(replica, weights)) for replica in range(len(self._processes))))
+            await asyncio.gather(*(self._submit(_Load(replica, weights)) for replica in range(len(self._processes))))
         except UserError as error:
             self.report({"line": f"{error}; it starts again, because it could not load {spec.model}"})
             return False
