@@ -637,10 +637,16 @@ def test_a_strict_server_gives_the_records_of_the_vllm_server_behind_it(
     for name in ("predictions", "judgements"):
         records = read_records(tmp_path / "strict", name)
         assert records == read_records(tmp_path / "direct", name)
-    assert sum(record["source"] == "judge" for record in records) >= 24 + 12
+    assert sum(record["source"] == "judge" for record in records) >= 24 + 8
     assert all(record["verdict"] != "unscored" for record in records)
     assert {word for words in strict.refusals for word in words.split("'") if word in FALLBACKS} == FALLBACKS
-    assert len(strict.accepted) == sum(record["attempts"] for record in records) + 6
+    statements = read_records(tmp_path / "strict", "statements")
+    questions = [
+        {answer["statement"] for answer in record[kind]} for record in statements for kind in ("covered", "supported")
+    ]
+    assert len(statements) == len(records)
+    chats = sum(record["attempts"] for record in records) + sum(map(len, questions))
+    assert len(strict.accepted) == 6 + chats
     engines = json.loads((tmp_path / "strict" / "manifest.json").read_text())["engines"]
     assert engines["generate"]["refused"] == ["chat_template_kwargs", "max_completion_tokens"]
     assert engines["judge"]["refused"] == sorted(FALLBACKS)
