@@ -519,7 +519,11 @@ FAULTS = {
     "no manifest": Fault(RUN, lambda: remove("run/manifest.json"), "no manifest.json"),
     "another dataset": Fault(f"{RUN} --dataset_path {{}}", lambda: dataset(*rows(2)), "dataset_hash"),
     "notes cut off in mid-line": Fault(REPORT, lambda: cut("run/predictions.jsonl", 900), "has 1 notes"),
-    "verdicts cut off in mid-line": Fault(REPORT, lambda: cut("run/judgements.jsonl", 999), "verdicts on 2 dialogues"),
+    "verdicts cut off in mid-line": Fault(
+        REPORT,
+        lambda: cut("run/judgements.jsonl", Path("run/judgements.jsonl").stat().st_size - 9),
+        "7 verdicts on 2",
+    ),
     "NUL bytes after the notes": Fault(REPORT, lambda: add("run/predictions.jsonl", b"\0" * 99 + b"\n"), "jsonl:3"),
     "a verdict that is a list": Fault(REPORT, lambda: add("run/judgements.jsonl", b"[1]\n"), "is not a JSON object"),
     "a note without sections": Fault(REPORT, lambda: add("run/predictions.jsonl", b'{"index": 2}\n'), "jsonl:3 has no"),
