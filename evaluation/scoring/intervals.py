@@ -40,11 +40,16 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int) -> Interval:
     their correlation, which is corrected for continuity. SciPy has no interval for paired shares.
     """
     n = both + only_a + only_b + neither
-    a, b = (both + only_a) / n, (both + only_b) / n
-    (a_low, a_high), (b_low, b_high) = wilson(both + only_a, n), wilson(both + only_b, n)
+    first, second = ((passed / n, wilson(passed, n)) for passed in (both + only_a, both + only_b))
     covariance = both * neither - only_a * only_b
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     correlation = (max(covariance - n / 2, 0) if covariance > 0 else covariance) / math.sqrt(margins) if margins else 0
+    return _difference(first, second, correlation)
+
+
+def _difference(first: tuple[float, Interval], second: tuple[float, Interval], correlation: float) -> Interval:
+    """Return the interval for second - first, from each (estimate, interval) and the correlation of the estimates."""
+    (a, (a_low, a_high)), (b, (b_low, b_high)) = first, second
 
     def distance(up: float, down: float) -> float:
         return math.sqrt(max(0.0, up**2 - 2 * correlation * up * down + down**2))
@@ -169,7 +174,6 @@ def auc_difference(
     """
     sizes = len(first[0]), len(first[1])
     areas = [auc(*scores) for scores in (first, second)]
-    (a_low, a_high), (b_low, b_high) = (auc_interval(area, *sizes) for area in areas)
     covariance = np.zeros((2, 2))
     for side, n in enumerate(sizes):
         parts = [_placements(scores[side], scores[1 - side]) for scores in (first, second)]
@@ -177,12 +181,8 @@ def auc_difference(
             covariance += np.cov(parts) / n
     spread = math.sqrt(covariance[0, 0] * covariance[1, 1])
     correlation = covariance[0, 1] / spread if spread else 0.0
-
-    def distance(up: float, down: float) -> float:
-        return math.sqrt(max(0.0, up**2 - 2 * correlation * up * down + down**2))
-
-    a, b = areas
-    return b - a, [b - a - distance(b - b_low, a_high - a), b - a + distance(b_high - b, a - a_low)]
+    first_area, second_area = ((area, auc_interval(area, *sizes)) for area in areas)
+    return areas[1] - areas[0], _difference(first_area, second_area, correlation)
 
 
 def _placements(scores: Sequence[float], others: Sequence[float]) -> np.ndarray:

@@ -6,10 +6,12 @@ if both members are scored, and a mean over the sections if all sections are.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 
 from evaluation.run.records import Judgement, record_key
+from evaluation.scoring.intervals import wilson
 from prompts import SECTIONS
 
 Verdict = tuple[str, str]  # ("pass", "fail" or "unscored", its source: "judge" or "code")
@@ -59,6 +61,22 @@ def _shared_verdict(verdict: str, source: str) -> Verdict:
 def fail_by_form(notes: NoteVerdicts, indices: set[int]) -> NoteVerdicts:
     """Return the verdicts, but with all sections of the notes in `indices` failed by rule, whatever the judge said."""
     return notes | {index: dict.fromkeys(SECTIONS, _shared_verdict("fail", "code")) for index in indices}
+
+
+def verdict_rates(verdicts: Iterable[str]) -> dict:
+    """Return the counts pass, fail and unscored, and accuracy (pass / all), its ci95 (Wilson), worst and best.
+
+    worst, best: accuracy if all unscored ones failed or passed
+    """
+    count = Counter(verdicts)
+    n = count.total()
+    return {
+        **{verdict: count[verdict] for verdict in ("pass", "fail", "unscored")},
+        "accuracy": count["pass"] / n,
+        "ci95": wilson(count["pass"], n),
+        "worst": count["pass"] / n,
+        "best": (count["pass"] + count["unscored"]) / n,
+    }
 
 
 def stratum_of(verdict: Verdict, has_text: bool) -> str:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from common.dataset import Rows
 from evaluation.run.records import Judgement, Prediction, StatementRecord, note_hash
 from evaluation.scoring import people, trust
-from evaluation.scoring.intervals import bootstrap_mean, share_of, wilson
-from evaluation.scoring.judgements import NoteVerdicts, SectionKey, fail_by_form, sort_judgements
+from evaluation.scoring.intervals import bootstrap_mean, share_of
+from evaluation.scoring.judgements import NoteVerdicts, SectionKey, fail_by_form, sort_judgements, verdict_rates
 from evaluation.scoring.statements import (
     compare_instruments,
     read_statements,
@@ -160,20 +160,13 @@ def note_figures(texts: NoteTexts, notes: NoteVerdicts, readable: set[int], labe
 
 
 def _section_figures(verdicts: dict[int, str], rouge: dict[int, float], readable: set[int]) -> dict:
-    n, count = len(verdicts), Counter(verdicts.values())
     accuracy, ci95 = share_of(sum(verdicts[index] == "pass" for index in readable), len(readable))
     total_rouge = math.fsum(rouge[index] for index in readable)  # exact, so independent of the order
     return {
-        "pass": count["pass"],
-        "fail": count["fail"],
-        "unscored": count["unscored"],
-        "accuracy": count["pass"] / n,
-        "ci95": wilson(count["pass"], n),
-        "worst": count["pass"] / n,
-        "best": (count["pass"] + count["unscored"]) / n,
+        **verdict_rates(verdicts.values()),
         "accuracy_readable": accuracy,
         "ci95_readable": ci95,
-        "rougeL": total_rouge / n,
+        "rougeL": total_rouge / len(verdicts),
         "rougeL_readable": total_rouge / len(readable) if readable else None,
     }
 

@@ -6,8 +6,7 @@ is fitted to one half of the controls; the other half measures the sensitivity a
 
 import itertools
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from evaluation.run.records import Judgement, Statement, StatementRecord, record_key
@@ -18,8 +17,8 @@ from evaluation.scoring.intervals import (
     auc_interval,
     bootstrap_mean,
     clustered_share,
-    wilson,
 )
+from evaluation.scoring.judgements import verdict_rates
 from prompts import SECTIONS
 
 
@@ -254,7 +253,7 @@ def statement_figures(notes: NoteStatements, indices: Sequence[int], readable: s
         column = [row[place] for row in table]
         figures[section] = {
             **{name: _share([getattr(cell, name) for cell in column]) for name in ("covered", "supported")},
-            **_rates(Counter(cell.verdict for cell in column)),
+            **verdict_rates(cell.verdict for cell in column),
         }
     passes = [sum(cell.verdict == "pass" for cell in row) for row in table]
     mean = {name: _mean_share(table, name) for name in ("covered", "supported")}
@@ -275,14 +274,3 @@ def _mean_share(table: Sequence[Sequence[SectionStatements]], name: str) -> dict
     counts = [[(getattr(cell, name).yes, getattr(cell, name).n) for cell in row] for row in table]
     share, interval = clustered_share(counts)
     return {"share": share, "ci95": interval}
-
-
-def _rates(count: Mapping[str, int]) -> dict:
-    n = sum(count.values())
-    return {
-        **{verdict: count[verdict] for verdict in ("pass", "fail", "unscored")},
-        "accuracy": count["pass"] / n,
-        "ci95": wilson(count["pass"], n),
-        "worst": count["pass"] / n,
-        "best": (count["pass"] + count["unscored"]) / n,
-    }
