@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, short_cause
-from evaluation.review_sheet import read_sheet
 from evaluation.run.records import open_records, parse_record
 
 
@@ -15,6 +14,8 @@ def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
     Each verdict has the keys that `evaluation.scoring.people.read_labels` checks; `where` is its file and row.
     Raises UserError.
     """
+    from evaluation.review_sheet import read_sheet
+
     try:
         if path.lower().endswith(".csv"):
             return read_sheet(path)
