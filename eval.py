@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import prompts
-from common.dataset import Row, content_hash, load_split
+from common.dataset import Row, content_hash, load_kept_column, load_split
 from common.errors import UserError
 from evaluation import inputs
 from evaluation.engines import models, placement
@@ -56,6 +56,10 @@ STAGE_HELP = (
     "generate: only write notes; judge: judge the notes on disk, then report; report: compute scores, table and page "
     "from the records, without a model; all: do whatever is not done yet (default: %(default)s)"
 )
+BY_HELP = (
+    "also report the figures of each group of dialogues with the same value in this column, which preprocess_data.py "
+    "--keep_column kept; for a finished run, add --stage report"
+)
 LORA_HELP = (
     "LoRA adapter of the (first) model; repeat the flag for several runs. It is merged into a copy of the weights, or "
     "applied by vLLM at run time with --engine_args '{\"enable_lora\": true}'"
@@ -78,8 +82,18 @@ MEMORY_HELP = (
 )
 
 
-def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | None) -> None:
-    """Score a run, write results.json and report.html, and print the table. Raises UserError if records are missing."""
+def score(
+    options: Options,
+    run: Run,
+    rows: Sequence[Row],
+    labels: list[dict] | None,
+    by: tuple[str, Sequence[str]] | None = None,
+) -> None:
+    """Score a run, write results.json and report.html, and print the table.
+
+    by: as for `score_run`.
+    Raises UserError if records are missing.
+    """
     from evaluation.report import html, text
     from evaluation.report.results import write_results_json
     from evaluation.review_sheet import write_sheet
@@ -95,7 +109,7 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
             "run the same command with --stage all first"
         )
     try:
-        scores = score_run(predictions, judgements, rows, labels, folder.statements)
+        scores = score_run(predictions, judgements, rows, labels, folder.statements, by)
     except LabelError as error:
         raise UserError(f"{error}; correct it") from None
     except ValueError as error:
@@ -103,7 +117,7 @@ def score(options: Options, run: Run, rows: Sequence[Row], labels: list[dict] | 
     results = {"dataset": options.dataset_path, **scores, **run.manifest.for_results()}
     write_results_json(run.folder.path / "results.json", results)
     threshold = scores["statements"]["threshold"] if scores["statements"] else 0.0
-    dialogues = html.select_dialogues(predictions, judgements, rows, folder.statements, threshold)
+    dialogues = html.select_dialogues(predictions, judgements, rows, folder.statements, threshold, by and by[1])
     html.write_report(run.folder.path / "report.html", results, dialogues)
     print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
     if options.review_sheet:
@@ -133,6 +147,9 @@ def evaluate(options: Options) -> None:
     """Run the stages of this call for each model or adapter, then score it. Raises UserError."""
     began = time.monotonic()
     rows = load_split(options.dataset_path, options.split, options.limit)
+    by = None
+    if options.by:
+        by = options.by, load_kept_column(options.dataset_path, options.split, options.by, options.limit)
     labels = None
     if options.human_labels:
         labels, without_verdict = inputs.load_labels(options.human_labels)
@@ -146,7 +163,7 @@ def evaluate(options: Options) -> None:
         Pipeline(options, runs, rows, plan, judge_model, began).run()
     if options.reports:
         for run in runs:
-            score(options, run, rows, labels)
+            score(options, run, rows, labels, by)
         if len(runs) > 1:
             compare([run.folder.path for run in runs], options.output_dir or "results")
 
@@ -207,6 +224,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace the run in that folder; with --stage judge, its verdicts only"
     )
     add("--stage", choices=("all", "generate", "judge", "report"), default="all", help=STAGE_HELP)
+
+    add("--by", metavar="COLUMN", help=BY_HELP)
 
     add = parser.add_argument_group("trust in the judge").add_argument
     add("--no_statements", dest="statements", action="store_false", help=STATEMENTS_HELP)

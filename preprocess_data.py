@@ -5,8 +5,9 @@ split (train.jsonl, val.csv, data/test-00000-of-00001.parquet), or a folder from
 text under the headings S, O, A and P, one column with a JSON object of these keys, or four columns of these names.
 Names are letters or whole words; a section may be a list of strings. A row may be a chat instead, in a column messages
 or conversations, and a folder may have two text files for each visit, NAME.txt and NAME.note.txt.
-Output: a DatasetDict with the splits train, validation and test and the text columns dialogue, S, O, A and P. Beside
-the splits, rejects.jsonl lists file, row and reason of each rejected row. Only the owner can read these files.
+Output: a DatasetDict with the splits train, validation and test and the text columns dialogue, S, O, A and P, followed
+by those of --keep_column. Beside the splits, rejects.jsonl lists file, row and reason of each rejected row. Only the
+owner can read these files.
 
     python preprocess_data.py
     python preprocess_data.py --dataset demo/dialogues.jsonl --output_dir demo/build/soap_dataset
@@ -19,10 +20,13 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from common.dataset import COLUMNS, Row
 from common.errors import UserError
+from preprocessing.kept_columns import add_columns, check_names, check_source
 from preprocessing.labels import read_section_map
 from preprocessing.near_duplicates import find_near_duplicates
 from preprocessing.replacing import replacing
@@ -38,13 +42,16 @@ WARN_ABOVE = 0.2  # share of rejected rows
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict]) -> None:
-    """Write the dataset and its rejects. The same rows always give the same bytes."""
+def write(folder: Path, rows: dict[str, list[Row]], rejects: list[dict], kept: Sequence[str] = ()) -> None:
+    """Write the dataset, with the columns `kept` beside those of Row, and its rejects.
+
+    The same rows always give the same bytes.
+    """
     import datasets
     import pyarrow
 
     datasets.disable_progress_bars()
-    schema = pyarrow.schema([(column, pyarrow.string()) for column in COLUMNS])
+    schema = pyarrow.schema([(column, pyarrow.string()) for column in (*COLUMNS, *kept)])
     splits = {}
     for split in SPLITS:
         table = pyarrow.Table.from_pylist(rows[split], schema=schema)
@@ -73,6 +80,7 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
     shares = {"validation": options.validation_fraction, "test": options.test_fraction}
     if not (min(shares.values()) > 0 and sum(shares.values()) < 1):
         raise UserError("--validation_fraction and --test_fraction must each be above 0, and together below 1")
+    check_names(options.keep_column)
     section_map = read_section_map(Path(options.section_map)) if options.section_map else None
     names = {"dialogue_column": options.dialogue_column, "note_column": options.note_column}
     is_usable = functools.partial(has_note_columns, **names)
@@ -85,6 +93,7 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
                 f"cannot read {where}: {error.strerror or error}; fix this, or give another --dataset"
             ) from error
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
+        check_source(options.keep_column, options.dataset, chain.from_iterable(records.values()))
         rows, rejects, sources = select(records, **names, section_map=section_map)
         for split in rows:
             if not rows[split]:
@@ -94,7 +103,8 @@ def preprocess(options: argparse.Namespace) -> tuple[dict[str, list[Row]], list[
             raise UserError(f"{options.dataset} has too few dialogues for three splits; add rows")
         rows, near = separate(rows, sources, options)
         rejects += near
-        write(folder, rows, rejects)
+        rows = {split: add_columns(rows[split], sources, options.keep_column) for split in SPLITS}
+        write(folder, rows, rejects, options.keep_column)
     return rows, rejects
 
 
@@ -140,8 +150,9 @@ def no_rows_error(
     )
 
 
-def summary(rows: dict[str, list[Row]], rejects: list[dict]) -> str:
-    """Return one line for each count: rows in, dropped by reason, and kept by split."""
+def summary(rows: dict[str, list[Row]], rejects: list[dict], columns: Sequence[str] = ()) -> str:
+    """Return one line for each count: rows in, dropped by reason, kept by split, and values of the kept columns."""
+    values = {name: Counter(row[name] for part in rows.values() for row in part) for name in columns}
     kept = {split: len(rows[split]) for split in SPLITS}
     reasons = Counter(reject["reason"] for reject in rejects)
     return "\n".join(
@@ -151,6 +162,10 @@ def summary(rows: dict[str, list[Row]], rejects: list[dict]) -> str:
             *(f"{count:11,} {reason}" for reason, count in reasons.most_common()),
             f"{sum(kept.values()):7,} kept",
             *(f"{count:11,} {split}" for split, count in kept.items()),
+            *(
+                f"{len(count.keys() - {''}):7,} values of {name}; missing in {count['']:,} rows"
+                for name, count in values.items()
+            ),
         ]
     )
 
@@ -170,6 +185,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--validation_fraction", 0.1, "share of the train dialogues held out if the source has no validation split")
     add("--test_fraction", 0.1, "share of the train dialogues held out if the source has no test split")
     parser.add_argument(
+        "--keep_column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also keep this column of the source, as text, for eval.py --by; repeat the flag for several",
+    )
+    parser.add_argument(
         "--drop_near_duplicates",
         action="store_true",
         help="drop train and validation rows whose dialogue is nearly the same as one in validation or test",
@@ -186,6 +208,7 @@ def fail(problem: str, status: int = 2) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = build_parser().parse_args(argv)
+    options.keep_column = list(dict.fromkeys(options.keep_column))
     os.umask(0o077)  # the output and the hub's cache hold patients' words, so only the owner may read them
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # otherwise each failed attempt to reach the hub prints a line
@@ -201,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again", status=130)
     print(f"wrote {options.output_dir}; rejected rows: {Path(options.output_dir) / REJECTS}")
-    print(summary(rows, rejects))
+    print(summary(rows, rejects, options.keep_column))
     if len(rejects) > WARN_ABOVE * (len(rejects) + sum(map(len, rows.values()))):
         print("warning: many rows were dropped; check the reasons above", file=sys.stderr)
     return 0

@@ -28,6 +28,7 @@ class Options:
     output_dir: str | None
     overwrite: bool
     stage: str
+    by: str | None
     statements: bool
     judge_controls: int
     attacks: int
@@ -96,6 +97,8 @@ class Options:
         if self.compare:
             if self.model or len(self.compare) < 2:
                 raise UserError("--compare takes two or more run folders and no model")
+            if self.by:
+                raise UserError("--by is for the report of a run; leave it out, or leave out --compare")
             return
         if not self.model:
             raise UserError("no model given; `python eval.py --help` shows how")

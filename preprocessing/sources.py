@@ -4,10 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from preprocessing.chats import NOTE_SUFFIX, read_text_visits
 from preprocessing.tables import READERS, ColumnCheck, Record, column_names, read_table
+
+if TYPE_CHECKING:
+    import datasets
 
 SPLITS = ("train", "validation", "test")
 SPLIT_WORDS = dict(zip(SPLITS, SPLITS, strict=True)) | dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -214,6 +218,16 @@ def by_split(dataset: str, tables: Tables) -> Splits:
 # --- datasets --------------------------------------------------------------------------------------------------------
 
 
+def named_classes(rows: "datasets.Dataset") -> Iterator[dict[str, object]]:
+    """Yield the columns of each row, with names in place of the numbers of classes; -1, a missing class, is None."""
+    import datasets
+
+    names = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
+    for columns in rows.with_format(None):
+        classes = ((column, columns[column]) for column in names)
+        yield columns | {column: None if n is None or n < 0 else names[column][n] for column, n in classes}
+
+
 def read_datasets(dataset: str, saved: bool) -> tuple[Splits, list[str]]:
     """Return the splits of a folder from save_to_disk, or of a dataset on the hub; a single split becomes train."""
     import datasets
@@ -222,7 +236,7 @@ def read_datasets(dataset: str, saved: bool) -> tuple[Splits, list[str]]:
         source = datasets.load_from_disk(dataset) if saved else datasets.load_dataset(dataset)
         splits = {"train": source} if isinstance(source, datasets.Dataset) else source
         tables = {
-            split: [Record(f"{dataset}/{split}", row, columns) for row, columns in enumerate(rows.with_format(None), 1)]
+            split: [Record(f"{dataset}/{split}", row, columns) for row, columns in enumerate(named_classes(rows), 1)]
             for split, rows in splits.items()
         }
     except Exception as error:  # a damaged folder or a wrong name raises whatever the library trips over

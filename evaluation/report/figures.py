@@ -40,6 +40,18 @@ def points_interval(ci95: tuple[float, float]) -> str:
     return f"{points(ci95[0])} to {points(ci95[1])}"
 
 
+def whole_percent(figure: dict) -> str:
+    """Format a share or a pass rate with its interval for narrow columns, in whole percent; "-" if there is none."""
+    share, ci95 = figure["accuracy" if "accuracy" in figure else "share"], figure["ci95"]
+    return "-" if share is None else f"{100 * share:.0f} ({100 * ci95[0]:.0f}-{100 * ci95[1]:.0f})"
+
+
+def one_line(text: str, most: int) -> str:
+    """Return a text from data for a cell of a console table: printable, on one line, of at most `most` characters."""
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split())).replace("|", "¦")
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -77,6 +89,13 @@ def unfinished_message(results: dict) -> str:
     }
     counts = results["finish_reasons"]
     return "; ".join(f"{counts[reason]} {text}" for reason, text in words.items() if counts.get(reason))
+
+
+def group_name(group: dict) -> str:
+    """Name a group of results.json's "slices"."""
+    if group["value"] is None:
+        return f"other ({group['pooled']} values)"
+    return group["value"] or "(missing)"
 
 
 def section_lines(figures: dict) -> list[tuple[str, dict]]:

@@ -27,6 +27,7 @@ def select_dialogues(
     rows: Sequence[dict[str, str]],
     statements: Iterable[dict] = (),
     threshold: float = 0.0,
+    values: Sequence[str] | None = None,
     most: int = MOST_DIALOGUES,
 ) -> list[dict]:
     """Return the first `most` dialogues, in order, for `write_report`: text, reference, prediction and verdicts.
@@ -34,6 +35,7 @@ def select_dialogues(
     predictions, judgements, statements: the records in any order, each read once.
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
     threshold: log odds from which a statement counts as yes.
+    values: for each row, the value by which the results are grouped, if they are.
     """
     verdicts = {
         (record["index"], record["section"]): {key: record[key] for key in ("verdict", "reason", "source")}
@@ -58,6 +60,7 @@ def select_dialogues(
                 "judgements": {key: verdicts[index, key] for key in SECTIONS},
                 "statements": {key: asked.get((index, key)) for key in SECTIONS},
                 "form": prediction.get("form"),
+                "value": values[index] if values else None,
                 **{key: prediction[key] for key in ("status", "reason", "raw")},
             }
         )
@@ -93,9 +96,10 @@ def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
         has_readable_rates=figures.has_readable_rates(results),
         chart=chart,
         chart_names=dict.fromkeys((style, name) for _, series in chart for style, name, _, _ in series),
+        slices=results.get("slices"),
         has_statements=any(any(dialogue["statements"].values()) for dialogue in dialogues),
         shown=len(dialogues),
-        entries=(_entry(dialogue) for dialogue in dialogues),
+        entries=(_entry(dialogue) | {"group": _group(results, dialogue)} for dialogue in dialogues),
     )
     write_atomically(path, text)
 
@@ -129,6 +133,15 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
         ],
     )
     write_atomically(path, text)
+
+
+def _group(results: dict, dialogue: dict) -> tuple[int, str] | None:
+    """Return (number of the dialogue's group, its value to show); None if the results are not grouped."""
+    if not results.get("slices") or dialogue["value"] is None:
+        return None
+    values = [group["value"] for group in results["slices"]["groups"]]
+    number = values.index(dialogue["value"]) if dialogue["value"] in values else len(values) - 1
+    return number, figures.group_name(dialogue)
 
 
 def _chart(results: dict) -> list[tuple[str, list[tuple[str, str, float, list[float]]]]]:
@@ -198,6 +211,8 @@ def _environment() -> jinja2.Environment:
         "statements_message": messages.statements_message,
         "instruments_message": messages.instruments_message,
         "lenient_message": messages.lenient_message,
+        "slices_message": messages.slices_message,
+        "group_name": figures.group_name,
     }
     environment.globals |= {
         "section_names": SECTION_NAMES,

@@ -1,6 +1,7 @@
 """Sentences on how far a run's judge can be trusted, for the console and the pages."""
 
-from evaluation.report.figures import interval, percent, points, points_interval
+from evaluation.report.figures import group_name, interval, p_value, percent, points, points_interval
+from evaluation.scoring.slices import MOST_GROUPS, SMALLEST_GROUP
 
 UNPROVEN = "judge unproven"  # not shown to pass good sections more often than bad ones
 NOTE_SCHEMA = "The engine was made to write the JSON form (--note_schema)."
@@ -201,6 +202,32 @@ def instruments_message(instruments: dict) -> str:
         return f"With {counts} it could not be shown whether verdicts or statements tell more: {areas}."
     better = {"verdict": "verdicts tell more than statements", "statements": "statements tell more than verdicts"}
     return f"On {counts}, {better[instruments['better']]}: {areas}."
+
+
+def slices_message(slices: dict) -> str:
+    """Return whether the groups of dialogues could be shown to differ, and which groups are small or pooled."""
+    groups, column, p = slices["groups"], slices["column"], slices["p"]
+    n = sum(group["n"] for group in groups)
+    by = {"verdicts": "By the judge's verdicts", "statements": "By statements"}[slices["measure"]]
+    test = "" if p is None else f"(permutation test, p {'' if p < 0.001 else '= '}{p_value(p)})"
+    if p is None:
+        message = f"All {n} dialogues are in one group of {column}, so there is nothing to compare."
+    elif p < 0.05:
+        message = f"{by}, the mean pass rate differs between the groups of {column} {test}."
+    else:
+        message = (
+            f"{by}, a difference in the mean pass rate between the groups of {column} could not be shown with {n} "
+            f"dialogues {test}."
+        )
+    if small := sum(group["n"] < SMALLEST_GROUP for group in groups):
+        message += f" Groups of fewer than {SMALLEST_GROUP} dialogues, whose figures show little: {small}."
+    if groups[-1]["value"] is None:
+        message += (
+            f" {group_name(groups[-1]).capitalize()} pools values with fewer than {SMALLEST_GROUP} dialogues or beyond "
+            f"the {MOST_GROUPS} most frequent. For other groups, merge values in the source, run preprocess_data.py "
+            "--keep_column again, then eval.py --stage report."
+        )
+    return message
 
 
 def lenient_message(results: dict) -> str:

@@ -33,6 +33,9 @@ def console_table(results: dict) -> str:
         parts.append(_readable_table(results))
     if statements:
         parts += [_statements_table(statements), messages.statements_message(statements)]
+    if slices := results.get("slices"):
+        message = figures.one_line(messages.slices_message(slices), 1000)
+        parts += [_slices_table(slices), textwrap.fill(message, 120)]
     if lenient:
         parts += [f"Lenient reading: {messages.lenient_message(results)}", _lenient_table(lenient)]
     if controls := results["judge_controls"]:
@@ -136,6 +139,21 @@ def _share(figure: dict) -> str:
         if figure["share"] is None
         else f"{percent(figure['share'])} ({interval(figure['ci95'])}, n = {figure['n']})"
     )
+
+
+def _slices_table(slices: dict) -> str:
+    """Return a table of the groups, at most 120 characters wide."""
+    header, rows = ["Group", "n", "Readable", "By verdicts"], []
+    for group in slices["groups"]:
+        shown = [group["readable"], group["verdicts"]]
+        if statements := group["statements"]:
+            shown += [statements, *(statements[name] for name in _QUESTIONS)]
+        name = figures.one_line(figures.group_name(group), 28)
+        rows.append([name, str(group["n"]), *map(figures.whole_percent, shown)])
+    if slices["groups"][0]["statements"]:
+        header += ["By statements", "Covered", "Supported"]
+    column = figures.one_line(slices["column"], 60)
+    return f"By {column}, in percent (95% interval):\n\n{_table(header, rows)}"
 
 
 def _lenient_table(lenient: dict) -> str:

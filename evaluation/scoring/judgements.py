@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from evaluation.run.records import Judgement, record_key
-from evaluation.scoring.intervals import wilson
+from evaluation.scoring.intervals import bootstrap_mean, wilson
 from prompts import SECTIONS
 
 Verdict = tuple[str, str]  # ("pass", "fail" or "unscored", its source: "judge" or "code")
@@ -77,6 +77,14 @@ def verdict_rates(verdicts: Iterable[str]) -> dict:
         "worst": count["pass"] / n,
         "best": (count["pass"] + count["unscored"]) / n,
     }
+
+
+def mean_rate(passes: list[int]) -> dict:
+    """Return accuracy, the mean of the sections' pass rates, and its ci95.
+
+    passes: for each note, the number of sections passed, 0 to 4; at least one note.
+    """
+    return {"accuracy": sum(passes) / (len(SECTIONS) * len(passes)), "ci95": bootstrap_mean(passes)}
 
 
 def stratum_of(verdict: Verdict, has_text: bool) -> str:

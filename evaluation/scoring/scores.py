@@ -5,14 +5,22 @@ All rates are 0 to 1. The order of the records changes no figure.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from common.dataset import Rows
 from evaluation.run.records import Judgement, Prediction, StatementRecord, note_hash
 from evaluation.scoring import people, trust
-from evaluation.scoring.intervals import bootstrap_mean, share_of
-from evaluation.scoring.judgements import NoteVerdicts, SectionKey, fail_by_form, sort_judgements, verdict_rates
+from evaluation.scoring.intervals import share_of
+from evaluation.scoring.judgements import (
+    NoteVerdicts,
+    SectionKey,
+    fail_by_form,
+    mean_rate,
+    sort_judgements,
+    verdict_rates,
+)
+from evaluation.scoring.slices import score_slices
 from evaluation.scoring.statements import (
     compare_instruments,
     read_statements,
@@ -28,6 +36,7 @@ def score_run(
     rows: Rows,
     human_labels: list[dict] | None = None,
     statements: Iterable[StatementRecord] = (),
+    by: tuple[str, Sequence[str]] | None = None,
 ) -> dict:
     """Compute all figures of a run.
 
@@ -36,6 +45,7 @@ def score_run(
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
     human_labels: people's verdicts on the same notes, as for `people.read_labels`.
     statements: the answers on statements, in any order; read twice. They are scored if all sections have them.
+    by: a column of the dataset as (name, value of each row), by which to score groups of dialogues.
 
     Returns
       n, valid_notes: counts; finish_reasons: {reason: count}
@@ -52,6 +62,7 @@ def score_run(
           that the judge gave, those on lenient notes included
       human_labels, human_labels_all: None without labels, else `people.check_against_people`
       attacks: None without attacks, else `trust.count_attacks`
+      slices: None without `by`, else `slices.score_slices`; tested by statements where these tell more
     Raises ValueError for records that contradict each other, LabelError for labels that do not fit the run.
     """
     labelled = {
@@ -75,6 +86,13 @@ def score_run(
             **note_figures(texts, notes, readable, labels),
             "statements": statement_figures(answers.notes, texts.indices, readable) if is_asked else None,
         }
+    instruments = compare_instruments(answers, controls) if is_asked else None
+    slices = None
+    if by:
+        strict_notes = fail_by_form(notes, set(texts.forms))
+        measure = "statements" if instruments and instruments["better"] == "statements" else "verdicts"
+        of_statements = answers.notes if is_asked else None
+        slices = score_slices(*by, texts.indices, texts.strict, strict_notes, of_statements, measure)
     return {
         "n": len(texts.indices),
         "valid_notes": len(texts.strict),
@@ -85,7 +103,8 @@ def score_run(
         "judge_controls_all": by_controls[1],
         "attacks": trust.count_attacks(attacks) if attacks else None,
         "statements": score_statements(answers, texts.indices, texts.strict) if is_asked else None,
-        "instruments": compare_instruments(answers, controls) if is_asked else None,
+        "instruments": instruments,
+        "slices": slices,
     }
 
 
@@ -153,7 +172,7 @@ def note_figures(texts: NoteTexts, notes: NoteVerdicts, readable: set[int], labe
         "sections": {
             section: _section_figures(verdicts[section], texts.rouge[section], readable) for section in SECTIONS
         },
-        "mean": {"accuracy": sum(passes) / (len(SECTIONS) * len(passes)), "ci95": bootstrap_mean(passes)},
+        "mean": mean_rate(passes),
         "human_labels": by_people[0],
         "human_labels_all": by_people[1],
     }

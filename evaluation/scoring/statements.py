@@ -15,10 +15,9 @@ from evaluation.scoring.intervals import (
     auc,
     auc_difference,
     auc_interval,
-    bootstrap_mean,
     clustered_share,
 )
-from evaluation.scoring.judgements import verdict_rates
+from evaluation.scoring.judgements import mean_rate, verdict_rates
 from prompts import SECTIONS
 
 
@@ -243,11 +242,7 @@ def statement_figures(notes: NoteStatements, indices: Sequence[int], readable: s
         notes as the units, because the answers on one note are correlated.
     mean: {covered, supported: {share, ci95}: mean of the sections' shares; accuracy, ci95}
     """
-    nothing = SectionStatements(Answers(0, 0, 0), Answers(0, 0, 0), "unscored")
-    table = []
-    for index in indices:
-        sections = [notes.get(index, {}).get(section, nothing) for section in SECTIONS]
-        table.append(sections if index in readable else [unreadable(section) for section in sections])
+    table = strict_statements(notes, indices, readable)
     figures = {}
     for place, section in enumerate(SECTIONS):
         column = [row[place] for row in table]
@@ -255,10 +250,32 @@ def statement_figures(notes: NoteStatements, indices: Sequence[int], readable: s
             **{name: _share([getattr(cell, name) for cell in column]) for name in ("covered", "supported")},
             **verdict_rates(cell.verdict for cell in column),
         }
-    passes = [sum(cell.verdict == "pass" for cell in row) for row in table]
-    mean = {name: _mean_share(table, name) for name in ("covered", "supported")}
-    mean |= {"accuracy": sum(passes) / (len(SECTIONS) * len(table)), "ci95": bootstrap_mean(passes)}
-    return {"sections": figures, "mean": mean}
+    return {"sections": figures, "mean": mean_figures(table)}
+
+
+def strict_statements(
+    notes: NoteStatements, indices: Sequence[int], readable: set[int]
+) -> list[list[SectionStatements]]:
+    """Return the statements of S, O, A and P of each note in `indices`; those not in `readable` miss everything."""
+    nothing = SectionStatements(Answers(0, 0, 0), Answers(0, 0, 0), "unscored")
+    table = []
+    for index in indices:
+        sections = [notes.get(index, {}).get(section, nothing) for section in SECTIONS]
+        table.append(sections if index in readable else [unreadable(section) for section in sections])
+    return table
+
+
+def mean_figures(table: Sequence[Sequence[SectionStatements]]) -> dict:
+    """Return the means over the sections, as in `statement_figures`. table: from `strict_statements`."""
+    return {
+        **{name: _mean_share(table, name) for name in ("covered", "supported")},
+        **mean_rate(count_passes(table)),
+    }
+
+
+def count_passes(table: Sequence[Sequence[SectionStatements]]) -> list[int]:
+    """Return the number of sections of each note that pass by statements, 0 to 4."""
+    return [sum(cell.verdict == "pass" for cell in row) for row in table]
 
 
 def _share(answers: Sequence[Answers]) -> dict:

@@ -18,6 +18,7 @@ const textOf = (element) =>
 function applyFilters() {
   const section = form.elements.section.value;
   const verdict = form.elements.verdict.value;
+  const group = form.elements.group?.value ?? "all";
   const faults = ["missing", "unsupported"].filter((name) => form.elements[name]?.checked);
   if (form.elements.marks) main.dataset.marks = form.elements.marks.value;
   const words = fold(form.elements.query.value).split(/\s+/).filter(Boolean);
@@ -25,7 +26,8 @@ function applyFilters() {
   let sections = 0;
   for (const article of articles) {
     if (words.length && article.text === null) article.text = textOf(article.element);
-    const found = words.every((word) => article.text.includes(word));
+    const found = ["all", article.element.dataset.group].includes(group)
+      && words.every((word) => article.text.includes(word));
     let matches = 0;
     for (const element of article.sections) {
       const match = found && ["all", element.dataset.section].includes(section)
