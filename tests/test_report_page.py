@@ -22,6 +22,7 @@ from report_data import (
 )
 
 from evaluation.report import html
+from evaluation.scoring.scores import score_run
 from prompts import SECTIONS
 
 
@@ -298,6 +299,42 @@ def test_an_unchecked_judge_and_an_empty_run_have_a_report(open_page, results, t
     page = open_page(tmp_path / "report.html")
     assert page.get_by_text("The judge was not checked in this run").is_visible()
     assert page.get_by_role("status").inner_text() == "0 of 0 dialogues, 0 sections shown"
+
+
+def test_the_page_shows_the_groups_and_filters_dialogues_by_them(open_page, results, tmp_path):
+    values = ["ent"] * 6 + ["cardiology"] * 5 + ["eye", "skin", ""]
+    predictions, judgements, rows = make_run(14, words=200)
+    records = statement_records(predictions, rows)
+    results = add_statements(results) | score_run(predictions, judgements, rows, None, records, ("clinic", values))
+    view = html.select_dialogues(predictions, judgements, rows, records, values=values)
+    html.write_report(tmp_path / "report.html", results, view)
+    page = open_page(tmp_path / "report.html", 390)
+    table = page.get_by_role("region", name="Results for each group of dialogues")
+    assert table.get_by_role("rowheader").all_inner_texts() == ["ent", "cardiology", "other (3 values)"]
+    assert page.get_by_role("heading", name="By clinic").count() == 1
+    choice = page.get_by_role("combobox", name="clinic")
+    for name, dialogues in (("ent", 6), ("cardiology", 5), ("other (3 values)", 3), ("all", 14)):
+        choice.select_option(name)
+        assert shown(page)[0] == dialogues
+    choice.select_option("other (3 values)")
+    badges = page.locator("article:visible h3 .badge").all_text_contents()
+    assert badges == ["eye", "skin", "(missing)"]
+    page.get_by_role("radio", name="Objective").check()
+    assert shown(page) == (3, 3)
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("status").get_by_text("14 of 14 dialogues").wait_for()
+
+
+def test_hostile_values_are_shown_as_text_on_a_page_as_wide_as_the_screen(open_page, results, tmp_path):
+    values = [text for text in HOSTILE for _ in range(5)]
+    predictions, judgements, rows = make_run(len(values), words=200)
+    results |= score_run(predictions, judgements, rows, None, (), ("".join(HOSTILE), values))
+    view = html.select_dialogues(predictions, judgements, rows, values=values)
+    html.write_report(tmp_path / "report.html", results, view)
+    page = open_page(tmp_path / "report.html", 390)
+    assert page.evaluate("window.injected") is None
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator("article h3 .badge", has_text=HOSTILE[1]).count() == 5
 
 
 def test_the_comparison_page_shows_rates_differences_and_flips(open_page, comparison, results, tmp_path):

@@ -34,8 +34,7 @@ def console_table(results: dict) -> str:
     if statements:
         parts += [_statements_table(statements), messages.statements_message(statements)]
     if slices := results.get("slices"):
-        message = figures.one_line(messages.slices_message(slices), 1000)
-        parts += [_slices_table(slices), textwrap.fill(message, 120)]
+        parts += [_slices_table(slices), textwrap.fill(figures.one_line(messages.slices_message(slices), 1000), 120)]
     if lenient:
         parts += [f"Lenient reading: {messages.lenient_message(results)}", _lenient_table(lenient)]
     if controls := results["judge_controls"]:
