@@ -25,7 +25,7 @@ def check_names(names: Sequence[str]) -> None:
 def check_source(names: Sequence[str], dataset: str, records: Iterable[Record]) -> None:
     """Raise UserError for a name that is no column of any record."""
     records = list(records)
-    found = column_names(records)
+    found = column_names(records if names else ())
     for name in names:
         if name in found:
             continue
