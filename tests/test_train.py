@@ -784,6 +784,17 @@ def test_a_stopped_run_saves_its_state_if_resume_is_enabled(train_module, resume
     assert train_module.SOAPTrainer._due(trainer, engine) == due
 
 
+def test_copies_of_a_state_are_neither_resumed_nor_removed(resume_engine):
+    resume_engine.save()
+    newest = resume_engine.engine.newest
+    for name in (f"{newest.name}_backup", f"copy_of_{newest.name}", "mine_9"):
+        shutil.copytree(newest, resume_engine.folder / name)
+    assert resume_engine.engine.newest == newest
+    resume_engine.engine.clear()
+    names = [f"copy_of_{newest.name}", f"{newest.name}_backup", "mine_9"]
+    assert sorted(path.name for path in resume_engine.folder.iterdir()) == names
+
+
 def test_a_resume_state_becomes_complete_atomically(resume_engine, monkeypatch):
     def write_half(path: Path, text: str) -> None:
         path.write_bytes(text.encode()[:5])

@@ -5,6 +5,7 @@ Both get their final name only when they are complete.
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from arctic_training.checkpoint.hf_engine import HFCheckpointEngine
 from training.mixed_adamw import MixedAdamW
 
 COMPLETE = "complete.json"  # written last; holds the run settings that must match on resume
+_STATE = re.compile(r"epoch_\d+_global_step_\d+$")  # the folder of a state
 # Settings that may change when a run resumes: they affect speed, memory, locations or validation only.
 MAY_CHANGE_ON_RESUME = {
     *("attn_implementation", "disable_activation_checkpoint", "eval_sources", "num_proc", "dl_num_workers"),
@@ -93,8 +95,10 @@ class ResumeEngine(DSCheckpointEngine):
 
     @property
     def newest(self) -> Path | None:
-        states = self.config.output_dir.glob(f"*/{COMPLETE}")
-        return max((path.parent for path in states), key=lambda path: int(path.name.rpartition("_")[2]), default=None)
+        """Return the folder of the newest complete state; a copy under another name does not count."""
+        states = (path.parent for path in self.config.output_dir.glob(f"*/{COMPLETE}"))
+        own = filter(lambda state: _STATE.match(state.name), states)
+        return max(own, key=lambda state: int(state.name.rpartition("_")[2]), default=None)
 
     @property
     def latest_checkpoint_exists(self) -> bool:
@@ -145,7 +149,7 @@ class ResumeEngine(DSCheckpointEngine):
         if self.global_rank > 0:
             return
         folder = self.config.output_dir
-        for state in folder.glob("epoch_*_global_step_*"):
+        for state in filter(lambda path: _STATE.match(path.name), list(folder.iterdir())):
             (state / COMPLETE).unlink(missing_ok=True)  # first: a partly removed state must not be resumed
             shutil.rmtree(state)
         for file in (folder / "latest", *folder.glob("zero_to_*.py")):

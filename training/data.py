@@ -34,6 +34,14 @@ class SOAPDataSourceConfig(DataSourceConfig):
     """ Folder written by preprocess_data.py, relative to the working folder. """
 
 
+def load_rows(config: SOAPDataSourceConfig) -> Dataset:
+    """Return the rows of a source. Ends the run with one line if there is no such dataset."""
+    try:
+        return load_split(config.name_or_path, config.split)
+    except UserError as error:
+        fail(*str(error).rsplit("; ", 1))
+
+
 class SOAPDataSource(DataSource):
     """`type: soap`: turn each row of a soap_dataset split into system prompt, dialogue, and the note as JSON."""
 
@@ -42,19 +50,12 @@ class SOAPDataSource(DataSource):
 
     def load(self, config: SOAPDataSourceConfig, split: str) -> DatasetType:
         """Return the split as a dataset with one column, `messages`: a list of {role, content}."""
-        rows = self.rows
+        rows = load_rows(config)
         return rows.map(
             lambda row: {"messages": training_messages(row["dialogue"], {key: row[key] for key in SECTIONS})},
             remove_columns=rows.column_names,
             desc=f"Formatting {split}",
         )
-
-    @property
-    def rows(self) -> Dataset:
-        try:
-            return load_split(self.config.name_or_path, self.config.split)
-        except UserError as error:
-            fail(*str(error).rsplit("; ", 1))
 
     @property
     def cache_path_args(self) -> tuple[dict, ...]:

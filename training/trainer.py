@@ -19,7 +19,7 @@ from prompts import prompts_hash
 from training import attention, layers, lora, norms, tokens
 from training.best import BestStep
 from training.checkpoints import MAY_CHANGE_ON_RESUME, ExportEngine, ResumeEngine, named_leaves
-from training.data import SOAPDataFactory, SOAPDataSource
+from training.data import SOAPDataFactory, load_rows
 from training.errors import fail
 from training.forward import kept_logits
 from training.loss import chunked_cross_entropy
@@ -125,7 +125,7 @@ class SOAPTrainer(SFTTrainer):
         config, data, plan = self.config, self.config.data, self.plan
         rows = 0
         for source in data.sources:
-            count = len(SOAPDataSource(self.train_dataloader, source).rows)
+            count = len(load_rows(source))
             wanted = int(count * source.sample_ratio) if source.sample_ratio else source.sample_count or count
             rows += min(count, wanted)
         kept = len(self.train_dataloader.dataset)
@@ -347,7 +347,6 @@ class SOAPTrainer(SFTTrainer):
         config = self.config
         parts = ("model", "tokenizer", "data", "optimizer", "scheduler")
         numbers = ("epochs", "train_iters", "min_iterations", "gradient_accumulation_steps", "seed", "world_size")
-        sources = (SOAPDataSource(self, source) for source in config.data.sources)
         return {
             **named_leaves({part: getattr(config, part).model_dump(exclude=MAY_CHANGE_ON_RESUME) for part in parts}),
             **{number: str(getattr(config, number)) for number in numbers},
@@ -355,7 +354,9 @@ class SOAPTrainer(SFTTrainer):
             "gradient_clipping": str(config.deepspeed["gradient_clipping"]),
             "prompts": prompts_hash(),
             "plan": str(RunPlan.version),
-            "rows": ",".join(tokens.file_fingerprint(s.config.name_or_path / s.config.split)[:12] for s in sources),
+            "rows": ",".join(
+                tokens.file_fingerprint(source.name_or_path / source.split)[:12] for source in config.data.sources
+            ),
         }
 
     def restore(self, client_state: dict[str, Any]) -> None:
