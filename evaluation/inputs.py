@@ -9,16 +9,18 @@ from evaluation.run.records import open_records, parse_record
 
 
 def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
-    """Return (people's verdicts, number of rows without one) from a filled-in review sheet (.csv) or from JSONL.
+    """Return (people's labels, number of rows without one) from a filled-in sheet (.csv) or from JSONL.
 
-    Each verdict has the keys that `evaluation.scoring.people.read_labels` checks; `where` is its file and row.
-    Raises UserError.
+    A label is a verdict, with the keys that `people.read_labels` checks, or an answer on a statement, with those of
+    `statement_labels.read_labels` (both in evaluation.scoring); `where` is its file and row. Raises UserError.
     """
     from evaluation.review_sheet import read_sheet
+    from evaluation.sheets import read_header
+    from evaluation.statement_sheet import read_statement_sheet
 
     try:
         if path.lower().endswith(".csv"):
-            return read_sheet(path)
+            return read_statement_sheet(path) if "answer" in read_header(path) else read_sheet(path)
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise UserError(

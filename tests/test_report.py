@@ -139,6 +139,33 @@ def test_the_console_says_if_the_judge_was_not_checked(results):
     assert "Sensitivity" not in text
 
 
+def statement_labels(judge: float, found: float | None = 0.11) -> dict:
+    """Return people's answers on statements; 80.7% (70.2-88.1%) of them are yes."""
+    people = {"n": 140, "share": 0.807, "ci95": [0.702, 0.881]}
+    figures = {"labelled": 140, "notes": 10, "people": people, "judge": people | {"share": judge}}
+    figures |= {"auc": 0.71, "auc_ci95": [0.55, 0.83], "false_alarms": people | {"share": 0.05}}
+    figures["found"] = {"n": 27 if found else 0, "share": found, "ci95": found and [0.03, 0.32]}
+    nothing = {"n": 0, "share": None, "ci95": None}
+    empty = dict.fromkeys(("people", "judge", "found", "false_alarms"), nothing)
+    return {"covered": {"labelled": 0, "notes": 0, "auc": None, "auc_ci95": None} | empty, "supported": figures}
+
+
+@pytest.mark.parametrize(
+    ("judge", "verdict"), [(0.936, ", which is too high;"), (0.6, ", which is too low;"), (0.8, " by the judge's;")]
+)
+def test_people_s_answers_show_whether_the_judge_overrates_statements(results, judge, verdict):
+    text = console_table(results | {"statement_labels": statement_labels(judge)})
+    assert "Of 140 statements on 10 notes, 80.7% (70.2-88.1%) are supported by people's answers" in text
+    assert verdict in text and "marks 11.0% (3.0-32.0%) of the unsupported ones" in text
+    assert cells(text, "supported")[1:4] == [
+        "11.0% (3.0-32.0%, n = 27)",
+        "5.0% (70.2-88.1%, n = 140)",
+        "0.71 (0.55 to 0.83)",
+    ]
+    assert cells(text, "covered")[1:4] == ["-", "-", "-"]
+    assert "unsupported ones" not in console_table(results | {"statement_labels": statement_labels(judge, found=None)})
+
+
 def test_human_labels_can_check_the_judge_instead_of_controls(results):
     labels = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
     labels["O"] = by_people(0.5, 0.5, 0.6, informative=False)

@@ -89,6 +89,7 @@ def write_report(path: Path, results: dict, dialogues: list[dict]) -> None:
         unproven_statements=messages.unproven_by_statements(results),
         lenient=results.get("lenient"),
         instruments=results.get("instruments"),
+        statement_labels=results.get("statement_labels"),
         readable_mean=figures.readable_mean(results),
         has_readable_rates=figures.has_readable_rates(results),
         chart=chart,
@@ -197,6 +198,7 @@ def _environment() -> jinja2.Environment:
         "attack_message": messages.attack_message,
         "statements_message": messages.statements_message,
         "instruments_message": messages.instruments_message,
+        "statement_labels_message": messages.statement_labels_message,
         "lenient_message": messages.lenient_message,
     }
     environment.globals |= {

@@ -189,6 +189,30 @@ def statements_message(statements: dict) -> str:
     return message
 
 
+def statement_labels_message(figures: dict) -> str:
+    """Return how the judge's answers on statements compare with people's.
+
+    figures: `statement_labels.check_statements`.
+    """
+    parts = []
+    for name, kind in (("covered", "missing"), ("supported", "unsupported")):
+        check = figures[name]
+        if not check["labelled"]:
+            continue
+        people, judge, found = check["people"], check["judge"], check["found"]
+        low, high = people["ci95"]
+        sentence = (
+            f"Of {check['labelled']} statements on {check['notes']} notes, {percent(people['share'])} "
+            f"({interval(people['ci95'])}) are {name} by people's answers, {percent(judge['share'])} by the judge's"
+        )
+        if not low <= judge["share"] <= high:
+            sentence += f", which is too {'high' if judge['share'] > high else 'low'}"
+        if found["n"]:
+            sentence += f"; it marks {percent(found['share'])} ({interval(found['ci95'])}) of the {kind} ones"
+        parts.append(f"{sentence}.")
+    return " ".join(parts)
+
+
 def instruments_message(instruments: dict) -> str:
     """Return which of verdicts and statements tells good controls from bad ones better, by AUC."""
     rates = [instruments[name] for name in ("verdict", "statements")]

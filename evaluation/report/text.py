@@ -46,6 +46,8 @@ def console_table(results: dict) -> str:
     if labels := results["human_labels"]:
         parts.append(_people_table(labels, results.get("human_labels_all")))
         parts.append(messages.kappa_message(results))
+    if by_people := results.get("statement_labels"):
+        parts += [_statement_labels_table(by_people), messages.statement_labels_message(by_people)]
     if attacks := results["attacks"]:
         parts.append(f"Attacks on the judge: {messages.attack_message(attacks)}")
     if statements and statements["attacks"]:
@@ -173,6 +175,17 @@ def _rate(check: dict, name: str, n: str = "") -> str:
     if check[name] is None:
         return "not checked"
     return f"{percent(check[name])} ({', '.join(filter(None, [interval(check[f'{name}_ci95']), n]))})"
+
+
+def _statement_labels_table(figures: dict) -> str:
+    rows = []
+    for name, check in figures.items():
+        area = "-"
+        if check["auc"] is not None:
+            area = f"{check['auc']:.2f} ({check['auc_ci95'][0]:.2f} to {check['auc_ci95'][1]:.2f})"
+        rows.append([name, *(_share(check[key]) for key in ("found", "false_alarms")), area])
+    header = ["By people's answers", "Marked of people's no", "Marked of people's yes", "AUC"]
+    return _table(header, rows)
 
 
 def _people_table(labels: dict, together: dict | None) -> str:
