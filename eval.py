@@ -128,7 +128,7 @@ def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
     from evaluation.report import html, text
     from evaluation.scoring.comparison import compare_runs
 
-    runs = [inputs.load_run(folder) for folder in folders]
+    runs = inputs.load_runs(folders)
     try:
         comparison = compare_runs(runs)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Read eval.py's other inputs: people's verdicts and finished runs."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,24 @@ def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
     return [parse_record(line, where, "correct it") | {"where": where} for where, line in places], 0
 
 
-def load_run(path: str | Path) -> dict[str, Any]:
-    """Return a finished run in the form that compare_runs takes: name, results, records without texts, statements.
+def load_runs(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return finished runs in the form that compare_runs takes: name, results, records without texts, statements.
 
-    Raises UserError.
+    The judge's log odds of the same controls differ a little between two calls, and so do the thresholds that they fit.
+    So all runs' statements are read at one threshold: that of the run with the most controls. Raises UserError.
     """
     from evaluation.scoring.statements import read_statements
 
+    runs = [load_run(path) for path in paths]
+    scores = [run["results"].get("statements") for run in runs]
+    if all(scores):
+        threshold = max(scores, key=lambda score: score["fitted_on"])["threshold"]
+        for run in runs:
+            run |= {"threshold": threshold, "statements": read_statements(run["statements"], threshold).notes}
+    return runs
+
+
+def load_run(path: str | Path) -> dict[str, Any]:
     folder = Path(path)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -52,7 +64,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
         "judgements": [
             _pick(record, "index", "section", "verdict", "source", "control", "attack") for record in judgements
         ],
-        "statements": read_statements(statements).notes if results.get("statements") else {},
+        "statements": statements,
     }
 
 

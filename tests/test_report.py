@@ -460,18 +460,16 @@ def test_the_comparison_shows_statements_and_lenient_rates_of_each_run(compariso
     assert "from a paired t test on the notes' shares." in text
 
 
-def test_the_comparison_says_why_runs_are_not_compared_by_statements(comparison, results, tmp_path):
+def test_the_comparison_names_its_threshold_or_runs_without_statements(comparison, results, tmp_path):
     runs = runs_of(comparison, add_statements(results))
-    assert "not compared by statements" not in comparison_table(comparison, runs_of(comparison, results))
-    assert "not compared by statements" not in comparison_table(add_statements_to_comparison(comparison), runs)
-    runs[1] = {"name": "Finetuned", "results": copy.deepcopy(runs[1]["results"])}
-    runs[1]["results"]["statements"]["threshold"] = 0.5
-    differ = "not compared by statements, because their thresholds differ: -0.35, 0.50 and -0.35."
-    assert differ in comparison_table(comparison | {"statements": None}, runs)
-    html.write_comparison(tmp_path / "comparison.html", comparison | {"statements": None}, runs)
-    assert differ in (tmp_path / "comparison.html").read_text()
+    assert "statement" not in comparison_table(comparison, runs_of(comparison, results))
+    shown = "In all runs, a statement counts as yes if its log odds are at least -0.35."
+    assert shown in comparison_table(add_statements_to_comparison(comparison), runs)
     runs[2] = {"name": "LoRA Adapter", "results": results}
-    assert "because there are none for LoRA Adapter." in comparison_table(comparison, runs)
+    without = "The runs are not compared by statements, because there are none for LoRA Adapter."
+    assert without in comparison_table(comparison | {"statements": None}, runs)
+    html.write_comparison(tmp_path / "comparison.html", comparison | {"statements": None}, runs)
+    assert without in (tmp_path / "comparison.html").read_text()
 
 
 def test_a_run_with_readable_notes_only_keeps_its_rate_among_readable_notes(comparison, results):

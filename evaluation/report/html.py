@@ -115,7 +115,7 @@ def write_comparison(path: Path, comparison: dict, runs: list[dict]) -> None:
         comparison=comparison,
         lines=figures.section_lines(comparison),
         statements=statements,
-        no_statements_message=messages.no_statements_message(comparison, runs),
+        statements_message=messages.comparison_by_statements_message(comparison, runs),
         statement_lines=statements and figures.section_lines(statements),
         statement_groups=statements and figures.statement_groups(statements),
         readable_means=figures.readable_means(runs),

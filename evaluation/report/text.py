@@ -225,7 +225,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
             for name in _QUESTIONS
         ]
         parts.append(_table(["By statements", *names], [*_bold_rows(lines), *means]))
-    parts.append(messages.no_statements_message(comparison, runs))
+    parts.append(messages.comparison_by_statements_message(comparison, runs))
     parts.append(_table(["Without a judge", *names], figures.judge_free_measures(runs)))
     if lenient := figures.lenient_rows(runs):
         parts.append(_table(["Lenient reading", *names], lenient))
