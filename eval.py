@@ -41,13 +41,19 @@ STATEMENTS_HELP = (
     "servers that give no log-probabilities"
 )
 LABELS_HELP = (
-    "people's verdicts on this run's notes, from which pass rates are estimated: a filled-in review sheet (.csv), or "
-    'JSONL such as {"index": 0, "section": "S", "verdict": "pass"}, optionally with "rater" and "note_hash"'
+    "people's labels on this run's notes: a filled-in review sheet (.csv), or JSONL such as "
+    '{"index": 0, "section": "S", "verdict": "pass"}, optionally with "rater" and "note_hash". Verdicts give an '
+    "estimate of the pass rates; answers on statements show how many errors the judge finds"
 )
 SHEET_HELP = (
-    "write a CSV sample of the sections for people to pass or fail, balanced over the judge's verdicts but without "
-    "them; for a finished run, add --stage report"
+    "write a CSV sample of this run for people to fill in, without the judge's answers; for a finished run, add "
+    "--stage report"
 )
+REVIEW_BY_HELP = (
+    "sections: to pass or fail, balanced over the judge's verdicts; statements: the judge's questions on all "
+    "statements of a few notes, to answer with yes or no (default: %(default)s)"
+)
+REVIEW_SIZE_HELP = "sections on the sheet; by statements, four for each note (default: %(default)s, ten notes)"
 JUDGE_HELP = (
     "hub name or folder of the model that passes or fails each section; with --judge_api_base, its name on that server "
     "(default: %(default)s)"
@@ -99,6 +105,7 @@ def score(
     from evaluation.review_sheet import write_sheet
     from evaluation.scoring.people import LabelError
     from evaluation.scoring.scores import score_run
+    from evaluation.statement_sheet import write_statement_sheet
 
     folder = run.folder
     predictions, judgements = folder.predictions, folder.judgements  # read by each loop
@@ -121,10 +128,13 @@ def score(
     html.write_report(run.folder.path / "report.html", results, dialogues)
     print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
     if options.review_sheet:
-        size = write_sheet(Path(options.review_sheet), predictions, judgements, rows, options.review_size)
-        print_line(
-            f"{options.review_sheet}: {size} sections to pass or fail; once filled in, give it to --human_labels"
-        )
+        path, size = Path(options.review_sheet), options.review_size
+        if options.review_by == "statements":
+            notes = -(-size // len(prompts.SECTIONS))
+            task = f"{write_statement_sheet(path, predictions, folder.statements, rows, notes)} statements to answer"
+        else:
+            task = f"{write_sheet(path, predictions, judgements, rows, size)} sections to pass or fail"
+        print_line(f"{path}: {task}; once filled in, give it to --human_labels")
 
 
 def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
@@ -132,7 +142,7 @@ def compare(folders: Iterable[str | Path], output_dir: str | None) -> None:
     from evaluation.report import html, text
     from evaluation.scoring.comparison import compare_runs
 
-    runs = [inputs.load_run(folder) for folder in folders]
+    runs = inputs.load_runs(folders)
     try:
         comparison = compare_runs(runs)
     except ValueError as error:
@@ -152,9 +162,9 @@ def evaluate(options: Options) -> None:
         by = options.by, load_kept_column(options.dataset_path, options.split, options.by, options.limit)
     labels = None
     if options.human_labels:
-        labels, without_verdict = inputs.load_labels(options.human_labels)
-        if without_verdict:
-            print_line(f"{options.human_labels}: {without_verdict} rows have no verdict yet; they are left out")
+        labels, unfilled = inputs.load_labels(options.human_labels)
+        if unfilled:
+            print_line(f"{options.human_labels}: {unfilled} rows are not filled in; they are left out")
     loaded, judge_model = resolve(options)
     plan = make_plan(options, [model for model, _ in loaded if model], judge_model)
     data = {"n": len(rows), "dataset_hash": content_hash(rows), "prompts_hash": prompts.prompts_hash()}
@@ -233,7 +243,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add("--human_labels", metavar="FILE", help=LABELS_HELP)
     add("--review_sheet", metavar="FILE", help=SHEET_HELP)
-    add("--review_size", type=number(int, 1), default=40, metavar="N", help="sections in it (default: %(default)s)")
+    add("--review_by", choices=("sections", "statements"), default="sections", help=REVIEW_BY_HELP)
+    add("--review_size", type=number(int, 1), default=40, metavar="N", help=REVIEW_SIZE_HELP)
 
     add = parser.add_argument_group("engines").add_argument
     add("--note_schema", action="store_true", help=SCHEMA_HELP)

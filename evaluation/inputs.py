@@ -1,6 +1,7 @@
 """Read eval.py's other inputs: people's verdicts and finished runs."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,18 @@ from evaluation.run.records import open_records, parse_record
 
 
 def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
-    """Return (people's verdicts, number of rows without one) from a filled-in review sheet (.csv) or from JSONL.
+    """Return (people's labels, number of rows without one) from a filled-in sheet (.csv) or from JSONL.
 
-    Each verdict has the keys that `evaluation.scoring.people.read_labels` checks; `where` is its file and row.
-    Raises UserError.
+    A label is a verdict, with the keys that `people.read_labels` checks, or an answer on a statement, with those of
+    `statement_labels.read_labels` (both in evaluation.scoring); `where` is its file and row. Raises UserError.
     """
     from evaluation.review_sheet import read_sheet
+    from evaluation.sheets import read_header
+    from evaluation.statement_sheet import read_statement_sheet
 
     try:
         if path.lower().endswith(".csv"):
-            return read_sheet(path)
+            return read_statement_sheet(path) if "answer" in read_header(path) else read_sheet(path)
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise UserError(
@@ -28,13 +31,24 @@ def load_labels(path: str) -> tuple[list[dict[str, Any]], int]:
     return [parse_record(line, where, "correct it") | {"where": where} for where, line in places], 0
 
 
-def load_run(path: str | Path) -> dict[str, Any]:
-    """Return a finished run in the form that compare_runs takes: name, results, records without texts, statements.
+def load_runs(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return finished runs in the form that compare_runs takes: name, results, records without texts, statements.
 
-    Raises UserError.
+    The judge's log odds of the same controls differ a little between two calls, and so do the thresholds that they fit.
+    So all runs' statements are read at one threshold: that of the run with the most controls. Raises UserError.
     """
     from evaluation.scoring.statements import read_statements
 
+    runs = [load_run(path) for path in paths]
+    scores = [run["results"].get("statements") for run in runs]
+    if all(scores):
+        threshold = max(scores, key=lambda score: score["fitted_on"])["threshold"]
+        for run in runs:
+            run |= {"threshold": threshold, "statements": read_statements(run["statements"], threshold).notes}
+    return runs
+
+
+def load_run(path: str | Path) -> dict[str, Any]:
     folder = Path(path)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -50,7 +64,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
         "judgements": [
             _pick(record, "index", "section", "verdict", "source", "control", "attack") for record in judgements
         ],
-        "statements": read_statements(statements).notes if results.get("statements") else {},
+        "statements": statements,
     }
 
 

@@ -34,6 +34,7 @@ class Options:
     attacks: int
     human_labels: str | None
     review_sheet: str | None
+    review_by: str
     review_size: int
     note_schema: bool
     max_new_tokens: int
@@ -117,6 +118,8 @@ class Options:
             without_credentials(api_base)
 
     def _check_review_sheet(self, path: Path, runs: int) -> None:
+        if self.review_by == "statements" and not self.statements:
+            raise UserError("--review_by statements needs the judge's answers; leave out --no_statements")
         if runs > 1:
             raise UserError("--review_sheet is a sample of one run's notes; evaluate each model by itself")
         if not self.reports:

@@ -321,5 +321,5 @@ def add_statements_to_comparison(comparison: dict) -> dict:
     pairs = [{**pair(a, b, 0.1, 0.004), "covered": both, "supported": both} for a, b in ((0, 1), (0, 2), (1, 2))]
     pairs[1] |= {"supported": {"n": 1, "difference": None, "ci95": None, "p": None}}
     rates = {"sections": dict.fromkeys(SECTIONS, line([0.2, 0.363, 0.3])), "mean": line([0.2, 0.363, 0.3])}
-    statements = rates | {"pairs": pairs, "covered": by_section, "supported": by_section}
+    statements = rates | {"threshold": -0.35, "pairs": pairs, "covered": by_section, "supported": by_section}
     return comparison | {"statements": statements}

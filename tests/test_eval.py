@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import re
 import shutil
@@ -786,13 +787,39 @@ def test_a_review_sheet_comes_back_as_people_s_verdicts(
         writer.writeheader()
         writer.writerows(lines)
     assert harness.run("--stage", "report", "--human_labels", str(sheet)) == 0
-    assert "sheet.csv: 3 rows have no verdict yet; they are left out" in capsys.readouterr().err
+    assert "sheet.csv: 3 rows are not filled in; they are left out" in capsys.readouterr().err
     people = harness.results()["human_labels_all"]
     assert (people["labelled"], people["raters"]) == (9, ["A"])
     before = sheet.read_bytes()
     assert harness.run("--stage", "report", "--review_sheet", str(sheet)) == 2
     assert "may hold people's verdicts" in capsys.readouterr().err
     assert sheet.read_bytes() == before
+
+
+def test_a_statement_sheet_comes_back_as_the_judge_s_errors(
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sheet = tmp_path / "sheet.csv"
+    assert harness.run("--review_sheet", str(sheet), "--review_by", "statements", "--review_size", "9") == 0
+    lines = list(csv.DictReader(io.StringIO(sheet.read_text("utf-8-sig"), newline="")))
+    assert f"{len(lines)} statements to answer" in capsys.readouterr().err
+    assert len({line["index"] for line in lines}) == 3  # nine sections are begun in three notes
+    for line in lines[1:]:
+        line |= {"answer": "yes" if line["question"].startswith("covered") else "no", "rater": "A"}
+    with sheet.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    assert harness.run("--stage", "report", "--human_labels", str(sheet)) == 0
+    shown = capsys.readouterr()
+    assert "sheet.csv: 1 rows are not filled in; they are left out" in shown.err
+    assert "Marked of people's no" in shown.out
+    figures = harness.results()["statement_labels"]
+    assert [figures[name]["people"]["share"] for name in ("covered", "supported")] == [1, 0]
+    assert sum(figures[name]["labelled"] for name in figures) == len(lines) - 1
+    assert harness.results()["human_labels"] is None
+    assert "Compared with people’s answers" in (harness.folder / "report.html").read_text()
+    assert harness.run("--no_statements", "--review_sheet", str(tmp_path / "x"), "--review_by", "statements") == 2
 
 
 def test_a_review_sheet_of_another_run_s_notes_is_refused(

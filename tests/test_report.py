@@ -139,6 +139,33 @@ def test_the_console_says_if_the_judge_was_not_checked(results):
     assert "Sensitivity" not in text
 
 
+def statement_labels(judge: float, found: float | None = 0.11) -> dict:
+    """Return people's answers on statements; 80.7% (70.2-88.1%) of them are yes."""
+    people = {"n": 140, "share": 0.807, "ci95": [0.702, 0.881]}
+    figures = {"labelled": 140, "notes": 10, "people": people, "judge": people | {"share": judge}}
+    figures |= {"auc": 0.71, "auc_ci95": [0.55, 0.83], "false_alarms": people | {"share": 0.05}}
+    figures["found"] = {"n": 27 if found else 0, "share": found, "ci95": found and [0.03, 0.32]}
+    nothing = {"n": 0, "share": None, "ci95": None}
+    empty = dict.fromkeys(("people", "judge", "found", "false_alarms"), nothing)
+    return {"covered": {"labelled": 0, "notes": 0, "auc": None, "auc_ci95": None} | empty, "supported": figures}
+
+
+@pytest.mark.parametrize(
+    ("judge", "verdict"), [(0.936, ", which is too high;"), (0.6, ", which is too low;"), (0.8, " by the judge's;")]
+)
+def test_people_s_answers_show_whether_the_judge_overrates_statements(results, judge, verdict):
+    text = console_table(results | {"statement_labels": statement_labels(judge)})
+    assert "Of 140 statements on 10 notes, 80.7% (70.2-88.1%) are supported by people's answers" in text
+    assert verdict in text and "marks 11.0% (3.0-32.0%) of the unsupported ones" in text
+    assert cells(text, "supported")[1:4] == [
+        "11.0% (3.0-32.0%, n = 27)",
+        "5.0% (70.2-88.1%, n = 140)",
+        "0.71 (0.55 to 0.83)",
+    ]
+    assert cells(text, "covered")[1:4] == ["-", "-", "-"]
+    assert "unsupported ones" not in console_table(results | {"statement_labels": statement_labels(judge, found=None)})
+
+
 def test_human_labels_can_check_the_judge_instead_of_controls(results):
     labels = {key: by_people(0.9, 0.8, 0.6) for key in SECTIONS}
     labels["O"] = by_people(0.5, 0.5, 0.6, informative=False)
@@ -433,18 +460,16 @@ def test_the_comparison_shows_statements_and_lenient_rates_of_each_run(compariso
     assert "from a paired t test on the notes' shares." in text
 
 
-def test_the_comparison_says_why_runs_are_not_compared_by_statements(comparison, results, tmp_path):
+def test_the_comparison_names_its_threshold_or_runs_without_statements(comparison, results, tmp_path):
     runs = runs_of(comparison, add_statements(results))
-    assert "not compared by statements" not in comparison_table(comparison, runs_of(comparison, results))
-    assert "not compared by statements" not in comparison_table(add_statements_to_comparison(comparison), runs)
-    runs[1] = {"name": "Finetuned", "results": copy.deepcopy(runs[1]["results"])}
-    runs[1]["results"]["statements"]["threshold"] = 0.5
-    differ = "not compared by statements, because their thresholds differ: -0.35, 0.50 and -0.35."
-    assert differ in comparison_table(comparison | {"statements": None}, runs)
-    html.write_comparison(tmp_path / "comparison.html", comparison | {"statements": None}, runs)
-    assert differ in (tmp_path / "comparison.html").read_text()
+    assert "statement" not in comparison_table(comparison, runs_of(comparison, results))
+    shown = "In all runs, a statement counts as yes if its log odds are at least -0.35."
+    assert shown in comparison_table(add_statements_to_comparison(comparison), runs)
     runs[2] = {"name": "LoRA Adapter", "results": results}
-    assert "because there are none for LoRA Adapter." in comparison_table(comparison, runs)
+    without = "The runs are not compared by statements, because there are none for LoRA Adapter."
+    assert without in comparison_table(comparison | {"statements": None}, runs)
+    html.write_comparison(tmp_path / "comparison.html", comparison | {"statements": None}, runs)
+    assert without in (tmp_path / "comparison.html").read_text()
 
 
 def test_a_run_with_readable_notes_only_keeps_its_rate_among_readable_notes(comparison, results):

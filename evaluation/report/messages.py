@@ -190,6 +190,30 @@ def statements_message(statements: dict) -> str:
     return message
 
 
+def statement_labels_message(figures: dict) -> str:
+    """Return how the judge's answers on statements compare with people's.
+
+    figures: `statement_labels.check_statements`.
+    """
+    parts = []
+    for name, kind in (("covered", "missing"), ("supported", "unsupported")):
+        check = figures[name]
+        if not check["labelled"]:
+            continue
+        people, judge, found = check["people"], check["judge"], check["found"]
+        low, high = people["ci95"]
+        sentence = (
+            f"Of {check['labelled']} statements on {check['notes']} notes, {percent(people['share'])} "
+            f"({interval(people['ci95'])}) are {name} by people's answers, {percent(judge['share'])} by the judge's"
+        )
+        if not low <= judge["share"] <= high:
+            sentence += f", which is too {'high' if judge['share'] > high else 'low'}"
+        if found["n"]:
+            sentence += f"; it marks {percent(found['share'])} ({interval(found['ci95'])}) of the {kind} ones"
+        parts.append(f"{sentence}.")
+    return " ".join(parts)
+
+
 def instruments_message(instruments: dict) -> str:
     """Return which of verdicts and statements tells good controls from bad ones better, by AUC."""
     rates = [instruments[name] for name in ("verdict", "statements")]
@@ -262,15 +286,14 @@ def _join(keys: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
 
 
-def no_statements_message(comparison: dict, runs: list[dict]) -> str:
-    """Return why runs with statements are not compared by them; empty if they are, or if none has statements."""
-    thresholds = [(run["results"].get("statements") or {}).get("threshold") for run in runs]
-    if comparison.get("statements") or set(thresholds) == {None}:
+def comparison_by_statements_message(comparison: dict, runs: list[dict]) -> str:
+    """Return the threshold of a comparison by statements, or why there is none; empty if no run has statements."""
+    if statements := comparison.get("statements"):
+        return f"In all runs, a statement counts as yes if its log odds are at least {statements['threshold']:z.2f}."
+    without = [run["name"] for run in runs if not run["results"].get("statements")]
+    if len(without) in (0, len(runs)):
         return ""
-    if without := [run["name"] for run, threshold in zip(runs, thresholds, strict=True) if threshold is None]:
-        return f"The runs are not compared by statements, because there are none for {_join(without)}."
-    shown = _join([f"{threshold:z.2f}" for threshold in thresholds])
-    return f"The runs are not compared by statements, because their thresholds differ: {shown}."
+    return f"The runs are not compared by statements, because there are none for {_join(without)}."
 
 
 def comparison_warnings(runs: list[dict]) -> list[str]:

@@ -48,6 +48,8 @@ def console_table(results: dict) -> str:
     if labels := results["human_labels"]:
         parts.append(_people_table(labels, results.get("human_labels_all")))
         parts.append(messages.kappa_message(results))
+    if by_people := results.get("statement_labels"):
+        parts += [_statement_labels_table(by_people), messages.statement_labels_message(by_people)]
     if attacks := results["attacks"]:
         parts.append(f"Attacks on the judge: {messages.attack_message(attacks)}")
     if statements and statements["attacks"]:
@@ -192,6 +194,17 @@ def _rate(check: dict, name: str, n: str = "") -> str:
     return f"{percent(check[name])} ({', '.join(filter(None, [interval(check[f'{name}_ci95']), n]))})"
 
 
+def _statement_labels_table(figures: dict) -> str:
+    rows = []
+    for name, check in figures.items():
+        area = "-"
+        if check["auc"] is not None:
+            area = f"{check['auc']:.2f} ({check['auc_ci95'][0]:.2f} to {check['auc_ci95'][1]:.2f})"
+        rows.append([name, *(_share(check[key]) for key in ("found", "false_alarms")), area])
+    header = ["By people's answers", "Marked of people's no", "Marked of people's yes", "AUC"]
+    return _table(header, rows)
+
+
 def _people_table(labels: dict, together: dict | None) -> str:
     rows = []
     for key, check in labels.items():
@@ -229,7 +242,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
             for name in _QUESTIONS
         ]
         parts.append(_table(["By statements", *names], [*_bold_rows(lines), *means]))
-    parts.append(messages.no_statements_message(comparison, runs))
+    parts.append(messages.comparison_by_statements_message(comparison, runs))
     parts.append(_table(["Without a judge", *names], figures.judge_free_measures(runs)))
     if lenient := figures.lenient_rows(runs):
         parts.append(_table(["Lenient reading", *names], lenient))

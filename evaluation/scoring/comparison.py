@@ -5,7 +5,7 @@ from itertools import combinations
 
 from evaluation.scoring.intervals import newcombe, paired_mean
 from evaluation.scoring.judgements import fail_by_form, sort_judgements
-from evaluation.scoring.statements import NoteStatements, unreadable
+from evaluation.scoring.statements import NoteStatements, statement_figures, unreadable
 from prompts import SECTIONS
 
 # Keys of results.json that must be equal for verdicts to be comparable, with their names in a message.
@@ -32,7 +32,8 @@ def compare_runs(runs: list[dict]) -> dict:
               figures count as failed. None if no run has lenient notes;
           flips: [{index, section, from: verdict in a, to: verdict in b}], for each changed verdict}
           A difference, its interval, p and p_holm are None if no dialogue is scored in both.
-      statements: None unless all runs have statements at the same threshold, otherwise
+      statements: None unless all runs have statements, otherwise
+          threshold: the log odds from which a statement counts as yes, in all runs
           sections, mean, pairs: as above, by the statements' verdicts
           covered, supported: {sections: {S: {share, ci95: [of each run]}}, mean: {share, ci95}}
           pairs[k]["covered"], ["supported"]: {n: notes with such statements in both, difference: mean over these notes
@@ -63,13 +64,14 @@ def compare_runs(runs: list[dict]) -> dict:
 
 
 def compare_statements(runs: list[dict]) -> dict | None:
-    """Compare runs by their statements, as `compare_runs` describes; each run also has {"statements": NoteStatements}.
+    """Compare runs by their statements, as `compare_runs` describes.
 
-    Return None if a run has no statements, or if the thresholds differ, as with different numbers of controls.
+    Each run also has {"statements": NoteStatements, "threshold": theirs, the same in all runs}. Return None if one has
+    no statements.
     """
-    scores = [run["results"].get("statements") for run in runs]
-    if not all(scores) or len({score["threshold"] for score in scores}) > 1:
+    if not all(run["results"].get("statements") for run in runs):
         return None
+    scores = [_statement_figures(run) for run in runs]
     of_runs = [_strict_statements(run) for run in runs]
     verdicts = [_statement_verdicts(run, notes) for run, notes in zip(runs, of_runs, strict=True)]
     names = [run["name"] for run in runs]
@@ -81,11 +83,17 @@ def compare_statements(runs: list[dict]) -> dict | None:
             pair[name] = _share_difference(*(_note_shares(of_runs[side], name, shared) for side in (a, b)))
         pairs.append(pair)
     return {
+        "threshold": runs[0]["threshold"],
         "sections": {section: _rates([score["sections"][section] for score in scores]) for section in SECTIONS},
         "mean": _rates([score["mean"] for score in scores]),
         "pairs": pairs,
         **{name: _shares(scores, name) for name in ("covered", "supported")},
     }
+
+
+def _statement_figures(run: dict) -> dict:
+    readable = {prediction["index"] for prediction in run["predictions"] if prediction["status"] == "ok"}
+    return statement_figures(run["statements"], [prediction["index"] for prediction in run["predictions"]], readable)
 
 
 def _strict_statements(run: dict) -> NoteStatements:
@@ -115,11 +123,11 @@ def _shares(scores: list[dict], name: str) -> dict:
 
 
 def _note_shares(notes: NoteStatements, name: str, indices: list[int]) -> dict[int, float]:
-    """Return {index: mean over the note's sections of the share of yes}, for the notes with such statements."""
+    """Return {index: mean over the note's sections of the share of yes}, for the notes with answers."""
     shares = {}
     for index in indices:
         answers = [getattr(cell, name) for cell in notes.get(index, {}).values()]
-        if of_sections := [answer.yes / answer.n for answer in answers if answer.n]:
+        if of_sections := [answer.yes / answer.answered for answer in answers if answer.answered]:
             shares[index] = sum(of_sections) / len(of_sections)
     return shares
 

@@ -143,7 +143,7 @@ def auc(good: Sequence[float], bad: Sequence[float]) -> float:
     return float(mannwhitneyu(good, bad).statistic) / (len(good) * len(bad))
 
 
-def auc_interval(area: float, n_good: int, n_bad: int) -> Interval:
+def auc_interval(area: float, n_good: float, n_bad: float) -> Interval:
     """Return the interval for an AUC: method 5 of Newcombe, Statistics in Medicine 25:559 (2006).
 
     The bounds are the areas whose standard error (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, with
@@ -190,6 +190,36 @@ def _placements(scores: Sequence[float], others: Sequence[float]) -> np.ndarray:
     ordered = np.sort(np.asarray(others, dtype=float))
     below, up_to = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
     return (below + up_to) / (2 * len(ordered))
+
+
+def clustered_auc(
+    notes: Sequence[tuple[Sequence[float], Sequence[float]]],
+) -> tuple[float, Interval] | tuple[None, None]:
+    """Return (AUC, interval) of scores whose notes are the units; (None, None) without good or without bad statements.
+
+    notes: for each note, (scores of its good statements, scores of its bad ones).
+    The standard error is Obuchowski's for clustered data (Biometrics 53:567, 1997). The interval is Newcombe's (see
+    `auc_interval`) with the numbers of statements reduced until Hanley and McNeil's standard error is as large, and
+    widened by the degrees of freedom.
+    """
+    from scipy.stats import t
+
+    good, bad = ([score for note in notes for score in note[side]] for side in (0, 1))
+    if not good or not bad:
+        return None, None
+    area = auc(good, bad)
+    effects = []
+    for own_good, own_bad in notes:
+        of_good = float((_placements(own_good, bad) - area).sum()) / len(good)
+        of_bad = float((1 - _placements(own_bad, good) - area).sum()) / len(bad)
+        effects.append(of_good + of_bad)
+    clusters = len(notes)
+    variance = clusters / max(1, clusters - 1) * math.fsum(effect**2 for effect in effects)
+    size = (len(good) + len(bad)) / 2 - 1
+    simple = area * (1 - area) * (1 + size * ((1 - area) / (2 - area) + area / (1 + area))) / (len(good) * len(bad))
+    shrink = min(1.0, simple / variance) if variance > 0 else min(1.0, clusters / (len(good) + len(bad)))
+    shrink *= (_Z / float(t.ppf(0.975, max(1, clusters - 1)))) ** 2
+    return area, auc_interval(area, max(1, shrink * len(good)), max(1, shrink * len(bad)))
 
 
 Stratum = Hashable

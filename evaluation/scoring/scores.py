@@ -21,6 +21,7 @@ from evaluation.scoring.judgements import (
     verdict_rates,
 )
 from evaluation.scoring.slices import score_slices
+from evaluation.scoring.statement_labels import check_statements, read_labels
 from evaluation.scoring.statements import (
     compare_instruments,
     read_statements,
@@ -43,7 +44,8 @@ def score_run(
     predictions, judgements: the records in any order; the judgements include controls and attacks. Both are read once,
         and the texts of notes and verdicts are not kept. A section without a judgement counts as unscored.
     rows: the dataset; `rows[prediction["index"]]` holds dialogue, S, O, A, P.
-    human_labels: people's verdicts on the same notes, as for `people.read_labels`.
+    human_labels: people's verdicts on the same notes, as for `people.read_labels`, or their answers on its statements,
+        as for `statement_labels.read_labels`.
     statements: the answers on statements, in any order; read twice. They are scored if all sections have them.
     by: a column of the dataset as (name, value of each row), by which to score groups of dialogues.
 
@@ -60,7 +62,8 @@ def score_run(
       instruments: None without statements or controls, else `statements.compare_instruments`
       judge_controls, judge_controls_all: None without controls, else `trust.check_against_controls`, on all verdicts
           that the judge gave, those on lenient notes included
-      human_labels, human_labels_all: None without labels, else `people.check_against_people`
+      human_labels, human_labels_all: None without verdicts by people, else `people.check_against_people`
+      statement_labels: None without answers by people, else `statement_labels.check_statements`
       attacks: None without attacks, else `trust.count_attacks`
       slices: None without `by`, else `slices.score_slices`; tested by statements where these tell more
     Raises ValueError for records that contradict each other, LabelError for labels that do not fit the run.
@@ -72,9 +75,13 @@ def score_run(
     }
     texts = read_notes(predictions, rows, labelled)
     notes, controls, attacks = sort_judgements(judgements, set(texts.indices))
-    labels = people.read_labels(human_labels, notes, texts.hashes) if human_labels else None
+    verdicts, on_statements = split_labels(human_labels or [])
+    labels = people.read_labels(verdicts, notes, texts.hashes) if verdicts else None
     by_controls = trust.check_against_controls(controls, notes) if controls else (None, None)
     answers = read_statements(statements)
+    by_people = None
+    if on_statements:
+        by_people = check_statements(*read_labels(on_statements, statements), answers.threshold)
     is_asked = sum(map(len, answers.notes.values())) == len(SECTIONS) * len(texts.indices)
     lenient = None
     if texts.forms:
@@ -103,9 +110,18 @@ def score_run(
         "judge_controls_all": by_controls[1],
         "attacks": trust.count_attacks(attacks) if attacks else None,
         "statements": score_statements(answers, texts.indices, texts.strict) if is_asked else None,
+        "statement_labels": by_people,
         "instruments": instruments,
         "slices": slices,
     }
+
+
+def split_labels(labels: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Return (verdicts on sections, answers on statements)."""
+    verdicts, answers = [], []
+    for label in labels:
+        (answers if isinstance(label, dict) and "answer" in label else verdicts).append(label)
+    return verdicts, answers
 
 
 class NoteTexts(NamedTuple):

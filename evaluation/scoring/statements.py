@@ -28,6 +28,10 @@ class Answers(NamedTuple):
     yes: int
     unscored: int
 
+    @property
+    def answered(self) -> int:
+        return self.n - self.unscored
+
 
 class SectionStatements(NamedTuple):
     """One section's answers at a threshold, and its verdict: pass, fail or unscored."""
@@ -54,9 +58,10 @@ class Statements(NamedTuple):
     attacks: list[StatementRecord]
 
 
-def read_statements(records: Iterable[StatementRecord]) -> Statements:
+def read_statements(records: Iterable[StatementRecord], threshold: float | None = None) -> Statements:
     """Read the records of statements.jsonl, twice: the threshold depends on controls anywhere in the file.
 
+    threshold: log odds; if None, it is fitted to the controls.
     Raises ValueError for two records of the same case.
     """
     known = sorted(
@@ -64,7 +69,9 @@ def read_statements(records: Iterable[StatementRecord]) -> Statements:
         key=lambda record: [str(part) for part in record_key(record)],
     )
     controls = [record for record in known if record["control"]]
-    threshold, fitted = fit_threshold(controls)
+    fitted: list[tuple[int, str, str]] = []
+    if threshold is None:
+        threshold, fitted = fit_threshold(controls)
     notes: NoteStatements = {}
     for record in records:
         if record["control"] or record["attack"]:
@@ -237,9 +244,9 @@ def statement_figures(notes: NoteStatements, indices: Sequence[int], readable: s
     """Return {"sections", "mean"} of results.json's "statements".
 
     indices: all dialogues of the run; a section without a record is unscored. readable: those whose note counts.
-    sections: {S: {covered, supported: {n, yes, unscored, share: yes / n, ci95}; pass, fail, unscored, accuracy: pass /
-        number of dialogues, ci95: Wilson, worst, best}}; a share is None if n is 0. The intervals of shares treat whole
-        notes as the units, because the answers on one note are correlated.
+    sections: {S: {covered, supported: {n, yes, unscored, share: yes / answered, ci95}; pass, fail, unscored, accuracy:
+        pass / number of dialogues, ci95: Wilson, worst, best}}; a share is None without an answer. The intervals of
+        shares treat whole notes as the units, because the answers on one note are correlated.
     mean: {covered, supported: {share, ci95}: mean of the sections' shares; accuracy, ci95}
     """
     table = strict_statements(notes, indices, readable)
@@ -279,7 +286,7 @@ def count_passes(table: Sequence[Sequence[SectionStatements]]) -> list[int]:
 
 
 def _share(answers: Sequence[Answers]) -> dict:
-    share, interval = clustered_share([[(cell.yes, cell.n)] for cell in answers])
+    share, interval = clustered_share([[(cell.yes, cell.answered)] for cell in answers])
     return {
         **{name: sum(getattr(cell, name) for cell in answers) for name in Answers._fields},
         "share": share,
@@ -288,6 +295,6 @@ def _share(answers: Sequence[Answers]) -> dict:
 
 
 def _mean_share(table: Sequence[Sequence[SectionStatements]], name: str) -> dict:
-    counts = [[(getattr(cell, name).yes, getattr(cell, name).n) for cell in row] for row in table]
+    counts = [[(getattr(cell, name).yes, getattr(cell, name).answered) for cell in row] for row in table]
     share, interval = clustered_share(counts)
     return {"share": share, "ci95": interval}
