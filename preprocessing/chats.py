@@ -46,30 +46,42 @@ def read_chat(columns: Mapping[str, object], name: str) -> tuple[object, object]
     return texts["user"][0], texts["assistant"][0]
 
 
+def is_note_file(name: Path) -> bool:
+    """Return whether a file's name is NAME.note.txt, in any case."""
+    return name.name.lower().endswith(NOTE_SUFFIX)
+
+
 def read_text_visits(folder: Path, names: Iterable[Path]) -> dict[str, list[Record]]:
     """Return the visits in text files, by the folder that they are in: NAME.txt is a dialogue, NAME.note.txt its note.
 
-    A file without its partner, and one that is not UTF-8, becomes a record with the reason.
+    Suffixes and names may differ in case. A file without its partner, one with two, and one that is not UTF-8 become a
+    record with the reason.
     """
+    visits: dict[tuple[str, str], tuple[list[Path], list[Path]]] = {}
+    for name in sorted(names):
+        suffix = NOTE_SUFFIX if is_note_file(name) else name.suffix
+        visit = visits.setdefault((str(name.parent), name.name[: -len(suffix)].lower()), ([], []))
+        visit[is_note_file(name)].append(name)
     tables: dict[str, list[Record]] = {}
-    names = set(names)
-    for name in sorted({dialogue_of(name) for name in names}):
-        note = name.with_name(name.stem + NOTE_SUFFIX)
-        missing = next((part.name for part in (name, note) if part not in names), None)
-        columns, reason = None, f"no {missing} beside it" if missing else None
-        if not missing:
+    for (parent, _), files in sorted(visits.items()):
+        columns, reason = None, _partner_problem(*files)
+        if not reason:
             try:
-                texts = [(folder / part).read_text(encoding="utf-8-sig") for part in (name, note)]
+                texts = [(folder / name).read_text(encoding="utf-8-sig") for [name] in files]
                 columns = {
                     "messages": [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
                 }
             except UnicodeDecodeError:
                 reason = "not UTF-8"
-        present = note if name not in names else name
-        tables.setdefault(str(name.parent), []).append(Record(str(folder / present), 1, columns, reason))
+        present = (files[0] or files[1])[0]
+        tables.setdefault(parent, []).append(Record(str(folder / present), 1, columns, reason))
     return tables
 
 
-def dialogue_of(name: Path) -> Path:
-    """Return the file of the dialogue that belongs to NAME.txt or NAME.note.txt."""
-    return name.with_name(name.name.removesuffix(NOTE_SUFFIX) + ".txt") if name.name.endswith(NOTE_SUFFIX) else name
+def _partner_problem(dialogues: list[Path], notes: list[Path]) -> str | None:
+    """Return why the files of a visit are not one dialogue and one note, or None."""
+    if len(dialogues) > 1 or len(notes) > 1:
+        return f"{' and '.join(name.name for name in max(dialogues, notes, key=len))} have the same name"
+    if not notes:
+        return f"no {dialogues[0].stem}{NOTE_SUFFIX} beside it"
+    return None if dialogues else f"no {notes[0].name[: -len(NOTE_SUFFIX)]}.txt beside it"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from preprocessing.chats import NOTE_SUFFIX, read_text_visits
+from preprocessing.chats import NOTE_SUFFIX, is_note_file, read_text_visits
 from preprocessing.tables import READERS, ColumnCheck, Record, column_names, read_table
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def read_folder(folder: Path, is_usable: ColumnCheck) -> tuple[Splits, list[str]
     names = [name for name in names if not any(name.is_relative_to(other) for other in saved)]
     readable = [name for name in names if name.suffix.lower() in READERS]
     packed = [name for name in names if name.suffix.lower() in UNREADABLE]
-    if not readable and any(name.name.endswith(NOTE_SUFFIX) for name in names):
-        return read_text_folder(folder, [name for name in names if name.suffix == ".txt"])
+    visits = [name for name in names if name.suffix.lower() == ".txt"] if any(map(is_note_file, names)) else []
+    if visits and not readable:
+        return read_text_folder(folder, visits)
     if not readable:
         raise unreadable_source(folder / packed[0] if packed else folder)
     for name in packed:
@@ -81,6 +82,11 @@ def read_folder(folder: Path, is_usable: ColumnCheck) -> tuple[Splits, list[str]
                 f"{folder / name} cannot be read; {UNREADABLE[name.suffix.lower()]}, or move it out of the folder"
             )
     tables = {str(name): read_table(folder / name, is_usable) for name in readable}
+    if visits and not any(may_have_notes(table, is_usable) for table in tables.values() if table):
+        records, lines = read_text_folder(folder, visits)
+        return records, lines + [
+            f"skipped: {folder / name}, which does not contain dialogues and notes" for name in tables
+        ]
     tables, lines = select_note_tables(folder, tables, is_usable)
     tables = join_single_visits(tables)
     lines += [f"skipped: {folder / name}, a separate dataset; to read it, give it as --dataset" for name in saved]
@@ -103,7 +109,13 @@ def read_text_folder(folder: Path, names: list[Path]) -> tuple[Splits, list[str]
     A folder's name may mean a split; if none does, all visits are train. Raises UserError.
     """
     tables = read_text_visits(folder, names)
-    if not any(map(splits_of, tables)):
+    beside = [name for name in tables if not splits_of(name)]
+    if beside and len(beside) < len(tables):
+        raise UserError(
+            f"{folder} has text files in folders named after a split and in {folder / beside[0]}; move all of them into "
+            f"folders named {', '.join(SPLITS)}, or none"
+        )
+    if beside:
         tables = {"": [record for table in tables.values() for record in table]}
     records = by_split(str(folder), tables)
     return records, [f"{split}: {len(visits)} visits in text files" for split, visits in records.items()]

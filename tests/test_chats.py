@@ -139,6 +139,42 @@ def test_a_text_file_without_its_partner_is_rejected_and_named():
     assert kept() == sort(VISITS[1:])
 
 
+@pytest.mark.parametrize("dialogue_suffix", [".txt", ".TXT", ".Txt"])
+@pytest.mark.parametrize("note_suffix", [".note.txt", ".NOTE.TXT", ".note.TXT"])
+def test_suffixes_of_text_files_may_be_in_any_case(dialogue_suffix, note_suffix):
+    put_visits("visits", VISITS)
+    for path in sorted(Path("visits").iterdir()):
+        is_note = path.name.endswith(".note.txt")
+        stem = path.name.removesuffix(".note.txt" if is_note else ".txt")
+        path.rename(path.with_name(stem + (note_suffix if is_note else dialogue_suffix)))
+    assert main(["--dataset", "visits"]) == 0
+    assert kept() == sort(VISITS)
+
+
+def test_two_files_of_one_name_are_rejected_and_named():
+    put_visits("visits", VISITS)
+    Path("visits/VISIT-0.TXT").write_text("Doctor: Hello.")
+    assert main(["--dataset", "visits"]) == 0
+    reason = "VISIT-0.TXT and visit-0.txt have the same name"
+    assert sorted(rejects("soap_dataset")) == [("visits/VISIT-0.TXT", 1, reason)]
+
+
+@pytest.mark.parametrize("table", ["id,when\n1,monday\n", "id,when\n", ""])
+def test_a_table_without_notes_does_not_hide_text_visits(table, capsys):
+    put_visits("visits", VISITS)
+    Path("visits/metadata.csv").write_text(table)
+    assert main(["--dataset", "visits"]) == 0
+    assert kept() == sort(VISITS)
+    assert "skipped: visits/metadata.csv" in capsys.readouterr().out
+
+
+def test_visits_in_and_beside_a_split_s_folder_are_refused_in_one_line(capsys):
+    put_visits("visits/train", VISITS[:6])
+    put_visits("visits", VISITS[6:])
+    assert main(["--dataset", "visits"]) == 2
+    assert_one_line(capsys.readouterr().err, "move all of them into folders named train, validation, test, or none")
+
+
 def test_text_files_without_notes_are_refused_in_one_line(capsys):
     Path("visits").mkdir()
     Path("visits/a.txt").write_text("Doctor: Hello.")
