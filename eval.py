@@ -51,9 +51,10 @@ SHEET_HELP = (
 )
 REVIEW_BY_HELP = (
     "sections: to pass or fail, balanced over the judge's verdicts; statements: the judge's questions on all "
-    "statements of a few notes, to answer with yes or no (default: %(default)s)"
+    "statements of a few notes, to answer with yes or no (default: sections)"
 )
-REVIEW_SIZE_HELP = "sections on the sheet; by statements, four for each note (default: %(default)s, ten notes)"
+SECTIONS_TO_REVIEW = 40
+REVIEW_SIZE_HELP = f"sections on the sheet; by statements, four for each note (default: {SECTIONS_TO_REVIEW})"
 JUDGE_HELP = (
     "hub name or folder of the model that passes or fails each section; with --judge_api_base, its name on that server "
     "(default: %(default)s)"
@@ -128,7 +129,7 @@ def score(
     html.write_report(run.folder.path / "report.html", results, dialogues)
     print(f"{text.console_table(results)}\n\n{run.folder.path / 'report.html'}", flush=True)
     if options.review_sheet:
-        path, size = Path(options.review_sheet), options.review_size
+        path, size = Path(options.review_sheet), options.review_size or SECTIONS_TO_REVIEW
         if options.review_by == "statements":
             notes = -(-size // len(prompts.SECTIONS))
             task = f"{write_statement_sheet(path, predictions, folder.statements, rows, notes)} statements to answer"
@@ -234,7 +235,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace the run in that folder; with --stage judge, its verdicts only"
     )
     add("--stage", choices=("all", "generate", "judge", "report"), default="all", help=STAGE_HELP)
-
     add("--by", metavar="COLUMN", help=BY_HELP)
 
     add = parser.add_argument_group("trust in the judge").add_argument
@@ -243,8 +243,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attacks", type=number(int, 0), default=0, metavar="N", help=ATTACKS_HELP)
     add("--human_labels", metavar="FILE", help=LABELS_HELP)
     add("--review_sheet", metavar="FILE", help=SHEET_HELP)
-    add("--review_by", choices=("sections", "statements"), default="sections", help=REVIEW_BY_HELP)
-    add("--review_size", type=number(int, 1), default=40, metavar="N", help=REVIEW_SIZE_HELP)
+    add("--review_by", choices=("sections", "statements"), help=REVIEW_BY_HELP)
+    add("--review_size", type=number(int, 1), metavar="N", help=REVIEW_SIZE_HELP)
 
     add = parser.add_argument_group("engines").add_argument
     add("--note_schema", action="store_true", help=SCHEMA_HELP)

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 
+# Flags of a single run, in which --compare does nothing.
+_OF_A_RUN = ("lora_path", "limit", "overwrite", "by", "human_labels", "review_sheet", "note_schema", "sampling_args")
+
 
 class Target(NamedTuple):
     """A model, or a model with an adapter, by the names that the user gave."""
@@ -34,8 +37,8 @@ class Options:
     attacks: int
     human_labels: str | None
     review_sheet: str | None
-    review_by: str
-    review_size: int
+    review_by: str | None
+    review_size: int | None
     note_schema: bool
     max_new_tokens: int
     max_model_len: int | None
@@ -94,12 +97,20 @@ class Options:
         return asdict(self) | {name: value and without_credentials(value) for name, value in addresses.items()}
 
     def check(self) -> None:
-        """Raise UserError for flags that exclude each other."""
+        """Raise UserError for flags that exclude each other or have no effect."""
+        for reason, applies, flags in (
+            ("--compare", self.compare, (*_OF_A_RUN, "api_base", "judge_api_base", "engine_args", "judge_engine_args")),
+            ("--stage generate", self.stage == "generate", ("by", "human_labels")),
+            ("--api_base", self.api_base, ("engine_args",)),
+            ("--judge_api_base", self.judge_api_base, ("judge_engine_args",)),
+            ("no --review_sheet", not self.review_sheet, ("review_by", "review_size")),
+        ):
+            for flag in flags if applies else ():
+                if getattr(self, flag):
+                    raise UserError(f"--{flag} has no effect with {reason}; leave it out")
         if self.compare:
             if self.model or len(self.compare) < 2:
                 raise UserError("--compare takes two or more run folders and no model")
-            if self.by:
-                raise UserError("--by is for the report of a run; leave it out, or leave out --compare")
             return
         if not self.model:
             raise UserError("no model given; `python eval.py --help` shows how")

@@ -112,8 +112,8 @@ def read_text_folder(folder: Path, names: list[Path]) -> tuple[Splits, list[str]
     beside = [name for name in tables if not splits_of(name)]
     if beside and len(beside) < len(tables):
         raise UserError(
-            f"{folder} has text files in folders named after a split and in {folder / beside[0]}; move all of them into "
-            f"folders named {', '.join(SPLITS)}, or none"
+            f"{folder} has text files in folders named after a split and in {folder / beside[0]}; move all of them "
+            f"into folders named {', '.join(SPLITS)}, or none"
         )
     if beside:
         tables = {"": [record for table in tables.values() for record in table]}

@@ -447,6 +447,16 @@ FAULTS = {
     "a sheet before the verdicts": Fault(
         f"{EVAL} --stage generate --review_sheet x.csv", nothing, "needs judged notes"
     ),
+    "a size without a sheet": Fault(
+        f"{REPORT} --review_size 9", nothing, "--review_size has no effect with no --review"
+    ),
+    "labels before the verdicts": Fault(
+        f"{EVAL} --stage generate --human_labels x.csv", nothing, "--human_labels has no effect with --stage generate"
+    ),
+    "rows of a comparison": Fault("eval.py --compare a b --limit 5", nothing, "--limit has no effect with --compare"),
+    "a server's engine": Fault(
+        "eval.py m --api_base http://x/v1 --engine_args '{{\"seed\": 1}}'", nothing, "no effect with --api_base"
+    ),
     "a sheet of two runs": Fault(f"{ADAPTER} --lora_path other --review_sheet x.csv", nothing, "one run's notes"),
     "a sheet below a file": Fault(f"{REPORT} --review_sheet notes.jsonl/x.csv", nothing, "notes.jsonl is not a folder"),
     # eval.py: model and adapter

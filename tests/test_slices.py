@@ -266,4 +266,4 @@ def test_a_finished_run_is_reported_by_a_column_without_becoming_another_run(har
     assert harness.run(*report, "--limit", "5") == 2  # another run, whatever the column
 
     assert eval.main(["--compare", str(harness.folder), str(harness.folder), "--by", "clinic"]) == 2
-    assert "--by is for the report of a run" in capsys.readouterr().err
+    assert "--by has no effect with --compare" in capsys.readouterr().err
