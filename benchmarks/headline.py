@@ -302,7 +302,7 @@ def compare(
         brackets = "Brackets: 95% intervals over dialogues; in rows with a mean, over seeds."
         heading = f"## Test set {name}: {len(rows)} dialogues, judged by {judge}"
         missing = missing_line([*failed_trainings, *(each.run.name for each in failed)])
-        lines += [heading, "", brackets, "", *results_tables(of_test), *missing, ""]
+        lines += [heading, "", brackets, "", *(results_tables(of_test) if of_test else []), *missing, ""]
         found += of_test
     text = "".join(json.dumps(record) + "\n" for record in found)
     args.output.with_suffix(".jsonl").write_text(text, encoding="utf-8")
