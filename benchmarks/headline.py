@@ -280,7 +280,12 @@ def missing_line(names: Sequence[str]) -> list[str]:
 def compare(
     args: argparse.Namespace, model: models.Model, dataset: Path, tests: dict[str, Path]
 ) -> tuple[list[str], bool]:
-    """Train and evaluate. Return the tables, and whether all trainings and runs succeeded."""
+    """Train and evaluate. Return the tables, and whether all trainings and runs succeeded. Raises UserError.
+
+    dataset: has the rows of all test sets.
+    """
+    several = len(tests) > 1
+    datasets = {name: preprocess(f"test-{name}", [tests[name]], args) if several else dataset for name in tests}
     trainings = make_trainings(args)
     trained = train_all(trainings, model, dataset, args.work_dir / "trainings", args.slots, export=True)
     failed_trainings = [each.name for each in trainings if each not in trained]
@@ -292,8 +297,7 @@ def compare(
         with_example = example_in_template(args.model, rows[len(rows) // 2], folder)
         untrained["untrained, one example in the prompt"] = with_example
     lines, found = [], []
-    for name, path in tests.items():
-        own = dataset if len(tests) == 1 else preprocess(f"test-{name}", [path], args)
+    for name, own in datasets.items():
         rows = load_split(own, "test")
         evaluated, failed = evaluate(name, own, args, trained, untrained)
         complete &= not failed

@@ -291,6 +291,20 @@ def test_a_dataset_of_other_rows_or_another_split_is_refused(tmp_path):
         preprocess("0.1")
 
 
+def test_a_second_test_set_without_notes_is_refused_before_any_training(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(headline, "train_all", lambda *words, **_: started.append(words))
+    for name, part in (("train", rows(18)[:14]), ("one", rows(18)[14:16]), ("two", [{"dialogue": "Hi", "S": "x"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    tests = {name: tmp_path / f"{name}.jsonl" for name in ("one", "two")}
+    args = arguments(tmp_path / "work")
+    args.data = tmp_path / "train.jsonl"
+    args.slots = trainings.make_slots(1, 1, 5000)
+    with pytest.raises(UserError, match=f"status 2; correct {re.escape(str(args.data))} and the test files"):
+        headline.compare(args, MODEL, tmp_path / "all", tests)
+    assert started == []
+
+
 @pytest.mark.parametrize("text", ["a/b=x.jsonl", "=x.jsonl", "/data/x=1/test.jsonl", "..=x.jsonl"])
 def test_a_test_set_has_a_name_that_can_name_a_folder(text):
     with pytest.raises(argparse.ArgumentTypeError, match="give NAME=FILE"):
