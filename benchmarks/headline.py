@@ -23,6 +23,7 @@ machine with internet, write train.jsonl (9,250 rows), validation.jsonl (500, no
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
@@ -343,6 +344,7 @@ def main(argv: list[str] | None = None) -> int:
     args.work_dir = args.work_dir.resolve()
     if Path(args.model).is_dir():
         args.model = str(Path(args.model).resolve())
+    os.umask(0o077)  # only the user may read dialogues and notes
     args.work_dir.mkdir(parents=True, exist_ok=True)
     print(*(f"{name}={value}" for name, value in vars(args).items()), flush=True)
     try:

@@ -125,11 +125,18 @@ def results_tables(found: list[dict]) -> list[str]:
             )
         if len(runs) > 1:
             name, count = f"**{label}**", f"mean of {len(runs)}"
-            minutes, memory = f"{fmean(r['training_min'] for r in runs):.1f}", fmean(r["gpu_gb"] for r in runs)
-            memory = f"{memory:.1f}" if memory else ""
+            # A resumed training has the time of its last call only, and 0 GB is a training that measured none.
+            minutes = mean_text(run["training_min"] for run in runs if not run["resumed"])
+            memory = mean_text(run["gpu_gb"] for run in runs if run["gpu_gb"])
             lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS), minutes, memory]))
             by_section.append(table_row([name, count, *(over_seeds(key, runs) for key in BY_SECTION)]))
     return [*lines, "", "Sections passed by the judge's verdict:", "", *by_section]
+
+
+def mean_text(values: Iterable[float]) -> str:
+    """Return the mean with one decimal; empty if there is no value."""
+    values = list(values)
+    return f"{fmean(values):.1f}" if values else ""
 
 
 def over_seeds(name: str, runs: list[dict]) -> str:

@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -297,6 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args, for_judge = build_parser().parse_known_args(argv)
     options = Options(**vars(evaluation_script.build_parser().parse_args(["", "--stage", "judge", *for_judge])))
+    os.umask(0o077)  # only the user may read dialogues and notes
     try:
         text = measure(args, options)
     except UserError as error:

@@ -348,6 +348,14 @@ def test_three_seeds_give_students_interval_and_two_give_none():
     assert headline_table.over_seeds("rougeL", runs[:2]) == "0.550"
 
 
+def test_a_mean_leaves_out_partial_times_and_unmeasured_memory():
+    runs = [record(seed, 0.5) for seed in range(3)]
+    runs[1] |= {"training_min": 0.2, "resumed": True, "gpu_gb": 0.0}
+    table = headline_table.results_tables(runs)
+    assert table[3].endswith(" | 0.2 (resumed) |  |")
+    assert table[5].startswith("| **full** | mean of 3 |") and table[5].endswith(" | 2.0 | 30.0 |")
+
+
 def test_a_figure_that_was_not_measured_is_named_and_never_zero():
     runs = [record(None, 0.5, lenient=None, supported={"value": None, "ci95": None})]
     table = headline_table.results_tables(runs)
@@ -394,6 +402,7 @@ def test_headline_trains_evaluates_and_resumes_without_repeating(workplace):
         ("untrained", None), ("full", 0), ("full", 1), ("LoRA", 0), ("LoRA", 1)
     ]  # fmt: skip
     assert all(each["best_validation"] for each in found[1:])
+    assert not [path for path in work.rglob("*.jsonl") if path.stat().st_mode & 0o077]
     kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     predictions = {path: path.stat().st_mtime_ns for path in work.rglob("predictions.jsonl")}
     assert len(kept) == 4 and len(predictions) == 5

@@ -169,6 +169,7 @@ def test_records_of_other_ratings_are_refused_and_a_larger_limit_adds_to_them(ju
 
 def test_finished_records_are_read_without_the_judge_and_name_it(judged, tiny_model, capsys):
     text = (judged.folder / "agreement.md").read_text()
+    assert not any(path.stat().st_mode & 0o077 for path in judged.folder.iterdir())
     assert judged.run("--stage", "report", judge=Path("Another/Judge")) == 0
     assert (judged.folder / "agreement.md").read_text() == text
     assert text.startswith(f"Judge: {tiny_model}. ") and "0 of 18 verdicts unscored" in text
