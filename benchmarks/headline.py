@@ -1,9 +1,16 @@
 """Measure what fine-tuning is worth: the untrained model, the full fine-tune and the LoRA adapter, with several seeds.
 
 Each training uses a shipped YAML, changed only by --full and --lora. One call of eval.py evaluates all models on a test
-set, with one start of the judge. Input: a model folder, and JSONL files of dialogues and notes for training and test;
-validation rows are held out of the former, and rows whose dialogue is in a test set are left out. Output: results.md
-and results.jsonl. Rerun an interrupted command to resume: finished trainings and notes are kept.
+set, with one start of the judge. Output: results.md and results.jsonl. Rerun an interrupted command to resume: finished
+trainings and notes are kept.
+
+--data and --test are JSON lines, any number of rows, with the columns dialogue and soap (the note's text under the
+headings S, O, A and P), or with dialogue, S, O, A and P. Other columns are ignored. --validation_fraction of the
+dialogues in --data is held out for validation; rows whose dialogue is in a test set are left out. These two lines, on a
+machine with internet, write train.jsonl (9,250 rows), validation.jsonl (500, not used here) and test.jsonl (250):
+
+    NAME=omi-health/medical-dialogue-to-soap-summary
+    python -c "import datasets; [d.to_json(f'{name}.jsonl') for name, d in datasets.load_dataset('$NAME').items()]"
 
     python benchmarks/headline.py --model Qwen/Qwen3-1.7B --judge_model Qwen/Qwen3-8B \\
         --data train.jsonl --test test.jsonl
@@ -16,18 +23,21 @@ and results.jsonl. Rerun an interrupted command to resume: finished trainings an
 
 import argparse
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from headline_table import Evaluated, records, results_tables, validation_table  # noqa: E402
+from headline_table import Evaluated, evaluation_records, results_tables, validation_table  # noqa: E402
 from train_throughput import hardware  # noqa: E402
-from trainings import RECIPES, Training, grid, slots, train_all  # noqa: E402
+from trainings import RECIPES, Training, check, grid, make_slots, train_all  # noqa: E402
 
 import prompts  # noqa: E402
 from common.dataset import Row, load_split  # noqa: E402
@@ -43,24 +53,35 @@ UNTRAINED = "untrained"
 def named_test(text: str) -> tuple[str, Path]:
     """Return the (name, path) of a test set given as path or name=path, as a type for argparse."""
     name, separator, path = text.partition("=")
-    return (name, Path(path)) if separator else (Path(text).stem, Path(text))
+    if not separator:
+        name, path = Path(text).stem, text
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise argparse.ArgumentTypeError(f"{name!r} cannot name a folder; give NAME=FILE")
+    return name, Path(path)
 
 
 def preprocess(name: str, tests: list[Path], args: argparse.Namespace) -> Path:
-    """Preprocess --data and the test files into a dataset, unless this has been done. Raises UserError."""
+    """Preprocess --data and the test files into a dataset, unless this has been done. Raises UserError.
+
+    Raises UserError, too, if the dataset was made from other rows or with another --validation_fraction.
+    """
     folder = args.work_dir / "data" / name
     sources = {"train.jsonl": args.data, **{f"test-{k}.jsonl": path for k, path in enumerate(tests)}}
     try:
         texts = {file: path.read_bytes() for file, path in sources.items()}
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; correct the path") from None
-    source, dataset = folder / "source", folder / "soap_dataset"
+    source, dataset, settings = folder / "source", folder / "soap_dataset", folder / "settings.json"
+    fraction = {"validation_fraction": args.validation_fraction}
     if (dataset / "dataset_dict.json").exists():
         if {path.name: path.read_bytes() for path in source.iterdir()} != texts:
             raise UserError(f"{source} holds other rows; give another --work_dir")
+        if (known := json.loads(settings.read_text())) != fraction:
+            raise UserError(f"{folder} was split with {known}, not {fraction}; give another --work_dir")
         return dataset
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
+    settings.write_text(json.dumps(fraction))
     for file, text in texts.items():
         (source / file).write_bytes(text)
     command = [sys.executable, ROOT / "preprocess_data.py", "--dataset", source, "--output_dir", dataset]
@@ -132,10 +153,13 @@ def make_trainings(args: argparse.Namespace) -> list[Training]:
     return made
 
 
-def evaluate(test: str, dataset: Path, args: argparse.Namespace, trained: dict, untrained: dict) -> list[Evaluated]:
-    """Evaluate all models on a test set; return them in the table's order.
+def evaluate(
+    test: str, dataset: Path, args: argparse.Namespace, trained: dict, untrained: dict
+) -> tuple[list[Evaluated], list[Evaluated]]:
+    """Evaluate all models on a test set; return those of calls that succeed, in the table's order, and the others.
 
-    trained: {Training: Result}; untrained: {label: model}. A call of eval.py that fails is named on stderr.
+    trained: {Training: Result}; untrained: {label: model}. A call of eval.py that fails is named on stderr. The folders
+    of its runs may hold figures of an earlier call, such as one with another judge.
     """
     folder, base = args.work_dir / "results" / test, run_name(args.model)
     whole = [(Evaluated(label, folder / run_name(model)), model) for label, model in untrained.items()]
@@ -149,14 +173,16 @@ def evaluate(test: str, dataset: Path, args: argparse.Namespace, trained: dict, 
     calls = [(whole, models), (adapted, [args.model, *adapters])]
     if UNTRAINED in untrained and len(whole) > 1:  # eval.py adds adapters to the first of several models
         calls = [(whole + adapted, models + adapters)]
+    failed = []
     for runs, arguments in calls:
-        if runs:
-            run_eval(arguments, folder if len(runs) > 1 else runs[0][0].run, dataset, args)
+        if runs and not run_eval(arguments, folder if len(runs) > 1 else runs[0][0].run, dataset, args):
+            failed += [run for run, _ in runs]
     if args.ablations and UNTRAINED in untrained:
         schema = Evaluated("untrained, JSON form enforced", folder / "note_schema")
-        run_eval([args.model, "--note_schema"], schema.run, dataset, args)
+        if not run_eval([args.model, "--note_schema"], schema.run, dataset, args):
+            failed.append(schema)
         evaluated.insert(len(untrained), schema)
-    return evaluated
+    return [run for run in evaluated if run not in failed], failed
 
 
 def run_name(model: str | Path) -> str:
@@ -164,15 +190,33 @@ def run_name(model: str | Path) -> str:
     return Path(model).resolve().name
 
 
-def run_eval(arguments: list, output_dir: Path, dataset: Path, args: argparse.Namespace) -> None:
+def run_eval(arguments: list, output_dir: Path, dataset: Path, args: argparse.Namespace) -> bool:
+    """Run eval.py; return whether it succeeded. If not, name its log on stderr."""
     where = ["--dataset_path", dataset, "--output_dir", output_dir, "--judge_model", args.judge_model or args.model]
-    command = [sys.executable, ROOT / "eval.py", *arguments, *where, *shlex.split(args.eval)]
+    command = [sys.executable, ROOT / "eval.py", *arguments, *where, *args.eval]
     log = output_dir.with_name(f"{output_dir.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as stream:
         status = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
     if status:
         print(f"error: eval.py ended with status {status}; see {log}", file=sys.stderr, flush=True)
+    return not status
+
+
+def check_eval_arguments(args: argparse.Namespace) -> None:
+    """Raise UserError if --eval has a flag that is set here, or that would leave a run without comparable figures.
+
+    Exits, as argparse does, for a flag that eval.py does not have.
+    """
+    import eval as evaluation_script
+
+    parser = evaluation_script.build_parser()
+    parser.prog = "--eval"
+    given, default = (vars(parser.parse_args(words)) for words in (args.eval, []))
+    decided_here = ("model", "lora_path", "judge_model", "dataset_path", "split", "limit", "output_dir", "stage")
+    for name in (*decided_here, "compare", "human_labels", "review_sheet"):
+        if given[name] != default[name]:
+            raise UserError(f"--eval: {name} cannot be set there; leave it out")
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
@@ -207,7 +251,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpus", type=int, default=1, help="GPUs to train on, one training each (default: %(default)s)")
     add("--per_gpu", type=int, default=1, help="trainings that share a GPU (default: %(default)s)")
     add("--master_port", type=int, default=29500, help="first of DeepSpeed's ports (default: %(default)s)")
-    add("--eval", default="", metavar="ARGUMENTS", help='more for eval.py: --eval="--judge_controls 48"')
+    add(
+        "--eval",
+        type=shlex.split,
+        default=[],
+        metavar="ARGUMENTS",
+        help='more for eval.py: --eval="--judge_controls 48"',
+    )
     work_dir = ROOT / "benchmarks/build/headline"
     add("--work_dir", type=Path, default=work_dir, help="folder for trainings, runs and logs (default: %(default)s)")
     output_help = "write the tables to this file, and the figures to one of the same name that ends in .jsonl"
@@ -215,18 +265,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def tune(args: argparse.Namespace, dataset: Path) -> tuple[list[str], bool]:
+def tune(args: argparse.Namespace, model: models.Model, dataset: Path) -> tuple[list[str], bool]:
     """Train every combination of the grids. Return the validation losses, and whether all trainings ended well."""
     trainings = make_trainings(args)
-    trained = train_all(trainings, args.model, dataset, args.work_dir / "grid", args.slots, export=False)
-    return validation_table(trained), len(trained) == len(trainings)
+    trained = train_all(trainings, model, dataset, args.work_dir / "grid", args.slots, export=False)
+    without = [each.name for each in trainings if each not in trained or not trained[each].validations]
+    return [*validation_table(trained), *missing_line(without)], not without
 
 
-def compare(args: argparse.Namespace, dataset: Path, tests: dict[str, Path]) -> tuple[list[str], bool]:
-    """Train and evaluate. Return the tables, and whether all trainings and runs succeeded."""
+def missing_line(names: Sequence[str]) -> list[str]:
+    """Return a paragraph that names the models missing from a table; empty if there are none."""
+    return ["", f"**Missing, because a training or evaluation failed: {'; '.join(names)}.**"] if names else []
+
+
+def compare(
+    args: argparse.Namespace, model: models.Model, dataset: Path, tests: dict[str, Path]
+) -> tuple[list[str], bool]:
+    """Train and evaluate. Return the tables, and whether all trainings and runs succeeded. Raises UserError.
+
+    dataset: has the rows of all test sets.
+    """
+    several = len(tests) > 1
+    datasets = {name: preprocess(f"test-{name}", [tests[name]], args) if several else dataset for name in tests}
     trainings = make_trainings(args)
-    trained = train_all(trainings, args.model, dataset, args.work_dir / "trainings", args.slots, export=True)
-    complete = len(trained) == len(trainings)
+    trained = train_all(trainings, model, dataset, args.work_dir / "trainings", args.slots, export=True)
+    failed_trainings = [each.name for each in trainings if each not in trained]
+    complete = not failed_trainings
     untrained = {UNTRAINED: args.model} if UNTRAINED in args.only else {}
     if untrained and args.ablations:
         rows = sorted(load_split(dataset, "train"), key=lambda row: len(row["dialogue"]))
@@ -234,16 +298,16 @@ def compare(args: argparse.Namespace, dataset: Path, tests: dict[str, Path]) -> 
         with_example = example_in_template(args.model, rows[len(rows) // 2], folder)
         untrained["untrained, one example in the prompt"] = with_example
     lines, found = [], []
-    for name, path in tests.items():
-        own = dataset if len(tests) == 1 else preprocess(name, [path], args)
+    for name, own in datasets.items():
         rows = load_split(own, "test")
-        evaluated = evaluate(name, own, args, trained, untrained)
-        of_test = records(name, evaluated, rows)
-        complete &= len(of_test) == len(evaluated)
-        judge = run_name(args.judge_model or args.model)
+        evaluated, failed = evaluate(name, own, args, trained, untrained)
+        complete &= not failed
+        of_test = evaluation_records(name, evaluated, rows)
+        judge = ", ".join(sorted({run_name(record["judge"]) for record in of_test})) or "no model"
         brackets = "Brackets: 95% intervals over dialogues; in rows with a mean, over seeds."
         heading = f"## Test set {name}: {len(rows)} dialogues, judged by {judge}"
-        lines += [heading, "", brackets, "", *results_tables(of_test), ""]
+        missing = missing_line([*failed_trainings, *(each.run.name for each in failed)])
+        lines += [heading, "", brackets, "", *(results_tables(of_test) if of_test else []), *missing, ""]
         found += of_test
     text = "".join(json.dumps(record) + "\n" for record in found)
     args.output.with_suffix(".jsonl").write_text(text, encoding="utf-8")
@@ -255,15 +319,17 @@ def measure(args: argparse.Namespace, words: list[str]) -> bool:
     tests = dict(args.test)
     if len(tests) < len(args.test):
         raise UserError("two test sets have the same name; give them as name=file")
-    models.find_model(args.model, need_weights=True, print_line=print)
-    args.slots = slots(args.gpus, args.per_gpu, args.master_port)
+    check_eval_arguments(args)
+    check(make_trainings(args))
+    model = models.resolve_model(args.model)
+    args.slots = make_slots(args.gpus, args.per_gpu, args.master_port)
     dataset = preprocess("all", list(tests.values()), args)
     sizes = {split: len(load_split(dataset, split)) for split in ("train", "validation", "test")}
-    if too_many := [rows for rows in args.train_rows or () if rows > sizes["train"]]:
-        raise UserError(f"--train_rows {too_many[0]}: there are only {sizes['train']}")
+    if out_of_range := [rows for rows in args.train_rows or () if not 1 <= rows <= sizes["train"]]:
+        raise UserError(f"--train_rows {out_of_range[0]}: give 1 to {sizes['train']}, the rows of the training split")
     args.output = args.output or args.work_dir / "results.md"
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    lines, complete = tune(args, dataset) if args.grid else compare(args, dataset, tests)
+    lines, complete = tune(args, model, dataset) if args.grid else compare(args, model, dataset, tests)
     command = shlex.join(["python", "benchmarks/headline.py", *words])
     head = [f"`{command}`", "", f"{hardware()}; rows: {sizes}", ""]
     args.output.write_text("\n".join([*head, *lines]).rstrip() + "\n", encoding="utf-8")
@@ -278,6 +344,7 @@ def main(argv: list[str] | None = None) -> int:
     args.work_dir = args.work_dir.resolve()
     if Path(args.model).is_dir():
         args.model = str(Path(args.model).resolve())
+    os.umask(0o077)  # only the user may read dialogues and notes
     args.work_dir.mkdir(parents=True, exist_ok=True)
     print(*(f"{name}={value}" for name, value in vars(args).items()), flush=True)
     try:

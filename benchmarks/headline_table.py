@@ -10,8 +10,6 @@ from statistics import fmean, stdev
 from trainings import Result, Training
 
 from common.dataset import Rows
-from evaluation.scoring.intervals import wilson
-from evaluation.scoring.scores import read_notes
 from prompts import SECTIONS
 
 NOT_ASKED = "not asked"
@@ -48,19 +46,24 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
-def read_figures(run: Path, rows: Rows) -> dict[str, Figure | None]:
-    """Return the figures of a finished run with their intervals over dialogues; None for one that was not measured."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+def read_figures(run: Path, results: dict, rows: Rows) -> dict[str, Figure | None]:
+    """Return the figures of a finished run with their intervals over dialogues; None for one that was not measured.
+
+    results: the content of the run's results.json.
+    """
+    from evaluation.scoring.scores import read_notes
+
     n, strict = results["n"], results["valid_notes"]
-    figures: dict[str, Figure | None] = {"readable": share(strict, n), "lenient": None}
+    figures: dict[str, Figure | None] = {"readable": figure_of_count(strict, n), "lenient": None}
     if "lenient" in results:  # null: the lenient readers read no other note
-        figures["lenient"] = share(results["lenient"]["valid_notes"] if results["lenient"] else strict, n)
-    figures["passed"] = figure(results["mean"], "accuracy")
+        readable = results["lenient"]["valid_notes"] if results["lenient"] else strict
+        figures["lenient"] = figure_of_count(readable, n)
+    figures["passed"] = figure_of_results(results["mean"], "accuracy")
     statements = results.get("statements")
     mean = statements["mean"] if statements else None
-    figures["passed by statements"] = mean and figure(mean, "accuracy")
+    figures["passed by statements"] = mean and figure_of_results(mean, "accuracy")
     for name in ("covered", "supported"):
-        figures[name] = mean and figure(mean[name], "share")
+        figures[name] = mean and figure_of_results(mean[name], "share")
     with (run / "predictions.jsonl").open(encoding="utf-8") as lines:
         notes = read_notes(map(json.loads, lines), rows)
     rouge = [
@@ -70,26 +73,27 @@ def read_figures(run: Path, rows: Rows) -> dict[str, Figure | None]:
     low, high = t_interval(rouge) if len(rouge) > 1 else (0.0, 1.0)
     figures["rougeL"] = {"value": fmean(rouge), "ci95": [max(0.0, low), min(1.0, high)]}
     for name, section in BY_SECTION.items():
-        figures[name] = figure(results["sections"][section], "accuracy")
+        figures[name] = figure_of_results(results["sections"][section], "accuracy")
     return figures
 
 
-def share(count: int, n: int) -> Figure:
+def figure_of_count(count: int, n: int) -> Figure:
     """Return the figure count / n with Wilson's interval."""
+    from evaluation.scoring.intervals import wilson
+
     return {"value": count / n, "ci95": wilson(count, n)}
 
 
-def figure(values: dict, key: str) -> Figure:
-    """Return a figure of results.json."""
+def figure_of_results(values: dict, key: str) -> Figure:
+    """Return the figure `key` of an entry of results.json."""
     return {"value": values[key], "ci95": values["ci95"]}
 
 
-def records(test: str, models: Iterable[Evaluated], rows: Rows) -> list[dict]:
-    """Return one record for each model that has been evaluated on the test set."""
+def evaluation_records(test: str, models: Iterable[Evaluated], rows: Rows) -> list[dict]:
+    """Return one record for each model. All must have been evaluated on the test set, whose `rows` are given."""
     found = []
     for model in models:
-        if not (model.run / "results.json").exists():
-            continue
+        results = json.loads((model.run / "results.json").read_text(encoding="utf-8"))
         record = {"test": test, "model": model.label, "seed": model.seed, "changes": list(model.changes)}
         if model.training:
             record |= {
@@ -99,7 +103,8 @@ def records(test: str, models: Iterable[Evaluated], rows: Rows) -> list[dict]:
                 "steps": model.training.steps,
                 "best_validation": model.training.best if model.training.validations else None,
             }
-        found.append(record | {"n": len(rows), "figures": read_figures(model.run, rows), "run": model.run.name})
+        record |= {"n": results["n"], "judge": results["judge_model"], "run": model.run.name}
+        found.append(record | {"figures": read_figures(model.run, results, rows)})
     return found
 
 
@@ -113,16 +118,25 @@ def results_tables(found: list[dict]) -> list[str]:
             seed = "" if record["seed"] is None else str(record["seed"])
             minutes, memory = (f"{record[key]:.1f}" if record.get(key) else "" for key in ("training_min", "gpu_gb"))
             minutes += " (resumed)" if record.get("resumed") else ""
-            cells = [cell(name, record["figures"][name]) for name in COLUMNS]
+            cells = [figure_text(name, record["figures"][name]) for name in COLUMNS]
             lines.append(table_row([label, seed, *cells, minutes, memory]))
-            by_section.append(table_row([label, seed, *(cell(name, record["figures"][name]) for name in BY_SECTION)]))
+            by_section.append(
+                table_row([label, seed, *(figure_text(name, record["figures"][name]) for name in BY_SECTION)])
+            )
         if len(runs) > 1:
             name, count = f"**{label}**", f"mean of {len(runs)}"
-            minutes, memory = f"{fmean(r['training_min'] for r in runs):.1f}", fmean(r["gpu_gb"] for r in runs)
-            memory = f"{memory:.1f}" if memory else ""
+            # A resumed training has the time of its last call only, and 0 GB is a training that measured none.
+            minutes = mean_text(run["training_min"] for run in runs if not run["resumed"])
+            memory = mean_text(run["gpu_gb"] for run in runs if run["gpu_gb"])
             lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS), minutes, memory]))
             by_section.append(table_row([name, count, *(over_seeds(key, runs) for key in BY_SECTION)]))
     return [*lines, "", "Sections passed by the judge's verdict:", "", *by_section]
+
+
+def mean_text(values: Iterable[float]) -> str:
+    """Return the mean with one decimal; empty if there is no value."""
+    values = list(values)
+    return f"{fmean(values):.1f}" if values else ""
 
 
 def over_seeds(name: str, runs: list[dict]) -> str:
@@ -135,10 +149,10 @@ def over_seeds(name: str, runs: list[dict]) -> str:
     if len(values) >= 3:
         low, high = t_interval(values)
         interval = [max(0.0, low), min(1.0, high)]
-    return cell(name, {"value": fmean(values), "ci95": interval})
+    return figure_text(name, {"value": fmean(values), "ci95": interval})
 
 
-def cell(name: str, figure: Figure | None) -> str:
+def figure_text(name: str, figure: Figure | None) -> str:
     """Return a figure and its interval, shares in per cent."""
     if figure is None:
         return NOT_ASKED

@@ -6,9 +6,11 @@ LLaMA-Clinic's and note_3 Gemini's; note; ratings, a list of {reviewer, accuracy
 The models' notes are judged with the physician's note as reference. The physician's own note would be judged against
 itself, so it is left out. "sub" is judged as S; "ap" is split by its headings and judged as A and P.
 
-Output: verdicts.jsonl and statements.jsonl in --output_dir, and agreement.md: Spearman's correlation of each score with
-the physicians' mean rating, with 95% intervals over dialogues (bootstrap), beside that of one physician with the mean
-of the others. Rerun an interrupted command to resume. Other flags are those of eval.py for the judge.
+Output: judgements.jsonl and statements.jsonl in --output_dir, and agreement.md: Spearman's correlation of each score
+with the physicians' mean rating, with 95% intervals over dialogues (bootstrap), beside that of one physician with the
+mean of the others. Rerun an interrupted command to resume, or with a larger --limit to add dialogues; a folder with
+records of another judge or other ratings is refused. Other flags are those of eval.py for the judge; --overwrite
+replaces the records, and --stage report reads them without the judge.
 
     python benchmarks/judge_agreement.py --ratings ratings.jsonl --judge_model Qwen/Qwen3-8B --output_dir agreement
     python benchmarks/judge_agreement.py --ratings ratings.jsonl --judge_model NAME --judge_api_base http://HOST:8000/v1
@@ -16,7 +18,9 @@ of the others. Rerun an interrupted command to resume. Other flags are those of 
 
 import argparse
 import asyncio
+import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -27,13 +31,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import eval as evaluation_script  # noqa: E402
+import prompts  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.files import write_atomically  # noqa: E402
 from evaluation.engines import models  # noqa: E402
 from evaluation.engines.base import Usage  # noqa: E402
 from evaluation.judging.asking import judge_case, sampling, start_judge  # noqa: E402
 from evaluation.judging.judge import Case  # noqa: E402
-from evaluation.options import Options  # noqa: E402
-from evaluation.run.records import JsonLines, record_key  # noqa: E402
+from evaluation.options import Options, Target  # noqa: E402
+from evaluation.run.folder import RunFolder  # noqa: E402
+from evaluation.run.manifest import Manifest, describe_machine  # noqa: E402
+from evaluation.run.records import record_key  # noqa: E402
+from evaluation.run.runs import identify, print_line, served_models  # noqa: E402
 from evaluation.tasks import BoundedTasks  # noqa: E402
 
 EXPERT = "note_1"
@@ -46,6 +55,7 @@ SCORES = {
     "log_odds": "mean log odds of all statements",
     "worst": "log odds of the worst statement",
 }
+RECORDS = ("judgements.jsonl", "statements.jsonl")
 RESAMPLES = 2000
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -97,18 +107,19 @@ def sections_of(note: dict) -> dict[str, str]:
     return {"S": text} if note["part"] == "sub" else split_plan(text)
 
 
-def make_cases(rated: Sequence[dict]) -> list[tuple[Case, dict[str, str]]]:
+def make_cases(rated: Sequence[dict], limit: int | None = None) -> list[tuple[Case, dict[str, str]]]:
     """Return (case, the expert's whole note) for each section of the models' notes. Raises UserError.
 
-    A case's index is the note's position in `rated`.
+    A case's index is the note's position in `rated`, whatever the limit. limit: only the first dialogues.
     """
+    dialogues = set(list(dict.fromkeys(note["dialogue"] for note in rated))[:limit])
     experts: dict[str, dict[str, str]] = {}
     for note in rated:
         if note["note_source"] == EXPERT:
             experts.setdefault(note["dialogue"], dict.fromkeys("SOAP", "")).update(sections_of(note))
     cases = []
     for index, note in enumerate(rated):
-        if note["note_source"] == EXPERT:
+        if note["note_source"] == EXPERT or note["dialogue"] not in dialogues:
             continue
         expert = experts.get(note["dialogue"], {})
         for section, text in sections_of(note).items():
@@ -121,18 +132,38 @@ def make_cases(rated: Sequence[dict]) -> list[tuple[Case, dict[str, str]]]:
 # --- judge -----------------------------------------------------------------------------------------------------------
 
 
-async def ask(cases: Sequence[tuple[Case, dict]], options: Options, folder: Path) -> None:
+def open_run(ratings: Path, options: Options, model: models.Model | None, folder: RunFolder) -> Manifest:
+    """Return the manifest of the folder, after a check that its records belong to this call. Raises UserError.
+
+    model: the judge; None if this call does not load it.
+    """
+    data = {
+        "ratings_hash": hashlib.sha256(ratings.read_bytes()).hexdigest()[:12],
+        "prompts_hash": prompts.prompts_hash(),
+    }
+    identity = identify(options, data, Target("", None), None, None, model, served_models(options))
+    if options.judges:
+        identity["judge"]["judge_name"] = options.judge_model  # for the heading of a later --stage report
+    manifest = folder.begin(identity, options.overwritten_stage)
+    if options.judges:
+        manifest.name_models(judge_model=options.judge_model)
+        manifest.stamp(describe_machine(), options.for_manifest())
+    return manifest
+
+
+async def ask(
+    cases: Sequence[tuple[Case, dict]], options: Options, model: models.Model | None, folder: RunFolder
+) -> None:
     """Ask the judge for all verdicts and statements that are not on the disk yet. Raises UserError."""
     from evaluation.judging.statements import ask_statements
 
-    files = {name: JsonLines(folder / f"{name}.jsonl") for name in ("verdicts", "statements")}
+    files = {"verdicts": folder.judgements, "statements": folder.statements}
     done = {name: {record_key(record) for record in file} for name, file in files.items()}
     missing = [(name, case, note) for case, note in cases for name in files if case.key() not in done[name]]
     if not missing:
         return
-    model = None if options.judge_api_base else models.resolve_model(options.judge_model)
     plan = evaluation_script.make_plan(options, [], model)
-    judge = start_judge(options, model, folder / "judge.log", plan.judge)
+    judge = start_judge(options, model, folder.path / "judge.log", plan.judge)
     usage = Usage(judge)
 
     async def answer(name: str, case: Case, note: dict) -> None:
@@ -145,8 +176,6 @@ async def ask(cases: Sequence[tuple[Case, dict]], options: Options, folder: Path
                 await tasks.add(answer, *each)
     finally:
         await judge.stop()
-        for file in files.values():
-            file.close()
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------
@@ -241,9 +270,13 @@ def agreement(rated: Sequence[dict], scores: dict[int, dict[str, float]], parts:
     ]
 
 
-def report(rated: Sequence[dict], scores: dict[int, dict[str, float]], judge: str) -> str:
+def report(rated: Sequence[dict], verdicts: Sequence[dict], statements: Sequence[dict], judge: str) -> str:
     """Return agreement.md."""
-    lines = [f"Judge: {judge}. Spearman's correlation with the physicians' mean rating [95% interval over dialogues]."]
+    scores, unscored = note_scores(verdicts, statements), sum(record["verdict"] == "unscored" for record in verdicts)
+    lines = [
+        f"Judge: {judge}. Spearman's correlation with the physicians' mean rating [95% interval over dialogues].",
+        f"{unscored} of {len(verdicts)} verdicts unscored.",
+    ]
     for title, parts in (("Both parts", tuple(PARTS)), ("Subjective", ("sub",)), ("Assessment and plan", ("ap",))):
         head = ["score", "notes", *RATINGS]
         lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -265,27 +298,47 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args, for_judge = build_parser().parse_known_args(argv)
     options = Options(**vars(evaluation_script.build_parser().parse_args(["", "--stage", "judge", *for_judge])))
+    os.umask(0o077)  # only the user may read dialogues and notes
     try:
-        rated = read_rated(args.ratings)
-        dialogues = list(dict.fromkeys(note["dialogue"] for note in rated))[: args.limit]
-        rated = [note for note in rated if note["dialogue"] in dialogues]
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        cases = make_cases(rated)
-        print(f"{len(cases)} sections of the models' notes on {len(dialogues)} dialogues", flush=True)
-        asyncio.run(ask(cases, options, args.output_dir))
+        text = measure(args, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    wanted = {case.key() for case, _ in cases}
-    records = [
-        [record for record in JsonLines(args.output_dir / f"{name}.jsonl") if record_key(record) in wanted]
-        for name in ("verdicts", "statements")
-    ]
-    unscored = sum(record["verdict"] == "unscored" for record in records[0])
-    text = report(rated, note_scores(*records), options.judge_model)
-    (args.output_dir / "agreement.md").write_text(text, encoding="utf-8")
-    print(f"{text}\n{unscored} of {len(records[0])} verdicts unscored; written to {args.output_dir / 'agreement.md'}")
+    except KeyboardInterrupt:
+        print("stopped; run the same command to resume", file=sys.stderr)
+        return 130
+    print(f"{text}\nwritten to {args.output_dir / 'agreement.md'}")
     return 0
+
+
+def measure(args: argparse.Namespace, options: Options) -> str:
+    """Ask the judge, if this call does, and write agreement.md; return its text. Raises UserError."""
+    if options.generates:
+        raise UserError(f"--stage {options.stage}: the notes are given; leave it out, or give judge or report")
+    rated = read_rated(args.ratings)
+    cases = make_cases(rated, args.limit)
+    if not cases:
+        raise UserError(f"{args.ratings} has no models' notes, which are note_2 and note_3")
+    print(f"{len(cases)} sections of the models' notes on {len({case.dialogue for case, _ in cases})} dialogues")
+    loads = options.judges and not options.judge_api_base
+    with RunFolder(args.output_dir) as folder:
+        if not (folder.path / "manifest.json").exists() and any((folder.path / name).exists() for name in RECORDS):
+            raise UserError(f"{folder.path} has records but no manifest.json; choose another --output_dir")
+        model = models.resolve_model(options.judge_model, print_line=print_line) if loads else None
+        manifest = open_run(args.ratings, options, model, folder)
+        if options.judges:
+            asyncio.run(ask(cases, options, model, folder))
+        wanted = {case.key() for case, _ in cases}
+        verdicts, statements = (
+            [record for record in file if record_key(record) in wanted]
+            for file in (folder.judgements, folder.statements)
+        )
+        if len(verdicts) < len(cases) or len(statements) < len(cases):
+            counts = f"{len(verdicts)} verdicts and {len(statements)} sections with statements"
+            raise UserError(f"{folder.path} has {counts} for {len(cases)} cases; run without --stage report first")
+        text = report(rated, verdicts, statements, manifest.identity["judge"]["judge_name"])
+        write_atomically(folder.path / "agreement.md", text)
+    return text
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import eval_scaling
 import eval_walltime
-import learning
 import pytest
 import train_throughput
 import two_gpus
@@ -18,66 +17,8 @@ from conftest import ROOT, rows, save_dataset
 from test_tokens import QWEN3_LIKE
 
 
-def test_learning_refuses_a_work_folder_with_an_older_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "LoRA/global_step_255").mkdir(parents=True)
-    command = [sys.executable, str(ROOT / "benchmarks/learning.py"), "--model", "m", "--data", "d"]
-    done = subprocess.run([*command, "--work_dir", str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path} is not empty; remove it, or give another --work_dir\n"
-
-
 def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-
-
-@pytest.fixture
-def learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Return learning.main with commands that do nothing. The command that contains `fails` ends with status 3."""
-    dataset = save_dataset(tmp_path / "soap_dataset", {"test": rows(2)})
-    record = {"finish_reason": "stop", "status": "ok"}
-    notes = [record | {"index": index, **row} for index, row in enumerate(rows(2))]
-
-    def call(fails: str) -> int:
-        def command(words: list[str], **_) -> subprocess.CompletedProcess:
-            if "--output_dir" in words:
-                run = Path(words[words.index("--output_dir") + 1])
-                run.mkdir(parents=True)
-                (run / "predictions.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
-            return subprocess.CompletedProcess(words, 3 if fails in " ".join(words) else 0)
-
-        monkeypatch.setattr(learning.subprocess, "run", command)
-        arguments = ["--model", "m", "--data", "d", "--work_dir", str(tmp_path / "new")]
-        return learning.main([*arguments, "--output", str(tmp_path / "results.jsonl")])
-
-    monkeypatch.setattr(learning, "split", lambda *_: dataset)
-    monkeypatch.setattr(learning, "hardware", lambda: "a machine")
-    return call
-
-
-@pytest.mark.parametrize(
-    ("fails", "message"),
-    [
-        ("new/full.yaml", "training failed; see {}/new/full.log"),
-        ("new/results/full", "eval.py ended with status 3"),
-    ],
-)
-def test_a_failed_model_gets_one_line_and_the_others_finish(learn, tmp_path, capsys, fails, message) -> None:
-    assert learn(fails) == 1
-    shown = capsys.readouterr()
-    assert shown.err == f"error: full: {message.format(tmp_path)}\n"
-    kept = lines((tmp_path / "results.jsonl").read_text())
-    assert [(result["model"], result["readable notes"]) for result in kept] == [("base", "2 of 2"), ("LoRA", "2 of 2")]
-    assert lines(shown.out) == kept
-
-
-def test_each_result_of_learning_is_saved_before_the_next_training_starts(learn, tmp_path, monkeypatch) -> None:
-    def killed(*_) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(learning, "train", killed)
-    with pytest.raises(KeyboardInterrupt):
-        learn("nothing")
-    assert [result["model"] for result in lines((tmp_path / "results.jsonl").read_text())] == ["base"]
 
 
 def test_each_throughput_is_saved_before_the_next_run_starts(tmp_path, monkeypatch) -> None:

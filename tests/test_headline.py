@@ -1,6 +1,10 @@
 """Test benchmarks/headline.py and its parts: trainings side by side, one call of eval.py, tables over seeds."""
 
+import argparse
+import dataclasses
+import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +22,7 @@ from test_tokens import QWEN3_LIKE
 import prompts
 from common.chat_template import check_template, render_chat
 from common.errors import UserError
+from evaluation.engines.models import Model
 
 # --- trainings -------------------------------------------------------------------------------------------------------
 
@@ -29,18 +34,52 @@ def test_a_grid_is_every_combination_of_its_values():
         ("full", ("epochs=2", "optimizer.learning_rate=1e-5")),
         ("full", ("epochs=2", "optimizer.learning_rate=2e-5")),
     ]
-    for bad in ("epochs=1,2", "half: epochs=1", "full: epochs"):
+    bad = ["epochs=1,2", "half: epochs=1", "full: epochs", "full:", "full: epochs=", "full: epochs=1,,2"]
+    bad += ["LoRA: a=[q,v", "LoRA: a=q]", "LoRA: a=[q]],[v", "LoRA: a=[q, v]"]
+    for spec in bad:
         with pytest.raises(UserError, match="give a recipe and values"):
-            trainings.grid(bad)
+            trainings.grid(spec)
+
+
+@pytest.mark.parametrize(
+    "values", list(itertools.product(["1e-5", "[q_proj,v_proj]", "{a:,b:}", "'x,y'", "[[1,2],[3]]"], repeat=2))
+)
+def test_a_grid_splits_values_only_outside_lists_and_strings(values):
+    assert trainings.grid(f"LoRA: a={','.join(values)}") == [("LoRA", (f"a={value}",)) for value in values]
+
+
+def test_a_list_in_a_grid_reaches_the_training_as_a_list():
+    changes = trainings.grid("LoRA: model.peft_config.target_modules=[q_proj,v_proj]")[0][1]
+    training = trainings.Training("LoRA", "x", 0, changes)
+    config = trainings.make_config(training, "m", Path("d"), Path("f"), export=False)
+    assert config["model"]["peft_config"]["target_modules"] == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("change", ["epochs", "epochs=[1", "epochs.first=1", "data.sources.split=x", "seed: 1"])
+def test_a_change_that_cannot_be_made_is_refused_before_any_training(fake_training, tmp_path, change):
+    slots = trainings.make_slots(1, 1, 5000)
+    with pytest.raises(UserError, match=f"full: {re.escape(change)} cannot be set; give KEY=VALUE"):
+        trainings.train_all([*make(0), *make(1, changes=(change,))], MODEL, Path("d"), tmp_path, slots, True)
+    assert fake_training.started == []
+
+
+def test_two_trainings_that_would_share_a_folder_are_refused(fake_training, tmp_path):
+    with pytest.raises(UserError, match="full-seed1 would be trained twice"):
+        trainings.check(make(0, 1, 1))
+    long = [trainings.Training("full", "full " + "x" * 300 + end, 0) for end in "ab"]
+    trainings.check(long)
+    assert all(len(training.name) < 200 for training in long)
 
 
 def test_trainings_share_gpus_only_when_each_has_one(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    assert trainings.slots(2, 2, 5000) == [("3", 5000), ("1", 5001), ("3", 5002), ("1", 5003)]
+    assert trainings.make_slots(2, 2, 5000) == [("3", 5000), ("1", 5001), ("3", 5002), ("1", 5003)]
     with pytest.raises(UserError, match="--gpus 3: CUDA_VISIBLE_DEVICES has only 2"):
-        trainings.slots(3, 1, 5000)
+        trainings.make_slots(3, 1, 5000)
+    with pytest.raises(UserError, match="give at least 1 of each"):
+        trainings.make_slots(1, 0, 5000)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [slot.gpu for slot in trainings.slots(4, 1, 5000)] == ["0", "1", "2", "3"]
+    assert [slot.gpu for slot in trainings.make_slots(4, 1, 5000)] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("recipe", trainings.RECIPES)
@@ -72,8 +111,12 @@ def test_a_training_differs_from_the_shipped_yaml_in_named_settings_only(recipe)
 
 @pytest.fixture
 def fake_training(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Replace arctic_training; `started` lists (folder, GPU, port), and folders named in `fails` end in error."""
-    state = SimpleNamespace(started=[], fails=set())
+    """Replace arctic_training; `started` lists (folder, GPU, port).
+
+    Folders named in `fails` end in error, those in `damaged` leave a log that cannot be read, and those in `unmeasured`
+    take no step that measures memory.
+    """
+    state = SimpleNamespace(started=[], fails=set(), damaged=set(), unmeasured=set())
 
     def run(command: list, env: dict, **_) -> subprocess.CompletedProcess:
         folder = Path(command[1]).parent
@@ -81,7 +124,10 @@ def fake_training(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if folder.name in state.fails:
             return subprocess.CompletedProcess(command, 1)
         lines = [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 1.5}, {"step": 2, "validation_loss": 1.7}]
-        (folder / "train-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"ste')
+        end = "no JSON\n" if folder.name in state.damaged else '{"ste'
+        (folder / "train-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + end)
+        if folder.name in state.unmeasured:
+            return subprocess.CompletedProcess(command, 0)
         Path(env["MEASURE_LOG"] + ".0.jsonl").write_text('{"peak_reserved": 3000000000}\n{"peak_reserved": 1}\n')
         return subprocess.CompletedProcess(command, 0)
 
@@ -90,12 +136,15 @@ def fake_training(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
+MODEL = Model("model", Path("model"), {}, 0, "0123456789ab")
+
+
 def make(*seeds: int, changes: tuple[str, ...] = ()) -> list[trainings.Training]:
     return [trainings.Training("full", "full", seed, changes) for seed in seeds]
 
 
 def test_a_failed_training_is_repeated_and_the_finished_ones_are_not(fake_training, tmp_path, capsys):
-    arguments = "model", Path("data"), tmp_path, trainings.slots(1, 1, 5000), True
+    arguments = MODEL, Path("data"), tmp_path, trainings.make_slots(1, 1, 5000), True
     fake_training.fails = {"full-seed1"}
     results = trainings.train_all(make(0, 1, 2), *arguments)
     assert [training.seed for training in results] == [0, 2]
@@ -110,18 +159,35 @@ def test_a_failed_training_is_repeated_and_the_finished_ones_are_not(fake_traini
 
 
 def test_a_finished_training_with_other_settings_is_refused(fake_training, tmp_path, capsys):
-    arguments = "model", Path("data"), tmp_path, trainings.slots(1, 1, 5000), True
+    arguments = MODEL, Path("data"), tmp_path, trainings.make_slots(1, 1, 5000), True
     trainings.train_all(make(0), *arguments)
     assert trainings.train_all(make(0, changes=("epochs=9",)), *arguments) == {}
-    assert f"error: {tmp_path}/full-seed0 holds a training with other settings; " in capsys.readouterr().err
+    refused = f"error: {tmp_path}/full-seed0 holds a training of another model or with other settings; "
+    assert refused in capsys.readouterr().err
+    other = dataclasses.replace(MODEL, fingerprint="ba9876543210")  # other weights under the same name
+    assert trainings.train_all(make(0), other, *arguments[1:]) == {}
+    assert refused in capsys.readouterr().err
     assert len(fake_training.started) == 1
 
 
-def test_each_training_gets_a_place_of_its_own(fake_training, tmp_path):
-    results = trainings.train_all(make(*range(12)), "m", Path("d"), tmp_path, trainings.slots(2, 2, 5000), True)
+def test_a_training_that_fails_in_any_way_leaves_the_results_of_the_others(fake_training, tmp_path, capsys):
+    fake_training.fails, fake_training.damaged, fake_training.unmeasured = (
+        {"full-seed0"},
+        {"full-seed1"},
+        {"full-seed2"},
+    )
+    slots = trainings.make_slots(2, 1, 5000)
+    results = trainings.train_all(make(0, 1, 2, 3), MODEL, Path("d"), tmp_path, slots, True)
+    assert {training.seed: result.gpu_gb for training, result in results.items()} == {2: 0.0, 3: 3.0}
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 2 and any(line.startswith("error: full-seed1: JSONDecodeError: ") for line in shown)
+
+
+def test_each_training_gets_a_slot_of_its_own(fake_training, tmp_path):
+    results = trainings.train_all(make(*range(12)), MODEL, Path("d"), tmp_path, trainings.make_slots(2, 2, 5000), True)
     assert len(results) == 12
-    places = {("0", "5000"), ("1", "5001"), ("0", "5002"), ("1", "5003")}
-    assert {tuple(place) for _, *place in fake_training.started} <= places
+    slots = {("0", "5000"), ("1", "5001"), ("0", "5002"), ("1", "5003")}
+    assert {tuple(slot) for _, *slot in fake_training.started} <= slots
 
 
 def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
@@ -165,9 +231,10 @@ def test_one_call_of_eval_starts_the_judge_for_all_models(tmp_path, monkeypatch,
     made = headline.make_trainings(args)
     trained = {each: trainings.Result(tmp_path / each.name, 1, 0, False, [], 1) for each in made}
     started = []
-    monkeypatch.setattr(headline, "run_eval", lambda words, folder, *_: started.append((folder, words)))
+    monkeypatch.setattr(headline, "run_eval", lambda words, folder, *_: started.append((folder, words)) or True)
     untrained = {"untrained": "base"} if "untrained" in only else {}
-    evaluated = headline.evaluate("t", tmp_path, args, trained, untrained)
+    evaluated, failed = headline.evaluate("t", tmp_path, args, trained, untrained)
+    assert failed == []
     shown = [
         (str(folder.relative_to(tmp_path)), " ".join(Path(word).name for word in words)) for folder, words in started
     ]
@@ -175,6 +242,74 @@ def test_one_call_of_eval_starts_the_judge_for_all_models(tmp_path, monkeypatch,
     names = {"untrained": ["base"], "full": ["full-seed0", "full-seed1"]}
     names["LoRA"] = ["base-LoRA-seed0", "base-LoRA-seed1"]
     assert [model.run.name for model in evaluated] == [name for label in only for name in names[label]]
+
+
+@pytest.mark.parametrize(("only", "left"), [(["untrained", "LoRA"], ["base"]), (["untrained", "full", "LoRA"], [])])
+def test_the_old_figures_of_a_call_that_fails_are_left_out_and_named(tmp_path, monkeypatch, capsys, only, left):
+    """Every folder holds figures of an earlier judge; eval.py refuses each call with an adapter."""
+    args = arguments(tmp_path, "--seeds", "0", "--only", *only, "--judge_model", "other")
+    trained = {
+        each: trainings.Result(tmp_path / each.name, 1, 0, False, [], 1) for each in headline.make_trainings(args)
+    }
+    for name in ("base", "full-seed0", "base-LoRA-seed0"):
+        (tmp_path / "results/t" / name).mkdir(parents=True)
+        (tmp_path / "results/t" / name / "results.json").write_text('{"judge_model": "first"}')
+
+    def refuse(command: list, **_) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(command, 2 if "--lora_path" in command else 0)
+
+    monkeypatch.setattr(headline.subprocess, "run", refuse)
+    evaluated, failed = headline.evaluate("t", tmp_path, args, trained, {"untrained": "base"})
+    assert [model.run.name for model in evaluated] == left
+    assert len(failed) == len(only) - len(left)
+    assert "error: eval.py ended with status 2; see " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--limit 3", "--judge_model x", "--stage generate", "--split validation", "other"])
+def test_eval_flags_that_would_change_the_compared_runs_are_refused(tmp_path, words):
+    headline.check_eval_arguments(arguments(tmp_path, "--eval=--judge_controls 0 --engine_args '{\"seed\": 1}'"))
+    with pytest.raises(UserError, match="cannot be set there; leave it out"):
+        headline.check_eval_arguments(arguments(tmp_path, f"--eval={words}"))
+
+
+def test_a_dataset_of_other_rows_or_another_split_is_refused(tmp_path):
+    for name, part in (("train", rows(18)[:14]), ("test", rows(18)[14:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    def preprocess(fraction: str) -> Path:
+        args = arguments(tmp_path / "work", "--validation_fraction", fraction)
+        args.data = tmp_path / "train.jsonl"
+        return headline.preprocess("all", [tmp_path / "test.jsonl"], args)
+
+    dataset = preprocess("0.1")
+    written = (dataset / "dataset_dict.json").stat().st_mtime_ns
+    assert preprocess("0.1") == dataset and (dataset / "dataset_dict.json").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match=r"was split with .* 0\.1.*, not .* 0\.4.*; give another --work_dir"):
+        preprocess("0.4")
+    (tmp_path / "train.jsonl").write_text(json.dumps(rows(1)[0]))
+    with pytest.raises(UserError, match="holds other rows"):
+        preprocess("0.1")
+
+
+def test_a_second_test_set_without_notes_is_refused_before_any_training(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(headline, "train_all", lambda *words, **_: started.append(words))
+    for name, part in (("train", rows(18)[:14]), ("one", rows(18)[14:16]), ("two", [{"dialogue": "Hi", "S": "x"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    tests = {name: tmp_path / f"{name}.jsonl" for name in ("one", "two")}
+    args = arguments(tmp_path / "work")
+    args.data = tmp_path / "train.jsonl"
+    args.slots = trainings.make_slots(1, 1, 5000)
+    with pytest.raises(UserError, match=f"status 2; correct {re.escape(str(args.data))} and the test files"):
+        headline.compare(args, MODEL, tmp_path / "all", tests)
+    assert started == []
+
+
+@pytest.mark.parametrize("text", ["a/b=x.jsonl", "=x.jsonl", "/data/x=1/test.jsonl", "..=x.jsonl"])
+def test_a_test_set_has_a_name_that_can_name_a_folder(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="give NAME=FILE"):
+        headline.named_test(text)
+    assert headline.named_test("omi=x/y=1.jsonl") == ("omi", Path("x/y=1.jsonl"))
 
 
 def test_an_example_follows_the_system_message_of_note_prompts_only():
@@ -211,6 +346,14 @@ def test_three_seeds_give_students_interval_and_two_give_none():
     assert headline_table.over_seeds("passed", runs) == f"63.3% [{100 * low:.1f}, {100 * min(1, high):.1f}]"
     assert headline_table.over_seeds("passed", runs[:2]) == "55.0%"
     assert headline_table.over_seeds("rougeL", runs[:2]) == "0.550"
+
+
+def test_a_mean_leaves_out_partial_times_and_unmeasured_memory():
+    runs = [record(seed, 0.5) for seed in range(3)]
+    runs[1] |= {"training_min": 0.2, "resumed": True, "gpu_gb": 0.0}
+    table = headline_table.results_tables(runs)
+    assert table[3].endswith(" | 0.2 (resumed) |  |")
+    assert table[5].startswith("| **full** | mean of 3 |") and table[5].endswith(" | 2.0 | 30.0 |")
 
 
 def test_a_figure_that_was_not_measured_is_named_and_never_zero():
@@ -259,6 +402,7 @@ def test_headline_trains_evaluates_and_resumes_without_repeating(workplace):
         ("untrained", None), ("full", 0), ("full", 1), ("LoRA", 0), ("LoRA", 1)
     ]  # fmt: skip
     assert all(each["best_validation"] for each in found[1:])
+    assert not [path for path in work.rglob("*.jsonl") if path.stat().st_mode & 0o077]
     kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     predictions = {path: path.stat().st_mtime_ns for path in work.rglob("predictions.jsonl")}
     assert len(kept) == 4 and len(predictions) == 5
@@ -267,6 +411,15 @@ def test_headline_trains_evaluates_and_resumes_without_repeating(workplace):
     assert (work / "results.md").read_text() == table
     assert kept == {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     assert predictions == {path: path.stat().st_mtime_ns for path in work.rglob("predictions.jsonl")}
+    other = shutil.copytree(work.parent / "tiny", work.parent / "other_judge")
+    (other / "chat_template.jinja").write_text("{# another judge #}" + QWEN3_LIKE)
+    refused = run([*command, "--judge_model", str(other)])
+    assert refused.returncode == 1
+    assert "error: eval.py ended with status 2" in refused.stderr
+    table = (work / "results.md").read_text()
+    assert "4 dialogues, judged by no model" in table and "| untrained |" not in table
+    assert "failed: tiny; full-seed0; full-seed1; tiny-LoRA-seed0; tiny-LoRA-seed1.**" in table
+    assert (work / "results.jsonl").read_text() == ""
 
 
 @pytest.mark.slow
