@@ -107,6 +107,23 @@ def test_the_answer_to_a_cancelled_chat_is_dropped() -> None:
     assert model.in_flight == 0
 
 
+def test_a_chat_that_is_cancelled_while_it_waits_gives_its_turn_to_the_next() -> None:
+    model = Delayed(window=1)
+
+    async def give_up_waiting() -> list[Completion]:
+        first, second, third = (asyncio.create_task(model.chat(text)) for text in ("first", "second", "third"))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait([second])
+        return await asyncio.gather(first, third)
+
+    model._send = lambda number, request: model.report(
+        {"id": number, "text": request.messages, "finish_reason": "stop"}
+    )
+    assert [answer.text for answer in asyncio.run(give_up_waiting())] == ["first", "third"]
+    assert model.in_flight == 0
+
+
 def test_an_engine_that_stops_gives_one_line() -> None:
     model = Delayed()
     model.report({"failed": "out of luck"})
