@@ -118,6 +118,7 @@ class StandInServer(BaseHTTPRequestHandler):
 
 def stand_in_server() -> int:
     StandInServer.answers = (answers(judging=False), answers(judging=True))
+    ThreadingHTTPServer.request_queue_size = 128  # connections that wait to be accepted; the default, 5, refuses some
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandInServer)
     print(server.server_address[1], flush=True)
     server.serve_forever()

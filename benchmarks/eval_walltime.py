@@ -3,11 +3,16 @@
 The reference is a first implementation: one engine after the other, each in its own process, in eager mode, with LoRA
 support, and with judge prompts that name the section before the dialogue. eval.py runs unchanged, with two exceptions
 for the dummy weights: whatever they write is read as the dialogue's reference note, and every verdict takes all 64
-tokens.
+tokens. eval.py also asks about statements, which the reference does not; --no_statements leaves them out.
 
 Input: folders with config and tokenizer of the generator and the judge, and a dataset from preprocess_data.py. Weights
 are needed only with --lora_rank, for the generator: eval.py merges the adapter into them (random weights will do).
-Output: a table, and with --output the same figures as JSON.
+Output: tables, and with --output the same figures as JSON. The second table splits each start by vLLM's log: weights,
+compilation, the rest of the engine's start (profile, cache, CUDA graphs), and all before, mostly imports.
+
+--cold measures eval.py twice: with empty compile caches, in --work_dir, and with those that the first call filled. It
+does not empty the page cache. --checkpoints N evaluates N checkpoints of the generator in one call; like --lora_rank,
+it needs weights.
 
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset --lora_rank 16
@@ -17,6 +22,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,6 +42,8 @@ from evaluation.judging import asking, judge  # noqa: E402
 
 NOTE_TOKENS, VERDICT_TOKENS = 420, 64
 DUMMY = {"load_format": "dummy"}
+STAGES = ("generate", "judge", "statements")
+CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE")
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------
@@ -120,17 +128,20 @@ def run_ours(args: argparse.Namespace) -> int:
     asking.TRIES = 1  # verdicts are cut off on purpose, so do not ask again
     judge.VERDICT_SCHEMA = endless(judge.VERDICT_SCHEMA)
     notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
+    generator_args = args.engine_args if args.weights else DUMMY | args.engine_args
     return eval.main(
         [
-            *(args.model, "--judge_model", args.judge_model, "--dataset_path", args.dataset_path),
+            *(args.more_models or [args.model]),
+            *("--judge_model", args.judge_model, "--dataset_path", args.dataset_path),
             *("--split", args.split, "--limit", str(args.rows), "--judge_controls", "0"),
             *("--output_dir", args.output_dir, "--gpu_memory_utilization", str(args.gpu_memory_utilization)),
-            *("--engine_args", json.dumps(DUMMY | args.engine_args)),
+            *("--engine_args", json.dumps(generator_args)),
             *("--judge_engine_args", json.dumps(DUMMY | args.judge_engine_args)),
             *("--sampling_args", json.dumps(notes)),
             *("--judge_sampling_args", json.dumps({"max_tokens": args.verdict_tokens})),
             *(["--lora_path", args.lora_path] if args.lora_path else []),
             *(["--stage", args.stage] if args.stage else []),
+            *(["--no_statements"] if args.no_statements else []),
         ]
     )
 
@@ -164,6 +175,17 @@ def make_adapter(model: str, rank: int, path: Path) -> str:
     return str(path)
 
 
+def link_checkpoints(model: str, n: int, folder: Path) -> list[str]:
+    """Make n folders global_step_1 to n with links to the files of `model`, and return their paths."""
+    paths = [folder / f"global_step_{step}" for step in range(1, n + 1)]
+    for path in paths:
+        path.mkdir(parents=True)
+        for file in Path(model).resolve().iterdir():
+            if file.is_file():
+                (path / file.name).symlink_to(file)
+    return list(map(str, paths))
+
+
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -185,13 +207,17 @@ class PeakMemory(threading.Thread):
             self.peak = max(self.peak, int(output.split()[0]) / 1024)
 
 
-def measure(command: list[str], log: Path) -> tuple[float, float]:
-    """Run a command. Return its wall seconds, including the start of Python, and the peak GPU memory in GiB."""
+def measure(command: list[str], log: Path, caches: Path | None = None) -> tuple[float, float]:
+    """Run a command. Return its wall seconds, including the start of Python, and the peak GPU memory in GiB.
+
+    With `caches`, compiled code goes to this folder.
+    """
+    environment = os.environ | ({name: str(caches / name) for name in CACHES} if caches else {})
     memory = PeakMemory()
     memory.start()
     began = time.monotonic()
     with log.open("w") as stream:
-        status = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+        status = subprocess.run(command, stdout=stream, stderr=stream, env=environment, check=False).returncode
     wall = time.monotonic() - began
     memory.over.set()
     if status:
@@ -209,28 +235,71 @@ def measure_reference(command: list[str], folder: Path) -> dict[str, Any]:
     return result
 
 
-def measure_ours(command: list[str], folder: Path, name: str, *more: str) -> dict[str, Any]:
+def measure_ours(command: list[str], folder: Path, name: str, *more: str, caches: Path | None = None) -> dict[str, Any]:
     run = folder / name
-    wall, peak = measure([*command, "--output_dir", str(run), *more], folder / f"{name}.log")
+    wall, peak = measure([*command, "--output_dir", str(run), *more], folder / f"{name}.log", caches)
+    return {"wall_s": wall, "peak_gib": peak, **read_run(run)}
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Return {stage: its seconds and tokens} of a run folder, and "phases": {engine: seconds of its start}.
+
+    Statements have no start of their own: the judge answers them.
+    """
     manifest = json.loads((run / "manifest.json").read_text())
-    times = manifest["timings_s"]
-    result: dict[str, Any] = {"wall_s": wall, "peak_gib": peak}
+    times, result = manifest["timings_s"], {}
     for stage, tokens in manifest["tokens"].items():
-        result[stage] = {"start_s": times[f"{stage}_init"], "run_s": times[stage], **tokens}
-    return result
+        result[stage] = {"start_s": times.get(f"{stage}_init"), "run_s": times[stage], **tokens}
+    logs = {stage: run / f"{stage}.log" for stage in ("generate", "judge")}
+    return result | {
+        "phases": {
+            stage: start_phases(log.read_text(errors="replace"), times[f"{stage}_init"])
+            for stage, log in logs.items()
+            if log.exists()
+        }
+    }
+
+
+def start_phases(log: str, start_s: float) -> dict[str, float]:
+    """Split the seconds of an engine's start by vLLM's log; a phase that it does not name counts as 0."""
+
+    def seconds(pattern: str) -> float:
+        found = re.search(pattern, log)
+        return float(found[1]) if found else 0.0
+
+    weights = seconds(r"Model loading took .* and ([\d.]+) seconds")
+    engine = seconds(r"init engine \(.*\) took ([\d.]+) s")
+    compilation = seconds(r"init engine \(.*\) took [\d.]+ s \(compilation: ([\d.]+) s")
+    return {
+        "before": start_s - weights - engine,
+        "weights": weights,
+        "compilation": compilation,
+        "engine": engine - compilation,
+    }
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     lines = ["| run | stage | start s | run s | wall s | prompt tokens | from cache | output tokens | peak GiB |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for name, result in results.items():
-        for stage in ("generate", "judge"):
+        for stage in STAGES:
             if stage in result:
                 part = result[stage]
-                cells = [f"{part['start_s']:.1f}", f"{part['run_s']:.1f}", ""]
-                cells += [f"{part['prompt']:,}", f"{part['cached'] / part['prompt']:.0%}", f"{part['output']:,}", ""]
+                start = "" if part["start_s"] is None else f"{part['start_s']:.1f}"
+                cells = [start, f"{part['run_s']:.1f}", ""]
+                cached = part["cached"] / max(1, part["prompt"])
+                cells += [f"{part['prompt']:,}", f"{cached:.0%}", f"{part['output']:,}", ""]
                 lines.append(f"| {name} | {stage} | {' | '.join(cells)} |")
-        lines.append(f"| {name} | all | | | {result['wall_s']:.1f} | | | | {result['peak_gib']:.1f} |")
+        if "wall_s" in result:
+            lines.append(f"| {name} | all | | | {result['wall_s']:.1f} | | | | {result['peak_gib']:.1f} |")
+    return "\n".join(lines)
+
+
+def phases_table(results: dict[str, dict[str, Any]]) -> str:
+    lines = ["| run | engine | before s | weights s | compilation s | engine s |", "|---|---|---|---|---|---|"]
+    for name, result in results.items():
+        for engine, phases in result.get("phases", {}).items():
+            lines.append(f"| {name} | {engine} | {' | '.join(f'{seconds:.1f}' for seconds in phases.values())} |")
     return "\n".join(lines)
 
 
@@ -245,6 +314,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--verdict_tokens", type=int, default=VERDICT_TOKENS, help="tokens per verdict (default: %(default)s)"
     )
+    parser.add_argument("--no_statements", action="store_true", help="ask for verdicts only, as the reference does")
+    parser.add_argument("--cold", action="store_true", help="measure eval.py with empty compile caches first")
+    parser.add_argument("--checkpoints", type=int, metavar="N", help="also time N checkpoints of the model in one call")
     parser.add_argument("--lora_rank", type=int, help="also time generation with and without an adapter of this rank")
     parser.add_argument(
         "--gpu_memory_utilization", type=float, default=0.9, help="share of the GPU's memory (default: %(default)s)"
@@ -254,6 +326,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip_reference", action="store_true", help="measure only eval.py")
     parser.add_argument("--work_dir", type=Path, help="new folder for runs and logs (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--weights", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--more_models", nargs="*", help=argparse.SUPPRESS)
     for hidden in ("--reference_stage", "--output_dir", "--lora_path", "--stage"):  # for this script's subprocesses
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     return parser
@@ -275,14 +349,27 @@ def main() -> int:
             folder.mkdir(parents=True)  # fails if it exists: eval.py would resume a run there, and take no time
         if not args.skip_reference:
             results["reference"] = measure_reference(command, folder)
-        results["eval.py"] = measure_ours(command, folder, "ours")
+        caches = folder / "caches" if args.cold else None
+        if args.cold:
+            results["eval.py, empty caches"] = measure_ours(command, folder, "cold", caches=caches)
+        results["eval.py"] = measure_ours(command, folder, "ours", caches=caches)
+        if args.checkpoints:
+            paths = link_checkpoints(args.model, args.checkpoints, folder / "checkpoints")
+            more = ["--weights", "--more_models", *paths]
+            wall, peak = measure(
+                [*command, "--output_dir", str(folder / "several"), *more], folder / "several.log", caches
+            )
+            results |= {
+                Path(path).name: read_run(folder / "several" / f"checkpoints-{Path(path).name}") for path in paths
+            }
+            results[f"{args.checkpoints} checkpoints"] = {"wall_s": wall, "peak_gib": peak}
         if args.lora_rank:
             adapter = make_adapter(args.model, args.lora_rank, folder / "adapter")
-            results["without adapter"] = measure_ours(command, folder, "plain", "--stage", "generate")
+            results["without adapter"] = measure_ours(command, folder, "plain", "--stage", "generate", "--weights")
             results["with adapter"] = measure_ours(
-                command, folder, "lora", "--stage", "generate", "--lora_path", adapter
+                command, folder, "lora", "--stage", "generate", "--weights", "--lora_path", adapter
             )
-    print(table(results))
+    print(f"{table(results)}\n\n{phases_table(results)}")
     if "reference" in results:
         ratio = results["eval.py"]["wall_s"] / results["reference"]["wall_s"]
         print(f"\neval.py / reference: {ratio:.2f} of the wall time")

@@ -181,12 +181,12 @@ def build_model(path: Path) -> Path:
     return path
 
 
-def perturbed(model: Path, folder: Path) -> Path:
+def perturbed(model: Path, folder: Path, seed: int = 3) -> Path:
     """Write a copy of the model to `folder`, with random changes to its weights that change its answers."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    weights, noise = load_file(model / "model.safetensors"), torch.Generator().manual_seed(3)
+    weights, noise = load_file(model / "model.safetensors"), torch.Generator().manual_seed(seed)
     shutil.copytree(model, folder)
     for name, weight in weights.items():
         change = 1 + 0.3 * torch.randn(weight.shape, generator=noise)

@@ -168,3 +168,13 @@ def test_what_comes_of_a_yaml_lies_beside_its_copy_whatever_dots_its_name_has(tm
     assert train_throughput.run(str(config), args) == [{"tokens": 1, "squares": 1, "labelled": 1}]
     names = {"Model-1.7B-any.yaml", "Model-1.7B-any.log", "Model-1.7B-any.0.jsonl"}
     assert {path.name for path in args.work_dir.iterdir()} == names
+
+
+def test_the_start_of_an_engine_is_split_by_vllms_log() -> None:
+    log = (
+        "INFO [gpu_model_runner.py:5188] Model loading took 3.22 GiB memory and 1.500000 seconds\n"
+        "INFO [core.py:307] init engine (profile, create kv cache, warmup model) took 20.25 s (compilation: 8.25 s)\n"
+    )
+    phases = eval_walltime.start_phases(log, 30.0)
+    assert phases == {"before": 8.25, "weights": 1.5, "compilation": 8.25, "engine": 12.0}
+    assert eval_walltime.start_phases("", 30.0)["before"] == 30.0

@@ -694,20 +694,23 @@ def starts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_three_models_of_one_shape_start_one_generator(
+def test_checkpoints_and_adapters_of_one_model_start_one_generator(
     harness: Harness, starts: list[Path], tiny_model: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
-    other = perturbed(tiny_model, tmp_path / "other")
-    harness.argv[:1] = [str(tiny_model), str(other)]
-    assert harness.run("--lora_path", str(tiny_adapter)) == 0
+    steps = [perturbed(tiny_model, tmp_path / "ckpt" / f"global_step_{step}", seed=step) for step in (10, 20)]
+    second = shutil.copytree(tiny_adapter, tmp_path / "second")
+    edited = json.loads((second / "adapter_config.json").read_text()) | {"lora_alpha": 32}
+    (second / "adapter_config.json").write_text(json.dumps(edited))
+    harness.argv[:1] = [str(tiny_model), *map(str, steps)]
+    assert harness.run("--lora_path", str(tiny_adapter), "--lora_path", str(second)) == 0
     assert starts == [tiny_model]
-    folders = [harness.folder / name for name in ("tiny", "other", "tiny-adapter")]
-    notes = [[record["raw"] for record in harness.records("predictions", folder)] for folder in folders]
-    assert [len(part) for part in notes] == [6, 6, 6]
-    assert notes[0] != notes[1] != notes[2] != notes[0]
-    manifests = [manifest_of(folder) for folder in folders]
+    names = ["tiny", "ckpt-global_step_10", "ckpt-global_step_20", "tiny-adapter", "tiny-second"]
+    notes = [[record["raw"] for record in harness.records("predictions", harness.folder / name)] for name in names]
+    assert [len(part) for part in notes] == [6] * 5
+    assert len(set(map(str, notes))) == 5, "each run has the notes of its own weights"
+    manifests = [manifest_of(harness.folder / name) for name in names]
     assert all(manifest["timings_s"]["generate_init"] > 0 for manifest in manifests)
-    assert [manifest["engines"]["generate"]["merged"] for manifest in manifests] == [False, False, True]
+    assert [manifest["engines"]["generate"]["merged"] for manifest in manifests] == [False] * 3 + [True] * 2
     assert not list(harness.folder.glob("*/.merged"))
 
 

@@ -221,3 +221,22 @@ def test_a_gated_model_is_named_as_one_that_requires_a_licence(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError, match="a/model requires a licence"):
         resolve_model("a/model")
+
+
+def test_a_rotary_embedding_that_transformers_4_would_ignore_is_refused(model_folder: Path) -> None:
+    from transformers import AutoConfig
+
+    file = model_folder / "config.json"
+    config = json.loads(file.read_text()) | {"model_type": "qwen3"}
+    config.pop("rope_theta", None)
+    written_by_5 = config | {"rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}}
+    file.write_text(json.dumps(written_by_5))
+    assert AutoConfig.from_pretrained(model_folder).rope_theta == 10000, "if transformers reads it, remove the check"
+    with pytest.raises(UserError, match=r'version 4 ignores rope_parameters; add "rope_theta": 1000000 to a copy'):
+        resolve_model(str(model_folder))
+    file.write_text(json.dumps(written_by_5 | {"rope_theta": 1000000}))
+    assert resolve_model(str(model_folder)).config["rope_theta"] == 1000000
+    scaled = {"rope_theta": 1000000, "rope_type": "yarn", "factor": 4.0}
+    file.write_text(json.dumps(written_by_5 | {"rope_theta": 1000000, "rope_parameters": scaled}))
+    with pytest.raises(UserError, match=r'add "rope_scaling": {"rope_type": "yarn", "factor": 4.0} to a copy'):
+        resolve_model(str(model_folder))

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import contextlib
 import json
 import shutil
@@ -144,6 +145,19 @@ def test_a_request_contains_chat_sampling_and_schema(fake: FakeServer, monkeypat
             },
         }
     ]
+
+
+def test_credentials_in_the_address_take_the_place_of_the_key(fake: FakeServer) -> None:
+    address = fake.api_base.replace("http://", "http://user:secret@")
+    ask(Server("generator", address, "soap", {}), "a")
+    assert fake.keys == [f"Basic {base64.b64encode(b'user:secret').decode()}"]
+
+
+def test_a_proxy_of_the_environment_gets_the_requests(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", fake.api_base.removesuffix("/v1"))
+    monkeypatch.setenv("no_proxy", "elsewhere.invalid")
+    (answer,) = ask(Server("generator", "http://model.invalid/v1", "soap", {}, patience=0), "a")
+    assert answer.text == "A"
 
 
 def test_at_most_the_allowed_number_of_requests_is_open(fake: FakeServer) -> None:

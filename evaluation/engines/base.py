@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,9 +62,10 @@ class LanguageModel(ABC):
         self.gives_log_probabilities = True  # False once a server has shown that it gives none
         self.in_flight = 0
         self.started = self.ready = time.monotonic()
-        self._slots = asyncio.Semaphore(window)
+        self._turns: deque[asyncio.Future[None]] = deque()  # of the requests that wait for others to be answered
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._before_first_chat: list[dict[str, Any]] = []
+        self._events: deque[dict[str, Any]] = deque()  # reported, but not yet settled
+        self._settles_soon = False
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._sent = 0
         self._failure: str | None = None
@@ -96,21 +97,45 @@ class LanguageModel(ABC):
         return False
 
     async def _submit(self, request: Any) -> Completion:
-        async with self._slots:
-            self._loop = asyncio.get_running_loop()
-            while self._before_first_chat:
-                self._settle(self._before_first_chat.pop(0))
+        await self._take_slot()
+        try:
+            if self._loop is not (loop := asyncio.get_running_loop()):
+                self._loop = loop
+                self._settle_all()
             if self._failure:
                 raise UserError(self._failure)
             number, self._sent = self._sent, self._sent + 1
             answer = self._waiting[number] = self._loop.create_future()
-            self.in_flight += 1
             try:
                 self._send(number, request)
                 return await answer
             finally:
-                self.in_flight -= 1
                 del self._waiting[number]
+        finally:
+            self._pass_slot()
+
+    # asyncio.Semaphore of Python 3.11 walks over all requests that it has woken, for each request that ends.
+
+    async def _take_slot(self) -> None:
+        if self.in_flight < self.window:
+            self.in_flight += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._pass_slot()
+            raise
+
+    def _pass_slot(self) -> None:
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.in_flight -= 1
 
     def report(self, event: dict[str, Any]) -> None:
         """Receive an event from any thread.
@@ -124,11 +149,17 @@ class LanguageModel(ABC):
         if "ready" in event:
             self.ready = time.monotonic()
             return
-        if self._loop is None:
-            self._before_first_chat.append(event)
-            return
-        with contextlib.suppress(RuntimeError):  # the loop has ended, so nothing waits for the event
-            self._loop.call_soon_threadsafe(self._settle, event)  # keeps the order: answers before a failure count
+        self._events.append(event)
+        if self._loop is not None and not self._settles_soon:  # one wake-up of the loop for many events
+            self._settles_soon = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended, so nothing waits for the event
+                self._loop.call_soon_threadsafe(self._settle_all)
+
+    def _settle_all(self) -> None:
+        """Settle all events in the order of their arrival: answers before a failure count."""
+        self._settles_soon = False  # first, so that an event that arrives from now on is settled, too
+        while self._events:
+            self._settle(self._events.popleft())
 
     def _settle(self, event: dict[str, Any]) -> None:
         if "failed" in event or "refused" in event:

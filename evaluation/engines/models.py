@@ -14,6 +14,7 @@ from pathlib import Path
 from common import adapters
 from common.errors import UserError
 from common.hub import download
+from common.rope import check_rope
 
 DEFAULT_LENGTH = 8192  # tokens of prompt and answer; a larger value leaves cache for fewer dialogues at once
 
@@ -49,6 +50,7 @@ def resolve_model(name: str, need_weights: bool = True, print_line: Callable[[st
     """
     path = find_model(name, need_weights, print_line) or _from_hub(name, need_weights)
     config = _read_json(path / "config.json")
+    check_rope(name, config)
     _check_chat(path)
     weights = _weight_files(path, "model") if need_weights else []
     weight_bytes = sum(file.stat().st_size for file in weights)

@@ -1,12 +1,11 @@
 """Decide whether a running engine can load the weights of another model, and load them into vLLM's workers."""
 
-import filecmp
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from evaluation.engines.models import CHAT_FILES, tensors_of
+from evaluation.engines.models import tensors_of
 
 if TYPE_CHECKING:
     from evaluation.engines.vllm_engine import EngineSpec
@@ -27,45 +26,65 @@ _ARGUMENTS = {
     "structured_outputs_config",
     "tensor_parallel_size",
 }
-_NAMES_AND_VERSIONS = ("_name_or_path", "_model_name_or_path", "name_or_path", "transformers_version")
+# Entries of config.json and generation_config.json that change no answer of vLLM's.
+_WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "use_cache", "_from_model_config"}
 
 
 def can_reload(running: "EngineSpec", wanted: "EngineSpec") -> bool:
-    """Return whether an engine with the settings `running` can load the weights of `wanted`.
+    """Return whether an engine with the settings `running` may be able to load the weights of `wanted`.
 
-    Both must have the same arguments, network, tensors, tokenizer and chat template, so that only weights differ.
+    Both must have the same arguments and tensors, and an architecture that was tested. `reload` checks the rest.
     Raises UserError if a weight file is damaged.
     """
     if any(spec.lora_path and not spec.merge_into for spec in (running, wanted)):
         return False
     if running.vllm_args != wanted.vllm_args or running.sampling != wanted.sampling:
         return False
-    one, two = running.model, wanted.model
-    config = _settings(one / "config.json")
     return (
         set(running.vllm_args) <= _ARGUMENTS
-        and set(config.get("architectures") or ["none"]) <= _ARCHITECTURES
-        and not config.get("quantization_config")
-        and config == _settings(two / "config.json")
-        and all(_same_chat_file(one / name, two / name) for name in (*CHAT_FILES, "generation_config.json"))
-        and tensors_of(one) == tensors_of(two)
+        and _is_tested(running.model)
+        and _is_tested(wanted.model)
+        and tensors_of(running.model) == tensors_of(wanted.model)
     )
 
 
-def _same_chat_file(one: Path, two: Path) -> bool:
-    if one.is_file() != two.is_file():
-        return False
-    if not one.is_file() or filecmp.cmp(one, two, shallow=False):
-        return True
-    return one.name.endswith("_config.json") and _settings(one) == _settings(two)
+def _is_tested(model: Path) -> bool:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return set(config.get("architectures") or ["none"]) <= _ARCHITECTURES and not config.get("quantization_config")
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    """Return the settings in a JSON file, without names and versions."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    if "torch_dtype" in settings:  # transformers' older name
-        settings.setdefault("dtype", settings.pop("torch_dtype"))
-    return {key: value for key, value in settings.items() if key not in _NAMES_AND_VERSIONS}
+def check_same_network(running: str, wanted: str) -> None:
+    """Check that the models in two folders differ in their weights alone. Raises UserError with the first difference.
+
+    Versions of transformers write the same settings in different forms. So this compares the settings as vLLM reads
+    them, and tokenizers by all that encodes, decodes and renders chats. It imports vLLM, which takes seconds.
+    """
+    if running == wanted:
+        return
+    one, two = _meaning(running), _meaning(wanted)
+    for key in sorted(one.keys() | two.keys()):
+        if one.get(key) != two.get(key):
+            raise UserError(f"{key} of {wanted} differs from that of {running}")
+
+
+def _meaning(model: str) -> dict[str, Any]:
+    """Return the settings of the model in a folder that determine its answers, together with its weights."""
+    from transformers import AutoTokenizer
+    from vllm.transformers_utils.config import get_config, try_get_generation_config
+
+    config = get_config(model, trust_remote_code=False).to_dict()
+    generation = try_get_generation_config(model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.is_fast:  # PromptEncoder uses neither
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    settings = {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
+    return settings | {
+        "generation_config": {key: value for key, value in generation.to_dict().items() if key not in _WITHOUT_EFFECT},
+        "chat_template": tokenizer.chat_template,
+        "special_tokens": tokenizer.special_tokens_map,
+        "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else model,
+    }
 
 
 def reload(llm: Any, folder: str) -> None:

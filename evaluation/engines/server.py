@@ -1,16 +1,22 @@
 """Use a model on an OpenAI-compatible server, e.g. `vllm serve`, instead of starting an engine."""
 
 import asyncio
-import itertools
+import json
 import os
+import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from common.chat_template import SERVED_TEMPLATE_KWARGS
 from common.errors import UserError
 from evaluation.engines.base import LanguageModel, Request, first_token
 from evaluation.options import without_credentials
 from evaluation.run.manifest import UNKNOWN
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _TIMEOUT = 600  # seconds for one answer
 _TIMEOUT_OF_LIST = 10  # seconds for the list of models
@@ -23,15 +29,33 @@ _FALLBACKS = {
     "max_completion_tokens": "it gets max_completion_tokens in place of max_tokens",
     "maxLength": "schemas are sent without the maximum length of texts",
 }
+_TEMPORARY = (408, 409, 425, 429)  # status codes after which a request is repeated, like all from 500
+_LONGEST_PAUSE = 8  # seconds before a repetition, unless the server asks for more
 _REFUSALS = (400, 403, 422)  # status codes; OpenAI refuses logprobs of some models with 403, pydantic answers with 422
+
+
+class Refusal(Exception):
+    """An answer with an error. `body` is its JSON, or {"message": its text}; `pause` is in seconds, if it has one."""
+
+    def __init__(self, status: int, text: str, pause: str | None = None):
+        super().__init__(text)
+        self.status = status
+        self.pause = min(float(pause), 60) if pause and pause.isdecimal() else None
+        try:
+            body = json.loads(text)
+        except ValueError:
+            body = text
+        if isinstance(body, dict):
+            body = body.get("error", body)
+        self.body = body if isinstance(body, dict) else {"message": str(body)}
 
 
 class Server(LanguageModel):
     """Sends chats to the server at `api_base`, at most `concurrency` at a time.
 
     `model` is the name under which the server knows the model or the adapter. The environment variable `key_variable`
-    holds the key. The openai client retries failed requests, with growing pauses, for about `patience` seconds; then
-    the run stops, and the same command resumes it. A parameter of _FALLBACKS that the server refuses is left out from
+    holds the key. Failed requests are repeated, with growing pauses, for `patience` seconds; then the run stops, and
+    the same command resumes it. A parameter of _FALLBACKS that the server refuses is left out from
     then on, and a line says so.
     """
 
@@ -45,19 +69,13 @@ class Server(LanguageModel):
         patience: float = _PATIENCE,
         key_variable: str = "OPENAI_API_KEY",
     ):
-        import openai
-
         self._address = without_credentials(api_base)  # for messages and files
         super().__init__(name, concurrency, {"api_base": self._address, "model": model, "sampling": sampling})
         self._model, self._sampling, self._patience = model, sampling, patience
         self._refused: frozenset[str] = frozenset()  # keys of _FALLBACKS
-        self._client = openai.AsyncOpenAI(
-            base_url=api_base,
-            api_key=os.environ.get(key_variable) or "EMPTY",
-            timeout=_TIMEOUT,
-            max_retries=_retries(patience),
-            http_client=openai.DefaultAioHttpClient(),  # httpx takes twice the CPU time for a request
-        )
+        self._url = api_base.rstrip("/") + "/chat/completions"
+        self._key = os.environ.get(key_variable) or "EMPTY"
+        self._session: aiohttp.ClientSession | None = None
         self._tasks: set[asyncio.Task] = set()
 
     def close(self) -> None:
@@ -68,7 +86,8 @@ class Server(LanguageModel):
 
     async def stop(self) -> None:
         self.close()
-        await self._client.close()
+        if self._session:
+            await self._session.close()
 
     def _send(self, number: int, request: Request) -> None:
         task = asyncio.create_task(self._answer(number, request))
@@ -84,19 +103,22 @@ class Server(LanguageModel):
             self.report({"failed": f"{type(error).__name__} while waiting for {self._address}"})
 
     async def _ask(self, request: Request) -> dict[str, Any]:
-        import openai
+        import aiohttp
 
         asked = time.monotonic()
         try:
             async with asyncio.timeout(_TIMEOUT + self._patience):
                 return await self._fit(request)
-        except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError, TimeoutError) as error:
-            raise UserError(
-                f"{self._address} has not answered for {time.monotonic() - asked:.0f} s ({type(error).__name__}); "
-                "when it runs again, use the same command to resume"
-            ) from None
-        except openai.APIStatusError as error:
-            raise UserError(f"{self._address} refuses {self._model}: {self._message(error)}") from None
+        except Refusal as error:
+            if not _is_temporary(error):
+                raise UserError(f"{self._address} refuses {self._model}: {self._message(error)}") from None
+            cause = f"status {error.status}"
+        except (aiohttp.ClientError, TimeoutError) as error:
+            cause = type(error).__name__
+        raise UserError(
+            f"{self._address} has not answered for {time.monotonic() - asked:.0f} s ({cause}); "
+            "when it runs again, use the same command to resume"
+        )
 
     async def _fit(self, request: Request) -> dict[str, Any]:
         """Ask until the server accepts the parameters.
@@ -104,21 +126,61 @@ class Server(LanguageModel):
         If prompt and answer exceed the server's limit together, leave out max_tokens. Each repetition leaves out
         something, so their number is bounded.
         """
-        import openai
-
         sampling = {**self._sampling, **request.sampling}
         while True:
             body = self._body(request, sampling, self._refused)
             try:
-                # `chat.completions.create` would take twice as long, to convert the request and the reply.
-                reply = await self._client.post("/chat/completions", cast_to=object, body=body)
-                return self._read(reply, bool(body.get("logprobs")))
-            except openai.APIStatusError as error:
-                if error.status_code == 400 and _too_long(error):
+                return self._read(await self._post(body), bool(body.get("logprobs")))
+            except Refusal as error:
+                if error.status == 400 and _too_long(error):
                     if sampling.pop("max_tokens", None) is None:
                         return {"text": "", "finish_reason": "prompt_too_long"}
                 elif not self._leave_out(error, request, sampling, body):
                     raise
+
+    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the server's reply, after repetitions for up to `patience` seconds if there is none."""
+        import aiohttp
+
+        pause, first_failure = 0.5, None
+        while True:
+            try:
+                return await self._post_once(body)
+            except (Refusal, aiohttp.ClientError, TimeoutError) as error:
+                if isinstance(error, Refusal) and not _is_temporary(error):
+                    raise
+                now = time.monotonic()
+                first_failure = first_failure or now
+                if now - first_failure >= self._patience:
+                    raise
+                wait = getattr(error, "pause", None)
+            await asyncio.sleep(random.uniform(0.75, 1) * pause if wait is None else wait)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _post_once(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a request. The openai client takes three times as much CPU time for it (benchmarks/LOG.md)."""
+        import aiohttp
+
+        if self._session is None:
+            # A user name and password in the address take the place of the key.
+            headers = {"Authorization": f"Bearer {self._key}"} if self._url.startswith(self._address) else {}
+            # aiohttp's trust_env would start a thread for each request, to read ~/.netrc.
+            address = urlsplit(self._address)
+            proxy = None if proxy_bypass(address.netloc) else getproxies().get(address.scheme)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # LanguageModel limits the requests
+                timeout=aiohttp.ClientTimeout(total=_TIMEOUT),
+                headers=headers,
+                proxy=proxy,
+            )
+        async with self._session.post(self._url, json=body) as reply:
+            text = await reply.text()
+            if reply.status >= 400:
+                raise Refusal(reply.status, text, reply.headers.get("Retry-After"))
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise Refusal(reply.status, "the reply is not JSON") from None
 
     def _body(self, request: Request, sampling: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
         """Return the JSON of a request in OpenAI's form, without what the server has `refused`."""
@@ -135,11 +197,11 @@ class Server(LanguageModel):
             body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
         return body
 
-    def _leave_out(self, error: Any, request: Request, sampling: dict[str, Any], body: dict[str, Any]) -> bool:
+    def _leave_out(self, error: Refusal, request: Request, sampling: dict[str, Any], body: dict[str, Any]) -> bool:
         """Remember the parameter of `body` that the server refuses. Return whether the next body is another one."""
         for parameter, consequence in _FALLBACKS.items():
             refused = self._refused | {parameter}
-            named = error.status_code in _REFUSALS and parameter in str(error.body)
+            named = error.status in _REFUSALS and parameter in str(error)
             if named and self._body(request, sampling, refused) != body:
                 self._refused = refused
                 self.gives_log_probabilities &= parameter != "logprobs"
@@ -171,11 +233,10 @@ class Server(LanguageModel):
             "first_token": tokens,
         }
 
-    def _message(self, error: Any) -> str:
+    def _message(self, error: Refusal) -> str:
         """Return the start of the server's message, without the key. The rest may quote the prompt."""
-        body = error.body if isinstance(error.body, dict) else {}
-        words = str(body.get("message", "")).replace(self._client.api_key, "***")
-        return f"status {error.status_code}, {words[:120] or 'no message'}"
+        words = str(error.body.get("message", "")).replace(self._key, "***")
+        return f"status {error.status}, {words[:120] or 'no message'}"
 
 
 def describe_served(api_base: str, model: str, key_variable: str = "OPENAI_API_KEY") -> dict[str, Any]:
@@ -204,14 +265,8 @@ def key_of_judge() -> str:
     return "JUDGE_API_KEY" if "JUDGE_API_KEY" in os.environ else "OPENAI_API_KEY"
 
 
-def _retries(patience: float) -> int:
-    """Return how often the openai client must retry to wait `patience` seconds in all.
-
-    Its pauses double from 0.5 to 8 seconds and are shortened at random by up to a quarter.
-    """
-    pauses = (0.75 * min(0.5 * 2**k, 8) for k in itertools.count())
-    waited = itertools.accumulate(pauses)
-    return next(retries for retries, seconds in enumerate(waited, 1) if seconds >= patience)
+def _is_temporary(error: Refusal) -> bool:
+    return error.status in _TEMPORARY or error.status >= 500
 
 
 def _too_long(error: Exception) -> bool:

@@ -71,6 +71,7 @@ class Engine(LanguageModel):
         self._spec, self._devices = spec, devices
         log_start = log.stat().st_size if log.exists() else 0
         self._processes = [_start(spec, device, log) for device in devices]
+        self._unsent: list[list[str]] = [[] for _ in devices]  # lines for each process
         for process in self._processes:
             threading.Thread(target=_read_events, args=(process, log, log_start, self.report), daemon=True).start()
 
@@ -99,11 +100,18 @@ class Engine(LanguageModel):
         super().close()
 
     def _send(self, number: int, request: Request | _Load) -> None:
-        line = {"id": number, **vars(request)}
-        process = self._processes[request.group % len(self._processes)]
-        with contextlib.suppress(BrokenPipeError):  # the process died: the thread that reads from it reports the cause
-            process.stdin.write(json.dumps(line) + "\n")
-            process.stdin.flush()
+        if not any(self._unsent):  # one write for all requests of this iteration of the event loop
+            asyncio.get_running_loop().call_soon(self._write_unsent)
+        line = json.dumps({"id": number, **vars(request)})
+        self._unsent[request.group % len(self._unsent)].append(f"{line}\n")
+
+    def _write_unsent(self) -> None:
+        for process, lines in zip(self._processes, self._unsent, strict=False):  # no process once closed
+            with contextlib.suppress(BrokenPipeError):  # it died: the thread that reads from it reports the cause
+                process.stdin.write("".join(lines))
+                process.stdin.flush()
+        for lines in self._unsent:
+            lines.clear()
 
 
 def _settings(spec: EngineSpec, devices: list[str]) -> dict[str, Any]:

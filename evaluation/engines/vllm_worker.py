@@ -27,7 +27,7 @@ from common.files import lock
 from common.merging import load_merged
 from evaluation.engines.base import first_token
 from evaluation.engines.processes import kill_groups
-from evaluation.engines.reload import reload
+from evaluation.engines.reload import check_same_network, reload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,6 +178,7 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
         """Pass a request to vLLM, or return its answer if vLLM cannot take it, or has loaded its weights."""
         if "load" in request:
             new = request["load"]
+            check_same_network(spec["model"], new["model"])
             reload(llm, merge_apart(**new) if new["merge_into"] else new["model"])
             return no_answer(request["id"], "loaded", 0)
         if not error and len(ids) >= limit:
