@@ -85,7 +85,10 @@ class WeightsAndBiases:
         self._run.log(values, step=step)
 
     def close(self) -> None:
+        import wandb
+
         self._run.finish()
+        wandb.teardown()  # finish alone may return before wandb's own process has written its file
 
 
 class Trackio:
