@@ -85,7 +85,7 @@ EXPECTED = {  # cell -> patterns
     "train-lora": ["training: 100%"],
     "loss": ["^SmolLM2-135M-finetuned: loss ", "SmolLM2-135M-LoRA: loss ", "image/png"],
     "after": [NOTE_OR_REASON],
-    "evaluate": ["^HEADLINE: ", "comparison.html"],
+    "evaluate": ["^HEADLINE: ", r"^\| Readable notes "],
     "compare": [r"^\| Readable notes ", r"^\| ROUGE-L, P "],
     "read": ["^DIALOGUE 0$", "^SUBJECTIVE\nReference: "],
     "judge": [r"^\| Known answers ", "Specificity"],
