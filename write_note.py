@@ -2,8 +2,9 @@
 
 Input: a model (hub name, folder, or folder of global_step_N checkpoints), optionally a LoRA adapter, and dialogues as
 text files in UTF-8, one visit each, or on stdin. Prompt, limits and reading are those of eval.py. Output: each note as
-text under four headings, shown while it is written; with --json, one JSON object a line once a note is complete.
-Exit status 2 if a dialogue got no note.
+text under four headings, shown while it is written; with --json, one JSON object a line once a note is complete. If a
+reply has another form than the prompt asks for, but eval.py can read it, a line on stderr names the form. A dialogue
+that fails does not stop the others; then the exit status is 2.
 
     python write_note.py ./ckpt/Qwen3-1.7B-finetuned visit.txt
     python write_note.py Qwen/Qwen3-1.7B --lora_path ./ckpt/Qwen3-1.7B-LoRA --json < visit.txt
@@ -11,15 +12,21 @@ Exit status 2 if a dialogue got no note.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import prompts
 from common.errors import UserError
 from sharing.partial_note import NoteStream
 from sharing.writers import LocalModel, ServedModel, print_line
+
+if TYPE_CHECKING:
+    from evaluation.engines.base import Completion
+    from sharing.checking import Check
 
 STDIN = "-"
 CHECK_HELP = (
@@ -74,39 +81,81 @@ class Printer:
         print(_CONTROL.sub("", text), end="", flush=True)
 
 
+def read_reply(reply: "Completion") -> tuple[prompts.Note, str | None]:
+    """Return (note, None), or (note, form) of a note that only lenient reading accepts, as in evaluation.
+
+    Raises NoteError with the reason of strict reading.
+    """
+    from evaluation.reading import read_leniently
+
+    try:
+        return prompts.read_note(reply.text), None
+    except prompts.NoteError:
+        if reply.finish_reason == "stop":  # a note that was cut off lacks content
+            with contextlib.suppress(prompts.NoteError):
+                return read_leniently(reply.text)
+        raise
+
+
 def write_one(model: LocalModel | ServedModel, name: str, dialogue: str, as_json: bool) -> prompts.Note:
     """Return the note of one dialogue and, unless `as_json`, print it. Raises UserError if there is none."""
     printer = Printer()
     try:
         reply = model.write(prompts.note_messages(dialogue), (lambda _: None) if as_json else printer.show)
-        note = prompts.read_note(reply)
+        note, form = read_reply(reply)
     except UserError as error:
+        printer.finish(None)
         raise UserError(f"{name}: {error}") from None
     except prompts.NoteError as error:
         printer.finish(None)
-        begin = _CONTROL.sub("", " ".join(reply.split())[:80])
-        remedy = "raise --max_new_tokens" if "cut off" in str(error) else f'the reply begins "{begin}"'
-        raise UserError(f"{name}: no note in the reply ({error}); {remedy}") from None
+        begin = _CONTROL.sub("", " ".join(reply.text.split())[:80])
+        remedies = ["raise --max_new_tokens"] if reply.finish_reason == "length" else []
+        if "cut off" not in str(error) or not remedies:
+            remedies.append(f'the reply begins "{begin}"')
+        raise UserError(f"{name}: no note in the reply ({error}); {'; '.join(remedies)}") from None
     if not as_json:
         printer.finish(note)
+    if form:
+        print_line(f"{name}: the reply is not in the JSON form that the prompt asks for; read as: {form}")
     return note
 
 
-def check_all(options: argparse.Namespace, dialogues: dict[str, str], notes: dict[str, prompts.Note]) -> None:
-    """Print which statements of the notes the dialogues do not support, says the judge. Raises UserError."""
+def check_all(options: argparse.Namespace, dialogues: dict[str, str], notes: dict[str, prompts.Note]) -> int:
+    """Print which statements of the notes the dialogues do not support, says the judge. Return how many checks failed.
+
+    With --json, a note whose check failed is printed without the results of the check.
+    """
     from sharing.checking import check_note
 
-    judge = start(options, options.check, None)
+    failed = 0
+    try:
+        judge = start(options, options.check, None)
+    except UserError as error:
+        print_line(f"error: no note was checked: {error}")
+        judge = None
     for name, note in notes.items():
-        check = check_note(judge, dialogues[name], note)
+        try:
+            check = judge and check_note(judge, dialogues[name], note)
+        except UserError as error:
+            print_line(f"error: {name} was not checked: {error}")
+            check = None
+        if not check:
+            failed += 1
         if options.json:
-            print_json({"file": name, **note, "unsupported": check.unsupported, "unanswered": check.unanswered})
-            continue
-        found = f"{len(check.unsupported)} of {check.asked} statements not supported by the dialogue"
-        left = f"; {check.unanswered} without an answer" if check.unanswered else ""
-        print(f"\n{name}: {found}, says {options.check}{left}")
-        for statement in check.unsupported:
-            print(f"  {statement['section']}: {_CONTROL.sub('', statement['statement'])}")
+            result = {"unsupported": check.unsupported, "unanswered": check.unanswered} if check else {}
+            print_json({"file": name, **note, **result})
+        elif check:
+            print_check(name, check, options.check)
+    return failed
+
+
+def print_check(name: str, check: "Check", judge: str) -> None:
+    """Print the statements of a note that the judge found unsupported."""
+    found = f"{len(check.unsupported)} of {check.asked} statements not supported by the dialogue"
+    left = f"; {check.unanswered} without an answer" if check.unanswered else ""
+    print(f"\n{name}: {found}, says {judge}{left}")
+    for statement in check.unsupported:
+        print(f"  {statement['section']}: {_CONTROL.sub('', statement['statement'])}")
 
 
 def print_json(value: dict[str, object]) -> None:
@@ -121,20 +170,33 @@ def start(options: argparse.Namespace, name: str, lora_path: str | None) -> Loca
     return LocalModel(name, lora_path, options.max_new_tokens, options.max_model_len)
 
 
+def read_dialogues(names: list[str]) -> dict[str, str]:
+    """Return the dialogues by name. Print an error for each one that cannot be read."""
+    dialogues = {}
+    for name in names:
+        try:
+            dialogues[name] = read_dialogue(name)
+        except UserError as error:
+            print_line(f"error: {error}")
+    return dialogues
+
+
 def write_all(options: argparse.Namespace) -> int:
     """Write the notes of all dialogues with one start of the model. Return how many failed. Raises UserError."""
-    names = options.dialogue or [STDIN]
+    names = list(dict.fromkeys(options.dialogue or [STDIN]))
     if not options.dialogue and sys.stdin.isatty():
         raise UserError("no dialogue; give a text file, or pipe one in")
-    dialogues = {name: read_dialogue(name) for name in names}
     if options.lora_path and options.api_base:
         raise UserError(
             "--lora_path cannot be combined with --api_base; give the adapter's served name as the model instead"
         )
+    dialogues = read_dialogues(names)
+    if not dialogues:
+        return len(names)
     model = start(options, options.model, options.lora_path)
     notes: dict[str, prompts.Note] = {}
     for number, (name, dialogue) in enumerate(dialogues.items()):
-        if len(dialogues) > 1 and not options.json:
+        if len(names) > 1 and not options.json:
             print("\n" if number else "", f"==> {name} <==", sep="")
         try:
             notes[name] = write_one(model, name, dialogue, options.json)
@@ -143,12 +205,13 @@ def write_all(options: argparse.Namespace) -> int:
             continue
         if options.json and not options.check:
             print_json({"file": name, **notes[name]})
+    failed = len(names) - len(notes)
     if notes and options.check:
         del model  # its memory is for the judge
-        check_all(options, dialogues, notes)
+        failed += check_all(options, dialogues, notes)
     if notes:
         print_line("not for clinical use: nobody has checked this")
-    return len(dialogues) - len(notes)
+    return failed
 
 
 def positive(text: str) -> int:

@@ -57,10 +57,15 @@ class LocalModel:
         except torch.OutOfMemoryError:
             raise UserError(f"{path} does not fit the GPU's memory; free it, or set CUDA_VISIBLE_DEVICES=''") from None
 
-    def write(self, messages: prompts.Messages, show: Show) -> str:
-        """Return the most likely reply (greedy decoding), and pass each piece to `show`. Raises UserError."""
+    def write(self, messages: prompts.Messages, show: Show) -> "Completion":
+        """Return the most likely reply (greedy decoding), and pass each piece to `show`. Raises UserError.
+
+        Its finish_reason is "length" if a limit cut it off.
+        """
         import torch
         from transformers import GenerationConfig
+
+        from evaluation.engines.base import Completion
 
         ids = encode_prompt(self._tokenizer, messages)
         if len(ids) >= self._limit:
@@ -90,7 +95,8 @@ class LocalModel:
             raise UserError(
                 "the dialogue needs more memory than the GPU has; set CUDA_VISIBLE_DEVICES='' to use the CPU"
             ) from None
-        return self._tokenizer.decode(output[len(ids) :], skip_special_tokens=True)
+        text = self._tokenizer.decode(output[len(ids) :], skip_special_tokens=True)
+        return Completion(text, "stop" if output[-1].item() in ends else "length")
 
     def first_tokens(self, chats: list[prompts.Messages]) -> list[dict[str, float] | None]:
         """Return, for each chat, {text: log-probability} of the most likely first tokens of the reply."""
@@ -127,7 +133,7 @@ class ServedModel:
         self._client = openai.OpenAI(base_url=api_base, api_key=self._key, timeout=_TIMEOUT)
         print_line(f"{self._address} {SERVED_NOTICE}")
 
-    def write(self, messages: prompts.Messages, show: Show) -> str:
+    def write(self, messages: prompts.Messages, show: Show) -> "Completion":
         """Like LocalModel.write."""
         import openai
 
@@ -138,7 +144,7 @@ class ServedModel:
             if completion.finish_reason == "prompt_too_long":
                 raise UserError("the dialogue is too long for the server; shorten it") from None
             show(completion.text)
-            return completion.text
+            return completion
         except openai.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             cause = short_cause(ValueError(body.get("message") or "no message")).replace(self._key, "***")
@@ -168,7 +174,9 @@ class ServedModel:
 
         return asyncio.run(ask())
 
-    def _stream(self, messages: prompts.Messages, show: Show) -> str:
+    def _stream(self, messages: prompts.Messages, show: Show) -> "Completion":
+        from evaluation.engines.base import Completion
+
         chunks = self._client.chat.completions.create(
             model=self._name,
             messages=messages,
@@ -177,13 +185,13 @@ class ServedModel:
             max_tokens=self._max_new_tokens,
             extra_body={"chat_template_kwargs": SERVED_TEMPLATE_KWARGS},
         )
-        pieces = []
-        for chunk in chunks:
-            piece = chunk.choices[0].delta.content if chunk.choices else None
-            if piece:
+        pieces, finish_reason = [], "length"  # unless the server says that the reply is complete
+        for choice in (choice for chunk in chunks for choice in chunk.choices[:1]):
+            if piece := choice.delta.content:
                 pieces.append(piece)
                 show(piece)
-        return "".join(pieces)
+            finish_reason = choice.finish_reason or finish_reason
+        return Completion("".join(pieces), finish_reason)
 
 
 def _streamer(tokenizer: "PreTrainedTokenizerBase", show: Show) -> "TextStreamer":

@@ -68,20 +68,26 @@ def test_wandb_gets_the_numbers_of_the_log_and_no_console_output(tmp_path, monke
     assert not [path.name for path in files if path.suffix in (".py", ".patch") or path.name == "output.log"]
 
 
-def test_a_run_keeps_its_id_when_it_is_resumed(tmp_path):
-    first = trackers.run_id(tmp_path, resumed=False)
-    assert trackers.run_id(tmp_path, resumed=True) == first
-    assert trackers.run_id(tmp_path, resumed=False) != first
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_a_run_keeps_its_id_when_it_is_resumed(tracker, tmp_path):
+    first = trackers.run_id(tmp_path, tracker, resumed=False)
+    assert trackers.run_id(tmp_path, tracker, resumed=True) == first
+    assert trackers.run_id(tmp_path, tracker, resumed=False) != first
 
 
 def test_nothing_is_reported_by_default():
     assert settings.SOAPTrainerConfig.model_fields["report_to"].get_default(call_default_factory=True) == []
 
 
-def test_a_tracker_that_is_not_installed_is_refused_in_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("tracker", "packages"),
+    [("tensorboard", "tensorboard"), ("wandb", "wandb"), ("trackio", "'trackio<0.21' 'huggingface_hub<1'")],
+)
+def test_a_tracker_that_is_not_installed_is_refused_in_one_line(tracker, packages, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="tensorboard is not installed; run `pip install"):
-        settings.SOAPTrainerConfig.validate_trackers(["tensorboard"])
+    with pytest.raises(ValueError) as error:
+        settings.SOAPTrainerConfig.validate_trackers([tracker])
+    assert str(error.value) == f"{tracker} is not installed; run `pip install {packages}`, or leave it out"
 
 
 def test_an_unknown_tracker_is_refused():

@@ -19,11 +19,18 @@ from hypothesis import strategies as st
 import prompts
 import write_note
 from common.chat_template import encode_prompt
+from evaluation.engines.base import Completion
+from evaluation.reading import read_leniently
 from sharing.checking import check_note
 from sharing.partial_note import NoteStream, sections_so_far
 from sharing.writers import LocalModel, ServedModel
 
-AS_TEXT = "\n\n".join(f"{prompts.SECTION_NAMES[section]}\n{text}" for section, text in LEARNED_NOTE.items()) + "\n"
+
+def as_text(note: prompts.Note) -> str:
+    return "\n\n".join(f"{prompts.SECTION_NAMES[section]}\n{text}" for section, text in note.items()) + "\n"
+
+
+AS_TEXT = as_text(LEARNED_NOTE)
 DIALOGUE = rows(1)[0]["dialogue"]
 CHECK_CHAT = prompts.supported_messages(DIALOGUE, LEARNED_NOTE, LEARNED_NOTE["A"])
 
@@ -97,8 +104,8 @@ def test_a_dialogue_on_stdin_gives_one_line_of_json(tiny_model, monkeypatch, cap
 def test_a_local_reply_arrives_in_pieces(tiny_model):
     pieces = []
     reply = LocalModel(str(tiny_model), None, 200).write(prompts.note_messages(DIALOGUE), pieces.append)
-    assert prompts.read_note(reply) == LEARNED_NOTE
-    assert "".join(pieces) == reply
+    assert prompts.read_note(reply.text) == LEARNED_NOTE
+    assert "".join(pieces) == reply.text
     assert len(pieces) > 10
 
 
@@ -111,6 +118,17 @@ def test_a_file_without_a_note_does_not_stop_the_others(tiny_model, visit, tmp_p
     (error,) = (line for line in output.err.splitlines() if line.startswith("error:"))
     assert error.startswith(f"error: {long}: the dialogue is too long: the prompt takes ")
     assert error.endswith("may take 4,096; shorten it, or raise --max_model_len")
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(tiny_model, visit, tmp_path, capsys):
+    assert write_note.main([str(tiny_model), str(tmp_path / "missing.txt"), str(visit), str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert output.out == f"==> {visit} <==\n{AS_TEXT}"
+    errors = [line for line in output.err.splitlines() if line.startswith("error:")]
+    assert [error.split(": ")[1:3] for error in errors] == [
+        [str(tmp_path / "missing.txt"), "No such file or directory; give a text file with one dialogue"],
+        [str(tmp_path), "Is a directory; give a text file with one dialogue"],
+    ]
 
 
 def test_several_notes_are_separated_by_the_names_of_their_files(tiny_model, visit, tmp_path, capsys):
@@ -147,7 +165,7 @@ def test_a_reply_without_a_note_is_an_error_with_its_beginning(visit, capsys):
     class Chatty:
         def write(self, messages, show):
             show("I am\x1b[2J sorry.\n")
-            return "I am\x1b[2J sorry.\n"
+            return Completion("I am\x1b[2J sorry.\n", "stop")
 
     with pytest.raises(write_note.UserError) as error:
         write_note.write_one(Chatty(), "visit.txt", DIALOGUE, False)
@@ -201,7 +219,7 @@ def test_a_mistake_gives_one_line_and_status_2(content, arguments, words, tmp_pa
 
 
 class StreamingServer(ThreadingHTTPServer):
-    """Answer each chat with LEARNED_NOTE in pieces. `refusals` are the (status, message) to send first."""
+    """Answer each chat with `text` in pieces. `refusals` are the (status, message) to send first."""
 
     daemon_threads = True
 
@@ -209,6 +227,7 @@ class StreamingServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies: list[dict[str, Any]] = []
         self.refusals: list[tuple[int, str]] = []
+        self.text, self.finish_reason = prompts.write_note(LEARNED_NOTE), "stop"
 
     @property
     def api_base(self) -> str:
@@ -224,15 +243,20 @@ class Handler(BaseHTTPRequestHandler):
             status, message = self.server.refusals.pop(0)
             self.reply(status, "application/json", json.dumps({"error": {"message": message}}))
             return
-        text = prompts.write_note(LEARNED_NOTE)
+        text = self.server.text
         if not self.server.bodies[-1].get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            choice = {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": self.server.finish_reason,
+            }
             self.reply(200, "application/json", json.dumps({"choices": [choice]}))
             return
         chunks = [
             {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m",
-             "choices": [{"index": 0, "delta": {"content": text[k : k + 9]}, "finish_reason": None}]}
-            for k in range(0, len(text), 9)
+             "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": reason}]}
+            for piece, reason in [*((text[k : k + 9], None) for k in range(0, len(text), 9)),
+                                  ("", self.server.finish_reason)]
         ]  # fmt: skip
         lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
         self.reply(200, "text/event-stream", "".join([*lines, "data: [DONE]\n\n"]))
@@ -303,6 +327,54 @@ def test_a_server_that_is_down_gives_one_line(visit, capsys):
     assert "http://127.0.0.1:9/v1 does not answer (APIConnectionError)" in capsys.readouterr().err
 
 
+# --- notes in other forms --------------------------------------------------------------------------------------------
+
+WORDS = {prompts.SECTION_NAMES[section]: text for section, text in LEARNED_NOTE.items()}
+FORMS = {
+    "headings": "\n\n".join(f"{name}:\n{text}" for name, text in WORDS.items()),
+    "words as keys": json.dumps(WORDS),
+    "wrapped object, nested values": json.dumps({"note": LEARNED_NOTE | {"S": {"Reports": "cough"}}}),
+    "JSON5": "{" + ", ".join(f"{section}: {text!r}" for section, text in LEARNED_NOTE.items()) + ",}",
+    "unclosed JSON": json.dumps(LEARNED_NOTE)[:-2],
+    "text around JSON": f"{{draft: 1}} Here it is: {json.dumps(LEARNED_NOTE)}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_note_in_another_form_is_shown_and_its_form_is_named(form, server, visit, capsys):
+    server.text = FORMS[form]
+    note = read_leniently(server.text)[0]
+    for arguments in ([], ["--json"]):
+        assert write_note.main(["soap", "--api_base", server.api_base, str(visit), *arguments]) == 0
+        output = capsys.readouterr()
+        notice, reminder = output.err.splitlines()[-2:]
+        assert notice == (f"{visit}: the reply is not in the JSON form that the prompt asks for; read as: {form}")
+        assert reminder.startswith("not for clinical use")
+        if arguments:
+            assert json.loads(output.out) == {"file": str(visit), **note}
+        else:
+            assert output.out == as_text(note)
+
+
+@pytest.mark.parametrize("form", ["headings", "words as keys", "unclosed JSON"])
+def test_a_note_in_another_form_that_the_limit_cut_off_is_an_error(form, server, visit, capsys):
+    server.text, server.finish_reason = FORMS[form], "length"
+    assert write_note.main(["soap", "--api_base", server.api_base, str(visit)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {visit}: no note in the reply (") and "; raise --max_new_tokens" in error
+
+
+def test_a_note_in_another_form_is_checked(server, visit, monkeypatch, capsys):
+    monkeypatch.setattr(ServedModel, "first_tokens", Judge.first_tokens)
+    server.text = FORMS["headings"]
+    assert write_note.main(["soap", "--api_base", server.api_base, str(visit), "--check", "judge", "--json"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert {section: found[section] for section in prompts.SECTIONS} == LEARNED_NOTE
+    assert len(found["unsupported"]) == 6
+    assert "; read as: headings\n" in output.err
+
+
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
@@ -354,3 +426,31 @@ def test_a_checked_note_has_the_judges_findings_in_text_and_json(tiny_model, vis
     found = json.loads(line)
     assert {key: found[key] for key in prompts.SECTIONS} == LEARNED_NOTE
     assert len(found["unsupported"]) == 6 and found["unanswered"] == 0
+
+
+def test_a_judge_that_cannot_start_does_not_lose_the_notes(tiny_model, visit, tmp_path, capsys):
+    judge = str(tmp_path / "no-judge")
+    assert write_note.main([str(tiny_model), str(visit), "--check", judge, "--json"]) == 2
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {"file": str(visit), **LEARNED_NOTE}
+    (error,) = (line for line in output.err.splitlines() if line.startswith("error:"))
+    assert error.startswith(f"error: no note was checked: {judge}: no such folder")
+
+
+def test_a_check_that_fails_does_not_stop_the_others(server, visit, tmp_path, monkeypatch, capsys):
+    failures = ["the judge is out of order"]
+
+    def fail_once(judge, chats):
+        if failures:
+            raise write_note.UserError(failures.pop())
+        return Judge.first_tokens(judge, chats)
+
+    monkeypatch.setattr(ServedModel, "first_tokens", fail_once)
+    second = tmp_path / "second.txt"
+    second.write_text(DIALOGUE)
+    command = ["soap", "--api_base", server.api_base, str(visit), str(second), "--check", "judge", "--json"]
+    assert write_note.main(command) == 2
+    output = capsys.readouterr()
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    assert [(line["file"], "unsupported" in line) for line in lines] == [(str(visit), False), (str(second), True)]
+    assert f"error: {visit} was not checked: the judge is out of order" in output.err

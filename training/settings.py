@@ -95,7 +95,7 @@ class SOAPTrainerConfig(TrainerConfig):
     """ Stop after this many validations without a better loss; 0: never. """
 
     report_to: list[Name] = Field(default_factory=list)
-    """ Experiment trackers that get the figures of the log: tensorboard, wandb. """
+    """ Experiment trackers that get the figures of the log: tensorboard, wandb, trackio. """
 
     fixed_settings = field_validator(
         "micro_batch_size", "sequence_parallel_size", "overfit_first_batch", "eval_log_iter_interval"

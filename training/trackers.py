@@ -1,20 +1,25 @@
-"""Send a run's figures to experiment trackers: TensorBoard, Weights & Biases.
+"""Send a run's figures to experiment trackers: TensorBoard, Weights & Biases, Trackio.
 
 Each gets the numbers of train-log.jsonl and no text, so nothing of a dialogue or note. TensorBoard writes files beside
-the log. Weights & Biases also gets the name of the run's folder and what its own library collects, such as the names of
-user, machine and command, and the load of CPU and GPU; WANDB_MODE=offline keeps all of it in the folder.
+the log. Weights & Biases also gets the name of the run's folder and the data that its own library collects, such as the
+names of user, machine and command, and the load of CPU and GPU; WANDB_MODE=offline keeps all of it in the folder.
+Trackio also gets the name of the run's folder, and writes a database on this machine unless TRACKIO_SPACE_ID names a
+Space of Hugging Face.
 """
 
 import contextlib
 import importlib.util
+import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Protocol
 
-Name = Literal["tensorboard", "wandb"]
+Name = Literal["tensorboard", "wandb", "trackio"]
 
 PROJECT = "soap-notes"
+# Newer releases of Trackio require huggingface_hub 1, which transformers 4 does not support.
+PACKAGES = {"trackio": "'trackio<0.21' 'huggingface_hub<1'"}
 
 
 class Tracker(Protocol):
@@ -31,12 +36,18 @@ def check_installed(names: Iterable[Name]) -> None:
     """Raise ValueError for a tracker whose package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"{name} is not installed; run `pip install {name}`, or leave it out")
+            raise ValueError(f"{name} is not installed; run `pip install {PACKAGES.get(name, name)}`, or leave it out")
 
 
 def start_tracker(name: Name, folder: Path, resumed: bool) -> Tracker:
     """Start a tracker for the run whose log is in `folder`; a resumed run continues the earlier one's curves."""
-    return TensorBoard(folder) if name == "tensorboard" else WeightsAndBiases(folder, resumed)
+    match name:
+        case "tensorboard":
+            return TensorBoard(folder)
+        case "wandb":
+            return WeightsAndBiases(folder, resumed)
+        case "trackio":
+            return Trackio(folder, resumed)
 
 
 class TensorBoard:
@@ -64,7 +75,7 @@ class WeightsAndBiases:
         self._run = wandb.init(
             project=PROJECT,
             name=folder.name,
-            id=run_id(folder, resumed),
+            id=run_id(folder, "wandb", resumed),
             resume="allow",
             dir=str(folder),
             settings=wandb.Settings(console="off", disable_git=True, disable_code=True, disable_job_creation=True),
@@ -74,12 +85,43 @@ class WeightsAndBiases:
         self._run.log(values, step=step)
 
     def close(self) -> None:
+        import wandb
+
+        self._run.finish()
+        wandb.teardown()  # finish alone may return before wandb's own process has written its file
+
+
+class Trackio:
+    """Logs to Trackio's database in $TRACKIO_DIR (default: trackio in Hugging Face's cache), or to $TRACKIO_SPACE_ID.
+
+    `trackio show` opens the dashboard. A Space that Trackio creates is private.
+    """
+
+    def __init__(self, folder: Path, resumed: bool):
+        import trackio
+
+        if not os.environ.get("TRACKIO_SPACE_ID"):
+            # Trackio would ask Hugging Face for the name of the user whose token is stored on this machine.
+            trackio.Run._get_username = lambda _run: None
+        self._run = trackio.init(
+            project=PROJECT,
+            name=f"{folder.name}-{run_id(folder, 'trackio', resumed)}",
+            resume="allow",
+            private=True,
+            embed=False,
+            auto_log_gpu=False,
+        )
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
         self._run.finish()
 
 
-def run_id(folder: Path, resumed: bool) -> str:
-    """Return the run's id for Weights & Biases, kept in `folder`/wandb-id."""
-    path = folder / "wandb-id"
+def run_id(folder: Path, tracker: Name, resumed: bool) -> str:
+    """Return the run's id for a tracker, kept in `folder`/TRACKER-id; a run that is not resumed gets a new one."""
+    path = folder / f"{tracker}-id"
     if resumed:
         with contextlib.suppress(FileNotFoundError):
             return path.read_text()
