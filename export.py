@@ -1,7 +1,7 @@
 """Export a trained model as one folder for transformers, vLLM, Ollama and the hub, or a run's records as tables.
 
 Input: a model (hub name, folder, or folder of global_step_N checkpoints), optionally a LoRA adapter. Output: a folder
-with the weights (the adapter merged into them), tokenizer, an Ollama Modelfile, and a model card (README.md), filled
+with the weights (the adapter merged into them), tokenizer, an Ollama Modelfile (for --gguf), and a model card (README.md), filled
 in from train-log.jsonl and a run of eval.py. The folder appears once it is complete; nothing is overwritten.
 With --records: the records of a run of eval.py, as CSV and Parquet.
 

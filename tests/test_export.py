@@ -251,6 +251,14 @@ def test_programs_without_our_options_build_the_prompts_of_training(template, ti
     assert render_chat(exported, CHAT) == expected
 
 
+@pytest.mark.skipif(not SMOL.exists(), reason="needs `python demo/get_model.py`")
+def test_the_demo_models_tokenizer_has_no_part_of_llama_2s():
+    """llama.cpp's converter takes a tokenizer with byte fallback and a sequence of decoders for SentencePiece."""
+    tokenizer = json.loads((SMOL / "tokenizer.json").read_text())
+    assert not tokenizer["model"]["byte_fallback"]
+    assert tokenizer["decoder"]["type"] == "ByteLevel"
+
+
 CONVERTER = """
 import sys
 folder, *options = sys.argv[1:]
