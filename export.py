@@ -1,8 +1,9 @@
 """Export a trained model as one folder for transformers, vLLM, Ollama and the hub, or a run's records as tables.
 
 Input: a model (hub name, folder, or folder of global_step_N checkpoints), optionally a LoRA adapter. Output: a folder
-with the weights (the adapter merged into them), tokenizer, an Ollama Modelfile (for --gguf), and a model card (README.md), filled
-in from train-log.jsonl and a run of eval.py. The folder appears once it is complete; nothing is overwritten.
+with the weights (the adapter merged into them), tokenizer, an Ollama Modelfile, and a model card (README.md), filled in
+from train-log.jsonl and a run of eval.py; with --gguf also model.gguf, which the Modelfile needs. The folder appears
+once it is complete; nothing is overwritten.
 With --records: the records of a run of eval.py, as CSV and Parquet.
 
     python export.py Qwen/Qwen3-1.7B --lora_path ./ckpt/Qwen3-1.7B-LoRA --output_dir ./exported
