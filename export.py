@@ -1,8 +1,9 @@
 """Export a trained model as one folder for transformers, vLLM, Ollama and the hub, or a run's records as tables.
 
 Input: a model (hub name, folder, or folder of global_step_N checkpoints), optionally a LoRA adapter. Output: a folder
-with the weights (the adapter merged into them), tokenizer, an Ollama Modelfile, and a model card (README.md), filled
-in from train-log.jsonl and a run of eval.py. The folder appears once it is complete; nothing is overwritten.
+with the weights (the adapter merged into them), tokenizer, an Ollama Modelfile, and a model card (README.md), filled in
+from train-log.jsonl and a run of eval.py; with --gguf also model.gguf, which the Modelfile needs. The folder appears
+once it is complete; nothing is overwritten.
 With --records: the records of a run of eval.py, as CSV and Parquet.
 
     python export.py Qwen/Qwen3-1.7B --lora_path ./ckpt/Qwen3-1.7B-LoRA --output_dir ./exported
@@ -14,14 +15,15 @@ import argparse
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import prompts
+from common.chat_template import FIXED_DATE
 from common.errors import UserError, short_cause
 from preprocessing.replacing import replacing
+from sharing.llama_cpp import CONVERTER, OUTPUT_TYPES, find_converter, write_gguf
 from sharing.writers import load_tokenizer, print_line, silence_libraries
 
 if TYPE_CHECKING:
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 
     from evaluation.engines.models import Adapter, Model
 
-CONVERTER = "convert_hf_to_gguf.py"  # of llama.cpp
-TYPES = ("bfloat16", "float16", "float32")
+TYPES = tuple(OUTPUT_TYPES)
 GGUF_HELP = (
     f"also write model.gguf, with llama.cpp's {CONVERTER}: PATH is that file or its folder (default: found on PATH)"
 )
@@ -39,30 +40,6 @@ LOG_HELP = "training log for the model card (default: train-log.jsonl beside the
 PUSH_HELP = "upload the folder to a new repository on the hub, such as me/soap-notes; private unless --public"
 
 # --- parts of the folder ---------------------------------------------------------------------------------------------
-
-
-def find_converter(path: str) -> Path:
-    """Return llama.cpp's converter: `path`, the file in the folder `path`, or if it is empty, one on PATH.
-
-    Raises UserError.
-    """
-    found = Path(path) if path else Path(shutil.which(CONVERTER) or "")
-    if path and found.is_dir():
-        found /= CONVERTER
-    if not found.is_file():
-        where = f"{found} does not exist" if path else f"{CONVERTER} is not on PATH"
-        raise UserError(f"--gguf: {where}; give the folder of llama.cpp, or leave out --gguf")
-    return found.resolve()
-
-
-def write_gguf(converter: Path, folder: Path) -> None:
-    """Let llama.cpp convert the model in `folder` to model.gguf, in the model's own type. Raises UserError."""
-    output = folder / "model.gguf"
-    command = [sys.executable, str(converter), str(folder), "--outfile", str(output), "--outtype", "auto"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode or not output.is_file():
-        last = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
-        raise UserError(f"{converter} failed ({last[:200]}); correct that, or leave out --gguf")
 
 
 def load(model: "Model", adapter: "Adapter | None", dtype: str) -> "PreTrainedModel":
@@ -82,6 +59,19 @@ def end_texts(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") ->
     ends = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     return tokenizer.convert_ids_to_tokens(sorted(ids))
+
+
+def fix_template_options(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Change the chat template so that, without options, it builds the prompts of training.
+
+    Other programs do not know this project's options: they would let Qwen3 think, and insert today's date.
+    """
+    template = tokenizer.get_chat_template()
+    used = {name: value for name, value in prompts.CHAT_TEMPLATE_KWARGS.items() if name in template}
+    settings = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in used.items())
+    clock = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
+    dated = clock.sub(lambda call: json.dumps(FIXED_DATE.strftime(call[2])), template)
+    tokenizer.chat_template = settings + dated
 
 
 def describe(
@@ -125,18 +115,13 @@ def export_model(options: argparse.Namespace) -> None:
     with replacing(Path(os.path.realpath(options.output_dir)), set()) as folder:
         loaded = load(model, adapter, options.dtype)
         loaded.save_pretrained(folder)
+        fix_template_options(tokenizer)
         tokenizer.save_pretrained(folder)
         if converter:
-            write_gguf(converter, folder)
+            write_gguf(converter, folder, options.dtype, facts["name"])
         own_type = str(model.config.get("dtype") or model.config.get("torch_dtype") or "float32")
         (folder / "Modelfile").write_text(
-            modelfile(
-                tokenizer,
-                "./model.gguf" if converter else ".",
-                end_texts(loaded, tokenizer),
-                models.context_length(None, model),
-            ),
-            encoding="utf-8",
+            modelfile(tokenizer, end_texts(loaded, tokenizer), models.context_length(None, model)), encoding="utf-8"
         )
         written = card.model_card(card.Facts(dtype=options.dtype, evaluated_dtype=own_type, **facts))
         (folder / "README.md").write_text(written, encoding="utf-8")

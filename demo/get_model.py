@@ -133,12 +133,18 @@ def get_gguf(source: Source, folder: Path) -> Path:
 def read_llama_tokenizer(gguf: Path) -> "tuple[Tokenizer, dict[str, str]]":
     """Return SmolLM2's tokenizer and its special tokens.
 
-    transformers converts it, but adds a begin token before every text and sets the wrong end token.
+    transformers converts it, but adds a begin token before every text, sets the wrong end token, and takes what is not
+    byte-level from Llama 2's tokenizer, for which llama.cpp's converter then mistakes it.
     """
+    from tokenizers import decoders, pre_tokenizers
     from transformers import AutoTokenizer
 
     converted = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
     converted.post_processor = None
+    converted.model.byte_fallback = converted.model.fuse_unk = False
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    converted.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    converted.decoder = decoders.ByteLevel()
     return converted, {"bos_token": "<|im_start|>", "pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
 
 

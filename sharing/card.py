@@ -122,8 +122,8 @@ def _use(facts: Facts) -> str:
             "Send two messages through the model's own chat template, and decode greedily (temperature 0). The user "
             'message is the dialogue, a line for each turn ("Doctor: ...", "Patient: ..."). The system message is:',
             f"```\n{prompts.SYSTEM_PROMPT}\n```",
-            "For templates with an option to think before answering, set `enable_thinking` to false. "
-            f"Weights: {facts.dtype}. `Modelfile` is for Ollama.",
+            "The chat template needs no options: thinking is off in it, and any date in it is fixed, as in training. "
+            f"Weights: {facts.dtype}. `Modelfile` is for Ollama and needs `model.gguf`.",
         ]
     )
 

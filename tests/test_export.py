@@ -1,25 +1,32 @@
 """Test that an export is the evaluated model, that its card has only measured figures, and that tables are exact."""
 
+import ast
 import contextlib
 import csv
+import functools
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import stat
+import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from conftest import LEARNED_NOTE, ROOT, build_tokenizer, chats, rows
+from conftest import CHAT_TEMPLATE, LEARNED_NOTE, ROOT, build_tokenizer, chats, rows
 from huggingface_hub import ModelCard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import export
 import prompts
 from common.chat_template import render_chat
+from common.errors import UserError
 from evaluation.engines import models
 from evaluation.engines.base import Request
 from evaluation.engines.vllm_engine import Engine, EngineSpec
@@ -27,6 +34,7 @@ from evaluation.report.results import write_results_json
 from evaluation.run.manifest import Manifest
 from evaluation.run.records import open_records
 from evaluation.scoring.scores import score_run
+from sharing import llama_cpp
 from sharing.ollama import modelfile, ollama_template
 from sharing.tables import export_tables, flatten
 from sharing.writers import LocalModel
@@ -124,9 +132,10 @@ LLAMA_LIKE = (
 def ollama_prompt(text: str, dialogue: str) -> str:
     """Return the prompt that Ollama builds from a Modelfile: the template up to .Response, with values filled in."""
     template, system = (re.search(f'^{name} """(.*?)"""$', text, re.S | re.M)[1] for name in ("TEMPLATE", "SYSTEM"))
+    template = "".join(c for c in template if c.isprintable() or c in "\n\t")  # Ollama drops other characters
     template = template[: template.index("{{ .Response }}")]
-    values = {"{{ .System }}": system, "{{ .Prompt }}": dialogue, '{{ "{{" }}': "{{"}
-    return re.sub(r"\{\{ .*? \}\}", lambda match: values[match[0]], template)
+    values = {".System": system, ".Prompt": dialogue}
+    return re.sub(r"\{\{ (.*?) \}\}", lambda match: values.get(match[1]) or ast.literal_eval(match[1]), template)
 
 
 @pytest.mark.parametrize("template", [None, LLAMA_LIKE])
@@ -134,8 +143,79 @@ def test_ollama_builds_the_prompt_of_evaluation(template):
     tokenizer = build_tokenizer()
     tokenizer.bos_token = "<|endoftext|>"
     tokenizer.chat_template = template or tokenizer.chat_template
-    text = modelfile(tokenizer, ".", ["<|im_end|>"], 4096)
+    text = modelfile(tokenizer, ["<|im_end|>"], 4096)
     assert ollama_prompt(text, CHAT[1]["content"]) == render_chat(tokenizer, CHAT)
+
+
+# Characters that end a template, begin an action in it, or that Ollama drops; and others.
+awkward = st.text(st.sampled_from('{}"`-/*%.\\ \n\t\u00a0\u200b\r\ufeff\u3000a\u00e9\U000e0001'), max_size=12)
+
+
+@functools.cache
+def one_tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+def template_around(before: str, between: str, after: str) -> str:
+    """Return a chat template that writes these texts around the system and the user message."""
+    first, second, third = (json.dumps(text, ensure_ascii=False) for text in (before, between, after))
+    return f"{{{{ {first} + messages[0].content + {second} + messages[1].content + {third} }}}}"
+
+
+@settings(max_examples=50, deadline=None)
+@given(before=awkward, between=awkward, after=awkward)
+def test_no_character_of_a_template_is_lost_in_the_modelfile(before, between, after):
+    tokenizer = one_tokenizer()
+    tokenizer.chat_template = template_around(before, between, after)
+    text = modelfile(tokenizer, ["<|im_end|>"], 4096)
+    assert ollama_prompt(text, CHAT[1]["content"]) == render_chat(tokenizer, CHAT)
+
+
+# Ollama executes a template in this way, up to .Response, which is empty here.
+GO = r"""
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+func main() {
+	var cases []struct{ Template, System, Prompt string }
+	if err := json.NewDecoder(os.Stdin).Decode(&cases); err != nil {
+		panic(err)
+	}
+	for _, c := range cases {
+		values := map[string]string{"System": c.System, "Prompt": c.Prompt}
+		parsed := template.Must(template.New("").Option("missingkey=zero").Parse(c.Template))
+		if err := parsed.Execute(os.Stdout, values); err != nil {
+			panic(err)
+		}
+		os.Stdout.WriteString("\x00")
+	}
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("go"), reason="needs Go: apt-get install golang-go")
+def test_go_renders_the_templates_as_transformers_does(tmp_path):
+    pieces = ["", "{", "{{", "{{{ x }}", '"""', '""""', "\u00a0\u200b\U000e0001", "\r\n\t", "`\\n`", "{{/* a */}} -}}"]
+    templates = [CHAT_TEMPLATE, LLAMA_LIKE, *(template_around(*parts) for parts in itertools.permutations(pieces, 3))]
+    cases, expected = [], []
+    for template in templates:
+        tokenizer = one_tokenizer()
+        tokenizer.chat_template = template
+        system, user = (message["content"] for message in CHAT)
+        cases.append({"Template": ollama_template(tokenizer), "System": system, "Prompt": user})
+        expected.append(render_chat(tokenizer, CHAT))
+    (tmp_path / "render.go").write_text(GO)
+    command = ["go", "run", str(tmp_path / "render.go")]
+    result = subprocess.run(command, input=json.dumps(cases).encode(), capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    rendered = result.stdout.decode().split("\0")[:-1]
+    assert len(rendered) == 722
+    assert rendered == expected
 
 
 def test_a_begin_token_that_ollama_adds_is_not_in_the_template():
@@ -152,16 +232,38 @@ def test_a_begin_token_that_ollama_adds_is_not_in_the_template():
 
 def test_ollama_decodes_greedily_and_stops_at_the_end_of_the_note(exported):
     text = (exported / "Modelfile").read_text()
-    assert "\nFROM .\n" in text
+    assert "\nFROM ./model.gguf\n" in text
     parameters = re.findall(r"^PARAMETER (.*)$", text, re.M)
     assert parameters == ["temperature 0", "repeat_penalty 1", "num_ctx 4096", "num_predict 1024", 'stop "<|im_end|>"']
 
 
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, LLAMA_LIKE])
+def test_programs_without_our_options_build_the_prompts_of_training(template, tiny_model, tmp_path):
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    (source / "chat_template.jinja").write_text(template)
+    assert export.main([str(source), "--output_dir", str(tmp_path / "soap")]) == 0
+    original, exported = (AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "soap"))
+    expected = render_chat(original, CHAT)
+    plain = {"tokenize": False, "add_generation_prompt": True}
+    assert original.apply_chat_template(CHAT, **plain) != expected
+    for options in ({}, {"enable_thinking": True}, {"strftime_now": datetime(2001, 2, 3).strftime}):
+        assert exported.apply_chat_template(CHAT, **plain, **options) == expected
+    assert render_chat(exported, CHAT) == expected
+
+
+@pytest.mark.skipif(not SMOL.exists(), reason="needs `python demo/get_model.py`")
+def test_the_demo_models_tokenizer_has_no_part_of_llama_2s():
+    """llama.cpp's converter takes a tokenizer with byte fallback and a sequence of decoders for SentencePiece."""
+    tokenizer = json.loads((SMOL / "tokenizer.json").read_text())
+    assert not tokenizer["model"]["byte_fallback"]
+    assert tokenizer["decoder"]["type"] == "ByteLevel"
+
+
 CONVERTER = """
 import sys
-folder, _, outfile, _, kind = sys.argv[1:]
-assert open(folder + "/config.json").read() and kind == "auto"
-open(outfile, "w").write("GGUF")
+folder, *options = sys.argv[1:]
+assert open(folder + "/config.json").read() and options[::2] == ["--outfile", "--outtype", "--model-name"]
+open(options[1], "w").write(" ".join(options[3::2]))
 """
 
 
@@ -169,21 +271,46 @@ open(outfile, "w").write("GGUF")
 def test_gguf_is_written_by_the_converter_of_the_user(given_as, tiny_model, tmp_path, monkeypatch):
     folder = tmp_path / "llama.cpp"
     folder.mkdir()
-    (folder / export.CONVERTER).write_text(CONVERTER)
-    (folder / export.CONVERTER).chmod(0o755)
+    (folder / llama_cpp.CONVERTER).write_text(CONVERTER)
+    (folder / llama_cpp.CONVERTER).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder) if given_as == "on PATH" else "/nowhere")
-    path = {"file": [str(folder / export.CONVERTER)], "folder": [str(folder)], "on PATH": []}[given_as]
+    path = {"file": [str(folder / llama_cpp.CONVERTER)], "folder": [str(folder)], "on PATH": []}[given_as]
     assert export.main([str(tiny_model), "--output_dir", str(tmp_path / "soap"), "--gguf", *path]) == 0
-    assert (tmp_path / "soap" / "model.gguf").read_text() == "GGUF"
-    assert "\nFROM ./model.gguf\n" in (tmp_path / "soap" / "Modelfile").read_text()
+    assert (tmp_path / "soap" / "model.gguf").read_text() == "bf16 soap"
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "f32 notes"), ("float16", "f16 notes")])
+def test_gguf_has_the_type_of_the_weights(dtype, expected, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    converter = tmp_path / llama_cpp.CONVERTER
+    converter.write_text(CONVERTER)
+    llama_cpp.write_gguf(converter, tmp_path, dtype, "notes")
+    assert (tmp_path / "model.gguf").read_text() == expected
 
 
 def test_a_failed_conversion_leaves_no_folder(tiny_model, tmp_path, capsys):
-    converter = tmp_path / export.CONVERTER
+    converter = tmp_path / llama_cpp.CONVERTER
     converter.write_text("raise SystemExit('Model Tiny is not supported')")
     assert export.main([str(tiny_model), "--output_dir", str(tmp_path / "soap"), "--gguf", str(converter)]) == 2
-    assert "failed (Model Tiny is not supported); correct that, or leave out --gguf" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert f"{converter} failed: Model Tiny is not supported; if the model is newer than that llama.cpp" in line
     assert files(tmp_path) == {converter.name}
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("import conversion", "conversion is not beside it; give the folder of llama.cpp's whole source"),
+        ("import conversion.base", "conversion is not beside it; give the folder of llama.cpp's whole source"),
+        ("import no_such_package", "this Python lacks its package no_such_package; install"),
+        ("", "no message; if"),
+    ],
+)
+def test_a_converter_that_cannot_start_is_explained(code, remedy, tmp_path):
+    converter = tmp_path / llama_cpp.CONVERTER
+    converter.write_text(code)
+    with pytest.raises(UserError, match=re.escape(f"{converter} failed: {remedy}")):
+        llama_cpp.write_gguf(converter, tmp_path, "bfloat16", "notes")
 
 
 # --- the model card --------------------------------------------------------------------------------------------------
