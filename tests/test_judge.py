@@ -21,7 +21,8 @@ DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 GOOD_KINDS = {"reworded", "further_fact", "minor_omission"}
 BAD_KINDS = {
     *("other_patient", "dropped_finding", "turned_negation", "changed_number", "small_dose", "changed_side"),
-    *("invented_finding", "other_drug", "other_diagnosis", "wrong_section"),
+    *("invented_finding", "other_drug", "other_diagnosis", "wrong_section", "raised_certainty", "changed_status"),
+    *("other_source", "reversed_cause", "usual_addition"),
 }
 
 
@@ -248,7 +249,7 @@ def test_a_duplicate_row_is_not_another_patient(rows):
 def test_a_row_that_gives_no_control_of_a_kind_is_skipped(rows):
     plain = {"dialogue": "d", "S": "Itchy skin.", "O": "Dry skin.", "A": "Eczema.", "P": "Emollient cream."}
     cases = control_cases([*[plain] * 30, *rows[:10]], 5, 0)
-    any_text = {"other_patient", "invented_finding", "wrong_section"}
+    any_text = {"other_patient", "invented_finding", "usual_addition", "wrong_section"}
     edited = [case for case in cases if case.control["kind"] not in any_text]
     assert len(edited) >= 20
     assert all(case.index >= 30 for case in edited)

@@ -1,7 +1,7 @@
 """Sentences that no visit here is about: rare findings, and usual ones that notes often have. In English."""
 
-# (sentence, words of its topic). A sentence is used only if no word of the visit starts with one of these words, which are
-# regular expressions.
+# (sentence, words of its topic as regular expressions). A sentence is used only if no word of the visit starts with one
+# of these.
 INVENTED = {
     "S": [
         ("There has also been blood in the stool for the past week.", "stool bowel rectal hemato melena gastro colon"),

@@ -14,7 +14,7 @@ from evaluation.judging.sentences import split_statements
 
 # A disease after at most five other words: "possible optic nerve glioma". "Possible surgery" is a plan.
 _DISEASE = (
-    r"(?=(?:[\w'-]+ ){0,5}?(?P<disease>(?!diagnosis|prognosis|thesis)\w*(?:itis|oma|osis|emia|pathy|plegia|sepsis|uria)|"
+    r"(?=(?:[\w'-]+ ){0,5}?(?P<disease>(?!diagnosis|prognosis)\w*(?:itis|oma|osis|emia|pathy|plegia|sepsis|uria)|"
     r"infection|cancer|tumou?r|\w*disease|syndrome|fracture|\w*embol\w+|stroke|rupture|malignancy|failure|h(?:a?e)morrhage|"
     r"abscess|tear|hernia|disorder|injury|reaction|pneumonia|seizures?|accident|metasta\w+|obstruction|perforation|"
     r"stenosis|attack|migraine|tuberculosis|asthma)\b)"
@@ -26,7 +26,7 @@ _HEDGE = re.compile(
 )
 _SURER = texts.compiled(
     [
-        (rf"\b(?:an? )?(?:suspected|presumed|possible|probable) {_DISEASE}", "confirmed "),
+        (rf"\b(?:an? )?(?:suspected|presumed|possible|probable) (?!but\b){_DISEASE}", "confirmed "),
         (rf"(?<!less )(?<!more )(?<!most ),? likely (due|secondary|related) to {_DISEASE}", r", proven to be \1 to "),
         (rf"\bdiagnosis is (?:most )?likely {_DISEASE}", "diagnosis is confirmed as "),
         (rf"\b(?:suggestive of|suspicious for|concerning for) {_DISEASE}", "diagnostic of "),
@@ -37,7 +37,7 @@ _SURER_WITHOUT_DISEASE = texts.compiled(
     [
         (
             r"\b(?:the )?differential diagnos[ie]s (?:(?:could|may|might) )?includes? (?!other|various|any|causes)"
-            r"(?=[^.;]+(?:\.|$))(?![^.;]*\b(?:but|ruled|exclu\w+|less|unlikely|however|though|although|were|was|though)\b)",
+            r"(?=[^.;]+(?:\.|$))(?![^.;]*\b(?:or|but|ruled|exclu\w+|less|unlikely|however|though|although|were|was)\b)",
             "confirmed additional diagnoses are ",
         ),
         (
@@ -83,21 +83,24 @@ _WHO = r"(?P<who>\b(?:patient|he|she|child|boy|girl|infant|man|woman))"
 _NOT_ROUTINE = r"(?![^.;]*\b(?:follow|monitor|regular|ongoing|support))"
 _STATUS = texts.compiled(
     [
-        (rf"{_WHO} is (?:currently )?(on|taking|using|receiving)\b(?! (?:the )?(?:board|waiting|bed))", r"\g<who> was formerly \2"),
+        (rf"{_WHO} is (?:currently )?(on|taking|using|receiving)\b", r"\g<who> was formerly \2"),
         (r"\bcurrently (?=(?:on|taking|using|receiving|treated) )", "formerly "),
-        (r"\bcurrent(?= (?:smoker|medications?|treatment|therapy) )", "former"),
+        (r"\bcurrent(?= (?:smoker|(?:medications?|treatments?|therapy) (?:is|are|includes?)\b))", "former"),
         (r"\bformer(?= smoker)", "current"),
         (rf"{_WHO} (smoke|drink)s\b", r"\g<who> used to \2"),
         (r"\bfor (?:the )?(?:past|last) ((?:\w+ ){1,2}(?:day|week|month|year)s)\b", r"until \1 ago"),
         (r"\b(symptoms?|pain|cough|fever|rash|which|that) (?:began|started) (?=(?:[\w-]+ ){1,4}ago\b)", r"\1 ended "),
         (r"\bresolved with\b", "persisted despite"),
         (r"\b(has|have) (?:completely |fully )?resolved\b", r"\1 persisted"),
-        (rf"{_WHO} underwent (?!for\b)", r"\g<who> is scheduled to undergo "),
+        (
+            rf"{_WHO} underwent (?:an? )?(?:successful )?(?!for\b|an?\b|successful\b)",
+            r"\g<who> is scheduled to undergo ",
+        ),
         (rf"{_WHO} (?:is|has been) (?:scheduled|planned|booked) for (?!.{{0,20}}follow)", r"\g<who> has already had "),
         (rf"{_WHO} is (?:scheduled|planned) to undergo\b", r"\g<who> has already undergone"),
         (rf"{_WHO} will undergo\b", r"\g<who> has already undergone"),
-        (r"\bwill be (performed|conducted|done|administered|obtained|repeated|removed|replaced)\b", r"had already been \1"),
-        (rf"\b(?:is|are) (?:scheduled|planned)(?=[.,;]| (?:to|on|at|for)\b)(?<!follow-up){_NOT_ROUTINE}", "had been completed"),
+        (r"\bwill be (performed|conducted|done|administered|obtained|repeated|removed)\b", r"had already been \1"),
+        (rf"\b(?:is|are) (?:scheduled|planned)(?=[.,;]| (?:to|on|at|for)\b){_NOT_ROUTINE}", "had been completed"),
         (rf"\bwas performed\b{_NOT_ROUTINE}", "is planned"),
         (rf"\bwere performed\b{_NOT_ROUTINE}", "are planned"),
         (r"\b(was|were) (?:discontinued|stopped)\b(?! (?:due|because|after|by|on|when|following)\b)", r"\1 continued"),
@@ -106,7 +109,7 @@ _STATUS = texts.compiled(
             r"(?!follow|regular|routine|monthly|periodic|an? follow)([^.;:\n]+)(?=\.)",
             r"\1: already done",
         ),
-        (r"(?:^|(?<=[.] ))refer (?:(?:the )?patient )?to (?=[^.;]+)", "already seen by "),
+        (r"(?:^|(?<=[.] ))refer (?:(?:the )?patient )?to (?![^.;]*\b(?:if|should|when|unless)\b)", "already seen by "),
     ]
 )  # fmt: skip
 _ROUTINE = re.compile(r"follow|monitor|regular|ongoing", re.IGNORECASE)
@@ -162,7 +165,6 @@ _EXAMINATIONS = [
     ("bronchoscopy", "thoracoscopy", r"thoracosc\w*|vats|pleurosc\w*"),
     ("blood culture", "urine culture", r"urin\w*"),
     ("urine culture", "blood culture", r"blood"),
-    ("physical examination", "neurological testing", r"neuro\w*"),
 ]  # fmt: skip
 
 
@@ -218,10 +220,13 @@ def _change_examination(text: str, visit: str) -> str | None:
 
 # --- cause -----------------------------------------------------------------------------------------------------------
 
-_PHRASE = r"(?:(?!(?:and|or|with|likely|possibly|probably|was|were|is|are|has|had|which|that|but|in the context)\b)[\w'/-]+ ?)"
+# Up to eight words without a verb or another relation.
+_PHRASE = r"""(?!(?:and|or|with|likely|possibly|probably|was|were|is|are|has|had|which|that|but|in the context|due|secondary|
+caused|resulting)\b)[\w'/-]+"""
+_PHRASE = rf"{_PHRASE}(?: {_PHRASE}){{0,7}}".replace("\n", "")
 _CAUSE = re.compile(
-    rf"(?P<lead>\bdiagnosis (?:is|was|of)|\bdiagnosed with|^)(?P<gap>:? ?)(?P<effect>{_PHRASE}{{1,8}}?)"
-    rf"(?P<link> ?\b(?:due to|secondary to|caused by|resulting from) )(?P<cause>{_PHRASE}{{1,8}})(?=[.,;]|$)",
+    rf"(?P<lead>\bdiagnosis (?:is|was|of) |\bdiagnosed with |\bdiagnosis: )(?P<effect>{_PHRASE})"
+    rf"(?P<link> (?:due to|secondary to|caused by|resulting from) )(?P<cause>{_PHRASE})(?=[.,;]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -229,15 +234,10 @@ _CAUSE = re.compile(
 def reverse_cause(text: str) -> str | None:
     """Exchange cause and effect in a diagnosis: "anemia due to a duodenal ulcer"."""
     for match in _CAUSE.finditer(text):
-        effect, cause = match["effect"].strip(), match["cause"].strip()
-        if effect and not re.match(
+        effect, cause = match["effect"], match["cause"]
+        if not re.match(
             r"(?:the |his |her |this )?prognosis|age\b|(?:the|this|these|his|her|it)\b", effect, re.IGNORECASE
         ):
-            if not match["lead"]:
-                effect, cause = (
-                    effect[0].lower() + effect[1:] if effect[1:2].islower() else effect,
-                    texts.capital(cause),
-                )
-            edited = f"{match['lead']}{match['gap']}{cause} {match['link'].strip()} {effect}"
+            edited = f"{match['lead']}{cause}{match['link']}{effect}"
             return text[: match.start()] + edited + text[match.end() :]
     return None

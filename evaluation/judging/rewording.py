@@ -135,7 +135,7 @@ _NOT_A_LIST = re.compile(
     r"\b(?:that|but|however|who|which|except|though|although|when|if|while|whereas|because|since|until|not|no|never|"
     r"without|apart from|other than|he|she|they|"
     rf"{FINITE_VERBS})\b"
-    r"|(?:\band|\bor|,|\bthen)(?: (?:also|only|now|still|currently|occasionally|regularly|usually|instead|\w+ly))* "
+    r"|(?:\band|\bor|,|\bthen)(?: (?:also|now|still|instead|\w+ly))* "
     rf"(?:{VERBS_OR_NOUNS}|(?!(?:{PARTICIPLES})\b)\w+ed)\b",
     re.IGNORECASE,
 )

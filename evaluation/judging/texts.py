@@ -47,7 +47,8 @@ def with_article(match: re.Match, new: str) -> str:
     if match[1]:
         article = "an " if new[0] in "aeioAEIO" or re.match(r"[FHLMNRSX][A-Z]", new) else "a "
         return (capital(article) if match[1][0].isupper() else article) + new
-    return capital(new) if match[0][0].isupper() else new
+    begins = match.string[: match.start()].rstrip(" \t-*•")[-1:] in ("", ".", "!", "?", ":", "\n")
+    return capital(new) if match[0][0].isupper() and (begins or not match[0].isupper()) else new
 
 
 def refers(sentence: str) -> bool:
