@@ -378,6 +378,11 @@ KNOWN += [
     ("change_source", "No family history of gout.", None),
     ("change_source", "An MRI of the knee is normal.", "A CT of the knee is normal."),
     ("change_source", "CT and MRI are normal.", None),
+    ("change_source", "A chest X-ray is normal.", "A chest ultrasound is normal."),
+    ("change_source", "No chest X-ray was made.", None),  # and no ultrasound
+    ("raise_certainty", "A possible consultation with an infectious disease specialist.", None),
+    ("raise_certainty", "There is no suspected kidney infection.", None),
+    ("change_status", "No surgery was performed.", None),
     ("reverse_cause", "The diagnosis is anemia due to an ulcer.", "The diagnosis is an ulcer due to anemia."),
     ("reverse_cause", "The prognosis is poor due to age.", None),
     ("turn_negation", "MRI with and without gadolinium.", None),

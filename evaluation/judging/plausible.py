@@ -14,7 +14,8 @@ from evaluation.judging.sentences import split_statements
 
 # A disease after at most five other words: "possible optic nerve glioma". "Possible surgery" is a plan.
 _DISEASE = (
-    r"(?=(?:[\w'-]+ ){0,5}?(?P<disease>(?!diagnosis|prognosis)\w*(?:itis|oma|osis|emia|pathy|plegia|sepsis|uria)|"
+    r"(?=(?!(?:[\w'-]+ ){0,5}(?:consult|referr|evaluat|reevaluat|screen|adjust|surg|treat|therap|test|stud))"
+    r"(?:[\w'-]+ ){0,5}?(?P<disease>(?!diagnosis|prognosis)\w*(?:itis|oma|osis|emia|pathy|plegia|sepsis|uria)|"
     r"infection|cancer|tumou?r|\w*disease|syndrome|fracture|\w*embol\w+|stroke|rupture|malignancy|failure|h(?:a?e)morrhage|"
     r"abscess|tear|hernia|disorder|injury|reaction|pneumonia|seizures?|accident|metasta\w+|obstruction|perforation|"
     r"stenosis|attack|migraine|tuberculosis|asthma)\b)"
@@ -24,9 +25,11 @@ _HEDGE = re.compile(
     r"differential|consistent|indicat\w*|if|whether|rule|ruled|think|believe|potential\w*|looks?|seems?|appears?)\b|\?",
     re.IGNORECASE,
 )
+_CONFIRMED = re.compile(r"confirm|histolog|biops|patholog|final diagnosis", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:no|not|never|none|without|denie[sd]|denying|neither|nor)\b", re.IGNORECASE)
 _SURER = texts.compiled(
     [
-        (rf"\b(?:an? )?(?:suspected|presumed|possible|probable) (?!but\b){_DISEASE}", "confirmed "),
+        (rf"\b(?:an? )?(?:suspected|presumed|possible|probable) (?!(?:but|of|to|that|by)\b){_DISEASE}", "confirmed "),
         (rf"(?<!less )(?<!more )(?<!most ),? likely (due|secondary|related) to {_DISEASE}", r", proven to be \1 to "),
         (rf"\bdiagnosis is (?:most )?likely {_DISEASE}", "diagnosis is confirmed as "),
         (rf"\b(?:suggestive of|suspicious for|concerning for) {_DISEASE}", "diagnostic of "),
@@ -37,7 +40,7 @@ _SURER_WITHOUT_DISEASE = texts.compiled(
     [
         (
             r"\b(?:the )?differential diagnos[ie]s (?:(?:could|may|might) )?includes? (?!other|various|any|causes)"
-            r"(?=[^.;]+(?:\.|$))(?![^.;]*\b(?:or|but|ruled|exclu\w+|less|unlikely|however|though|although|were|was)\b)",
+            r"(?=[^.;]+(?:\.|$))(?![^.;]*\b(?:or|other|but|ruled|exclu\w+|less|unlikely|however|though|although|were|was)\b)",
             "confirmed additional diagnoses are ",
         ),
         (
@@ -59,13 +62,20 @@ def raise_certainty(text: str, visit: str) -> str | None:
     for pattern, new in _SURER:
         for match in pattern.finditer(text):
             named = texts.words(match.string[match.end() : match.end("disease")])
-            if named and not _is_stated(named, visit):
+            if "diagnostic" in new and _CONFIRMED.search(text):  # a later sentence may give the result
+                continue
+            if named and not _is_negated(match) and not _is_stated(named, visit):
                 return texts.replace(match, texts.expand(match, new))
     for pattern, new in _SURER_WITHOUT_DISEASE:
         for match in pattern.finditer(text):
             if "pending" not in match[0].lower() or _TEST.search(texts.sentence_before(match).lower()):
                 return texts.replace(match, new)
     return None
+
+
+def _is_negated(match: re.Match) -> bool:
+    """Return whether the sentence has a negation before the match, so that its change may leave the meaning."""
+    return bool(_NEGATION.search(texts.sentence_before(match)))
 
 
 def _is_stated(named: set[str], visit: str) -> bool:
@@ -119,7 +129,8 @@ def change_status(text: str) -> str | None:
     """Tell a plan as done, a finished treatment or symptom as present, or the reverse: the first that the text has."""
     found = [(match.start(), match, new) for pattern, new in _STATUS for match in pattern.finditer(text)]
     for _, match, new in sorted(found, key=lambda place: place[0]):
-        if not (_ROUTINE.search(texts.sentence_before(match)) and "had been completed" in new):
+        is_routine = "had been completed" in new and _ROUTINE.search(texts.sentence_before(match))
+        if not is_routine and not _is_negated(match):
             return texts.replace(match, texts.expand(match, new))
     return None
 
@@ -178,12 +189,17 @@ def change_source(text: str, visit: str) -> str | None:
 
 def _change_relative(text: str, visit: str) -> str | None:
     for relative, other, words in _RELATIVES:
-        uses = list(re.finditer(rf"(?<![\w-]){relative}(?=s?\b(?!-))", text, re.IGNORECASE))
-        if not uses or re.search(rf"\b(?:{words})\b", visit, re.IGNORECASE) or _BIRTH.search(text):
+        uses = list(re.finditer(rf"(?<![\w-]){relative}(?=s?\b(?!-| cyst| cell| nucle))", text, re.IGNORECASE))
+        if (
+            not uses
+            or any(map(_is_negated, uses))
+            or re.search(rf"\b(?:{words})\b", visit, re.IGNORECASE)
+            or _BIRTH.search(text)
+        ):
             continue
         if not any(_PRONOUN.search(texts.sentence_after(use)) for use in uses):
             return re.sub(
-                rf"()(?<![\w-]){relative}(?=s?\b(?!-))",
+                rf"()(?<![\w-]){relative}(?=s?\b(?!-| cyst| cell| nucle))",
                 partial(texts.with_article, new=other),
                 text,
                 flags=re.IGNORECASE,
@@ -209,7 +225,7 @@ def _change_examination(text: str, visit: str) -> str | None:
             text,
             re.IGNORECASE,
         )
-        if match and not re.search(rf"\b(?:{words})\b", visit, re.IGNORECASE):
+        if match and not _is_negated(match) and not re.search(rf"\b(?:{words})\b", visit, re.IGNORECASE):
             found.append((match.start(), name, other))
     if not found:
         return None
@@ -221,9 +237,11 @@ def _change_examination(text: str, visit: str) -> str | None:
 # --- cause -----------------------------------------------------------------------------------------------------------
 
 # Up to eight words without a verb or another relation.
-_PHRASE = r"""(?!(?:and|or|with|likely|possibly|probably|was|were|is|are|has|had|which|that|but|in the context|due|secondary|
-caused|resulting)\b)[\w'/-]+"""
-_PHRASE = rf"{_PHRASE}(?: {_PHRASE}){{0,7}}".replace("\n", "")
+_PHRASE = (
+    r"(?!(?:and|or|with|likely|possibly|probably|was|were|is|are|has|had|which|that|but|in the context|due|secondary|"
+    r"caused|resulting)\b)[\w'/-]+"
+)
+_PHRASE = rf"{_PHRASE}(?: {_PHRASE}){{0,7}}"
 _CAUSE = re.compile(
     rf"(?P<lead>\bdiagnosis (?:is|was|of) |\bdiagnosed with |\bdiagnosis: )(?P<effect>{_PHRASE})"
     rf"(?P<link> (?:due to|secondary to|caused by|resulting from) )(?P<cause>{_PHRASE})(?=[.,;]|$)",

@@ -48,7 +48,7 @@ def with_article(match: re.Match, new: str) -> str:
         article = "an " if new[0] in "aeioAEIO" or re.match(r"[FHLMNRSX][A-Z]", new) else "a "
         return (capital(article) if match[1][0].isupper() else article) + new
     begins = match.string[: match.start()].rstrip(" \t-*•")[-1:] in ("", ".", "!", "?", ":", "\n")
-    return capital(new) if match[0][0].isupper() and (begins or not match[0].isupper()) else new
+    return capital(new) if match[0][0].isupper() and (begins or match[0][1:2].islower()) else new
 
 
 def refers(sentence: str) -> bool:
