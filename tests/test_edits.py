@@ -216,7 +216,7 @@ CHECKS = {
 
 @pytest.mark.parametrize("name", EDITS)
 @given(text=SECTIONS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_each_edit_changes_only_its_intended_part(name, text):
     edited = EDITS[name](text)
     if edited is not None:
@@ -247,7 +247,7 @@ def test_the_edits_are_right_on_the_demo_and_apply_often_enough(name, least):
 
 @pytest.mark.parametrize("name", EDITS)
 @given(text=st.text(max_size=300))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_text_makes_an_edit_raise_an_error(name, text):
     edited = EDITS[name](text)
     assert edited is None or (isinstance(edited, str) and edited != text)
@@ -384,6 +384,8 @@ KNOWN += [
     ("raise_certainty", "There is no suspected kidney infection.", None),
     ("change_status", "No surgery was performed.", None),
     ("reverse_cause", "The diagnosis is anemia due to an ulcer.", "The diagnosis is an ulcer due to anemia."),
+    ("reverse_cause", "Allergic asthma due to wheat flour.", "Wheat flour due to allergic asthma."),
+    ("reverse_cause", "Opted for rest due to refusal.", None),
     ("reverse_cause", "The prognosis is poor due to age.", None),
     ("turn_negation", "MRI with and without gadolinium.", None),
     ("change_number", "Return in 3-6 months.", None),

@@ -18,7 +18,7 @@ _DISEASE = (
     r"(?:[\w'-]+ ){0,5}?(?P<disease>(?!diagnosis|prognosis)\w*(?:itis|oma|osis|emia|pathy|plegia|sepsis|uria)|"
     r"infection|cancer|tumou?r|\w*disease|syndrome|fracture|\w*embol\w+|stroke|rupture|malignancy|failure|h(?:a?e)morrhage|"
     r"abscess|tear|hernia|disorder|injury|reaction|pneumonia|seizures?|accident|metasta\w+|obstruction|perforation|"
-    r"stenosis|attack|migraine|tuberculosis|asthma)\b)"
+    r"stenosis|attack|migraine|tuberculosis|asthma|anaphylaxis)\b)"
 )
 _HEDGE = re.compile(
     r"\b(?:suspect\w*|presum\w*|possib\w*|probabl\w*|likely|may|might|could|suggest\w*|suspicious|concern\w*|consider\w*|"
@@ -243,7 +243,7 @@ _PHRASE = (
 )
 _PHRASE = rf"{_PHRASE}(?: {_PHRASE}){{0,7}}"
 _CAUSE = re.compile(
-    rf"(?P<lead>\bdiagnosis (?:is|was|of) |\bdiagnosed with |\bdiagnosis: )(?P<effect>{_PHRASE})"
+    rf"(?P<lead>\bdiagnosis (?:is|was|of) |\bdiagnosed with |\bdiagnosis: |^{_DISEASE})(?P<effect>{_PHRASE})"
     rf"(?P<link> (?:due to|secondary to|caused by|resulting from) )(?P<cause>{_PHRASE})(?=[.,;]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -256,6 +256,8 @@ def reverse_cause(text: str) -> str | None:
         if not re.match(
             r"(?:the |his |her |this )?prognosis|age\b|(?:the|this|these|his|her|it)\b", effect, re.IGNORECASE
         ):
+            if not match["lead"]:
+                effect, cause = effect[0].lower() + effect[1:], texts.capital(cause)
             edited = f"{match['lead']}{cause}{match['link']}{effect}"
             return text[: match.start()] + edited + text[match.end() :]
     return None
