@@ -126,7 +126,7 @@ _ROUTINE = re.compile(r"follow|monitor|regular|ongoing", re.IGNORECASE)
 
 
 def change_status(text: str) -> str | None:
-    """Tell a plan as done, a finished treatment or symptom as present, or the reverse: the first that the text has."""
+    """Write a plan as done, a finished treatment or symptom as present, or the reverse: the first that the text has."""
     found = [(match.start(), match, new) for pattern, new in _STATUS for match in pattern.finditer(text)]
     for _, match, new in sorted(found, key=lambda place: place[0]):
         is_routine = "had been completed" in new and _ROUTINE.search(texts.sentence_before(match))

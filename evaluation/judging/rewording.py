@@ -258,7 +258,7 @@ _BOILERPLATE = re.compile(
     re.IGNORECASE,
 )
 _SPECIFIC = re.compile(
-    r"\d|\b(?:no|not|without|avoid|emergency|urgent|immediate|refer|referral|prescri|started?|surgery|biopsy|scan|diet|"
+    r"\d|\b(?:no|not|without|avoid|report|emergency|urgent|immediate|refer|referral|prescri|started?|surgery|biopsy|scan|diet|"
     r"smoking|alcohol|insulin|inject|dose|therapy|allerg|return|seek|warning|red flags|signs?\b|risks?\b|infection|"
     r"due to|medication|recurrence|pregnan|technique|device|restrict|mobili|prevent|exercise|weight|"
     r"wound|glucose|safety|\w*trauma)",
