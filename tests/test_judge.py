@@ -21,7 +21,13 @@ DEMO_FILE = Path(__file__).resolve().parent.parent / "demo" / "dialogues.jsonl"
 GOOD_KINDS = {"reworded", "further_fact", "minor_omission"}
 BAD_KINDS = {
     *("other_patient", "dropped_finding", "turned_negation", "changed_number", "small_dose", "changed_side"),
-    *("invented_finding", "other_drug", "other_diagnosis", "wrong_section"),
+    *("invented_finding", "other_drug", "other_diagnosis", "wrong_section", "raised_certainty", "changed_status"),
+    *("other_source", "reversed_cause", "usual_addition"),
+}
+# Not in each section of the demo's notes.
+RARE_KINDS = {
+    *("small_dose", "changed_side", "other_drug", "other_diagnosis"),
+    *("raised_certainty", "changed_status", "other_source", "reversed_cause"),
 }
 
 
@@ -159,7 +165,7 @@ def test_each_section_gets_n_controls_to_pass_and_n_to_fail_of_all_kinds(rows):
         assert sum(good.values()) == sum(bad.values()) == 30
         assert good.keys() <= GOOD_KINDS and "reworded" in good
         assert ("further_fact" in good) == (section != "O")
-        assert bad.keys() >= BAD_KINDS - {"small_dose", "changed_side", "other_drug", "other_diagnosis"}
+        assert bad.keys() >= BAD_KINDS - RARE_KINDS
         assert ("other_diagnosis" in bad) == (section == "A")
         assert max(bad.values()) <= 6
     assert {case.control["kind"] for case in cases} >= BAD_KINDS
@@ -248,7 +254,7 @@ def test_a_duplicate_row_is_not_another_patient(rows):
 def test_a_row_that_gives_no_control_of_a_kind_is_skipped(rows):
     plain = {"dialogue": "d", "S": "Itchy skin.", "O": "Dry skin.", "A": "Eczema.", "P": "Emollient cream."}
     cases = control_cases([*[plain] * 30, *rows[:10]], 5, 0)
-    any_text = {"other_patient", "invented_finding", "wrong_section"}
+    any_text = {"other_patient", "invented_finding", "usual_addition", "wrong_section"}
     edited = [case for case in cases if case.control["kind"] not in any_text]
     assert len(edited) >= 20
     assert all(case.index >= 30 for case in edited)

@@ -38,8 +38,45 @@ STATEMENTS = [
     "hsCRP is normal.",
     "Blood pressure 120/80 (sitting).",
     "(Repeat later.)",
+    "Vit. D 2000 IU daily.",
+    "Takes vit. B12 since Jan. 5.",
+    "Seen on Sept. 12 in Rm. 4 (cf. p. 7).",
+    "Amoxicillin 500 mg. PO b.i.d. for ten days.",
+    "Drug from Merck Inc. arrived.",
+    "Smith et al. (2019) agree.",
+    "E. coli grew in the urine.",
+    "Pt. Jones and Rev. Hill came.",
+    "The pain fades… slowly.",
+    "Pain ... then relief.",
+    "INR of 2.5-3.5 on 3.6.2024.",
+]
+# The last words of sentences before "He smokes.", as abbreviations.
+LAST_WORDS = [
+    *(
+        "on Main St.",
+        "on Oak Ave.",
+        "at Pfizer Inc.",
+        "for Merck Ltd.",
+        "in Dec.",
+        "in the U.S.",
+        "as John Smith Jr.",
+        "etc.",
+    ),
+    *(
+        "for 5 min.",
+        "at 8 a.m.",
+        "80 kg.",
+        "500 mg.",
+        "t.i.d.",
+        "with Dr. Lee, M.D.",
+        "of influenza A.",
+        "of Influenza A.",
+    ),
+    *("slowly...", "slowly…", "of vitamin D.", "at 7.4.", "in stage III.", "with Ms. K.", "as shown in Fig. A."),
 ]
 LISTS = [
+    ["1. Aspirin", "2. Rest", "3. Fluids."],
+    ["1) Aspirin", "2) Rest"],
     ["Plan:\n1. Aspirin 81 mg", "2. Rest", "3. Fluids."],
     ["Plan: 1. Aspirin 81 mg", "2. Rest", "3. Fluids."],
     ["1. Dr. Lee will call.", "2. Vitamin B12 for 3 months.", "3) Return in a week."],
@@ -58,6 +95,27 @@ def test_list_items_are_statements_without_bullets(statements, bullet):
     assert split_statements("\n".join(bullet + statement for statement in statements)) == statements
 
 
+@pytest.mark.parametrize("last", LAST_WORDS)
+@pytest.mark.parametrize(
+    "following", ["He smokes.", "The wound is dry.", "Denies pain.", "Patient sleeps.", "No rash."]
+)
+def test_an_abbreviation_at_a_sentence_s_end_does_not_join_the_next(last, following):
+    assert split_statements(f"Lives {last} {following}") == [f"Lives {last}", following]
+
+
+@pytest.mark.parametrize("first", ["pH 7.4.", "Saturation 98%.", "He coughs.", "Is it worse?", "Stable (sitting)."])
+@pytest.mark.parametrize("following", ["Then he fell.", "He smokes.", "Lungs, heart normal."])
+def test_sentences_without_a_space_between_them_are_split(first, following):
+    assert split_statements(first + following) == [first, following]
+
+
+@pytest.mark.parametrize(
+    "text", ["E.coli B.pseudomallei p.Ile553Phe", "Dr.Lee", "10.5.Mg", "y.o. man, U.S.A", "heart.org Site"]
+)
+def test_a_full_stop_within_a_word_ends_no_sentence(text):
+    assert split_statements(text) == [text]
+
+
 @pytest.mark.parametrize("items", LISTS)
 @pytest.mark.parametrize("gap", [" ", "\n"])
 def test_items_of_a_numbered_list_keep_their_numbers(items, gap):
@@ -71,6 +129,14 @@ def test_a_heading_line_is_joined_to_the_next_statement():
 
 
 def test_bullets_within_a_line_split_it():
+    assert split_statements("Plan: - Rest - Fluids. - Ice, 2 - 3 times") == [
+        "Plan: - Rest",
+        "Fluids.",
+        "Ice, 2 - 3 times",
+    ]
+    assert split_statements("- Rest - Fluids\n- Ice") == ["Rest", "Fluids", "Ice"]
+    assert split_statements("Scars improve. - Continue gel.") == ["Scars improve.", "Continue gel."]
+    assert split_statements("Strength legs - 4, Arms - Normal") == ["Strength legs - 4, Arms - Normal"]
     assert split_statements("Assessment: • Acne • Asthma. • Gout") == ["Assessment: • Acne", "Asthma.", "Gout"]
 
 

@@ -6,6 +6,8 @@ import math
 import random
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import prompts
 from evaluation.engines.base import Completion
@@ -98,6 +100,11 @@ def test_a_models_text_cannot_imitate_the_question_or_write_a_control_token(text
         ({"yes": math.log(0.5), "no": math.log(0.25)}, math.log(2)),
         ({"Yes": math.log(0.2), " yes": math.log(0.2), "NO": math.log(0.1)}, math.log(4)),
         ({"yes": math.log(0.9), "maybe": math.log(0.01)}, math.log(90)),  # "no" is at most as likely as "maybe"
+        ({"Yes.": -0.1, "No": -3.0}, 2.9),
+        ({"**Yes": math.log(0.5), "_No_": math.log(0.25), "(no)": math.log(0.2)}, math.log(0.5 / 0.45)),
+        ({"no": math.log(0.8)}, math.log(0.2 / 0.8)),  # "yes" has at most all that is left
+        ({"The": math.log(0.55), "yes": math.log(0.4)}, None),
+        ({"Yesterday": -0.1, "None": -3.0, "know": -4.0}, None),
         ({"maybe": -0.1}, None),
         ({}, None),
         (None, None),
@@ -105,6 +112,34 @@ def test_a_models_text_cannot_imitate_the_question_or_write_a_control_token(text
 )
 def test_log_odds_add_up_spellings_and_bound_a_word_that_is_not_listed(tokens, expected):
     assert log_odds(tokens) == (expected if expected is None else pytest.approx(expected, abs=1e-3))
+
+
+SPELLINGS = st.builds(
+    lambda before, word, after: before + word + after,
+    st.sampled_from(["", " ", "**", '"', "\n", "▁", "- ", "("]),
+    st.sampled_from(["yes", "Yes", "YES", "no", "No", "NO"]),
+    st.sampled_from(["", ".", ",", "**", "!", '"', ")", " "]),
+)
+OTHERS = st.sampled_from(["The", "**", "", "Note", "yesno", "Maybe", "1", "not", "Nope", "\ufffd"])
+
+
+@given(st.dictionaries(SPELLINGS | OTHERS, st.floats(1e-4, 1), min_size=1, max_size=20), st.floats(0, 0.3))
+def test_any_spelling_of_yes_and_no_counts_if_the_two_have_half(weights, missing):
+    total = sum(weights.values()) / (1 - missing)
+    table = {token: math.log(weight / total) for token, weight in weights.items()}
+    share = {"yes": 0.0, "no": 0.0}
+    for token, log_probability in table.items():
+        letters = "".join(filter(str.isalpha, token)).lower()
+        if letters in share:
+            share[letters] += math.exp(log_probability)
+    answer, both = log_odds(table), sum(share.values())
+    assume(abs(both - 0.5) > 0.01)
+    if both < 0.5:
+        assert answer is None
+    elif min(share.values()) > 0:
+        assert answer == pytest.approx(math.log(share["yes"] / share["no"]), abs=1e-3)
+    else:  # the other word has a bound
+        assert answer >= 0 if share["yes"] else answer <= 0
 
 
 @pytest.mark.parametrize("verdict, status", [("fail", "missing"), ("unscored", "unscored")])

@@ -4,46 +4,21 @@ Each edit takes a section's text and returns the edited text, or None if the edi
 gives the same edit. The patterns are for English notes. Standard library only.
 """
 
-import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from evaluation.judging.phrases import DIAGNOSIS_GROUPS, DRUG_GROUPS, INVENTED
-from evaluation.judging.rewording import capital, refers, without
+from evaluation.judging import texts
+from evaluation.judging.phrases import DIAGNOSIS_GROUPS, DRUG_GROUPS
 from evaluation.judging.sentences import statement_spans
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-_WORD = re.compile(r"[A-Za-z]{4,}|\d+(?:[.,]\d+)*")
-
-_CLAUSE_GAP = re.compile(r"([;,] (?=(?:and|but|with|without|which|while|as well as)\b)|; )")
-
-
-def words(text: str) -> set[str]:
-    """Return the words of four letters or more, in lower case, and the numbers."""
-    return {word.lower() for word in _WORD.findall(text)}
-
-
-class Rarity:
-    """Weigh how specific words are, by inverse document frequency: log(texts / texts with the word)."""
-
-    def __init__(self, texts: Iterable[str]):
-        self._texts = 0
-        self._count: Counter[str] = Counter()
-        for text in texts:
-            self._texts += 1
-            self._count.update(words(text))
-
-    def weight(self, words: set[str]) -> float:
-        """Return the sum of the words' weights. A word that is in no text weighs as much as a word that is in one."""
-        return sum(math.log((self._texts + 1) / max(1, self._count[word])) for word in words)
-
+from evaluation.judging.texts import Rarity, capital, words
 
 # --- a dropped finding -----------------------------------------------------------------------------------------------
+
+_CLAUSE_GAP = re.compile(r"([;,] (?=(?:and|but|with|without|which|while|as well as)\b)|; )")
 
 # A note without such a sentence may still pass.
 _MINOR = re.compile(
@@ -74,7 +49,7 @@ def drop_finding(text: str, rarity: Rarity) -> str | None:
     dropped = max(own_words, key=lambda span: rarity.weight(own_words[span]), default=None)
     if dropped is None or len(own_words[dropped]) < 5:
         return None
-    return without(text, *dropped)
+    return texts.without(text, *dropped)
 
 
 def _drop_clause(text: str) -> str | None:
@@ -86,36 +61,41 @@ def _drop_clause(text: str) -> str | None:
 
 # --- a turned negation -----------------------------------------------------------------------------------------------
 
-# Removing a negation is tried first: it reverses a finding without a trace. Replacements are functions of the match.
-_DENIALS = {"denies": "reports", "denied": "reported", "denying": "reporting", "deny": "report"}
+# Removing a negation is tried first: it reverses a finding without a trace.
 _UNNEGATE = [
-    (r"\b(denies|denied|denying|deny)\b(?: any\b)?", lambda match: _DENIALS[match[1].lower()]),
+    (r"\bdenies\b(?: any\b)?", "reports"),
+    (r"\bdenied\b(?: any\b)?", "reported"),
+    (r"\bdenying\b(?: any\b)?", "reporting"),
+    (r"\bdeny\b(?: any\b)?", "report"),
     (
-        r"(?<!pending )\bno\b(?! (?:longer|more|less|later|earlier|further|other|additional|need|change|significant|"
-        r"prior|known)\b) ",
-        lambda match: "",
+        r"(?<!pending )(?<!yes or )\bno\b(?! (?:longer|more|less|later|earlier|further|other|additional|need|change|"
+        r"significant|prior|known|one|doubt|matter|specific|formal|objective|details?|information|data)\b) ",
+        "",
     ),
-    (r"(?<!\bor )\bwithout\b(?: any\b)?(?! (?:delay|further)\b)", lambda match: "with"),
-    (r"\b(is|are|was|were|did|does|do|has|have|had|can|could) not\b(?! (?:only|yet|been)\b)", lambda match: match[1]),
-    (r"\bnegative\b", lambda match: "positive"),
-    (r"\babsence of\b", lambda match: "presence of"),
-    (r"\babsent\b", lambda match: "present"),
+    (r"(?<!\bor )(?<!\bwith and )(?<!/)\bwithout\b(?: any\b)?(?! (?:delay|further|(?:or|and) with)\b)", "with"),
+    (r"\b(is|are|was|were|did|does|do|has|have|had|can|could) not\b(?! (?:only|yet|been)\b)", r"\1"),
+    (
+        r"(?<!\bor )(?<!\band )(?<!\bfalse )\bnegative\b(?! (?:(?:or|and) positive|pressure|impact|effect|feedback)\b)",
+        "positive",
+    ),
+    (r"\babsence of\b", "presence of"),
+    (r"(?<!\bor )\babsent\b(?! or\b)", "present"),
 ]
 _NEGATE = [
-    (r"(?<=patient )reports\b", lambda match: "denies"),
-    (r"(?<=patient )reported\b", lambda match: "denied"),
-    (r"\bdiagnosis is\b", lambda match: "diagnosis is not"),
+    (r"(?<=patient )reports\b", "denies"),
+    (r"(?<=patient )reported\b", "denied"),
+    (r"\bdiagnosis is\b", "diagnosis is not"),
     (
         r"(?<!\bwas )(?<!\bwere )(?<!\bbeen )(?<!\bas )(?<!\bis )(?<!\bare )(?<!\band )"
         r"\b(revealed|reveals|showed|shows|confirmed|demonstrated|demonstrates|identified)"
         r"(?: an?)?\b(?= [a-z])(?! (?:normal|healthy|intact|stable|preserved|only|that|the|to|by|in|on|at|via|with|"
         r"through|during|after|and|or|both|all|its|his|her|as|from|for)\b)(?![^,.;]{0,40}\d)",
-        lambda match: f"{match[1]} no",
+        r"\1 no",
     ),
     (
         r"\b(is|are|was|were) (?=(?:started|prescribed|given|administered|initiated|continued|admitted|recommended|"
         r"advised|referred|planned|scheduled|performed|indicated|positive|elevated|present|noted|observed)\b)",
-        lambda match: f"{match[1]} not ",
+        r"\1 not ",
     ),
     (
         r"(?:(?<=[.!?] )|^)(start|initiate|begin|continue|prescribe|administer|order|refer|discontinue|stop|increase|"
@@ -124,9 +104,10 @@ _NEGATE = [
     ),
 ]
 _NEGATE_LAST = [
-    (r"\bwill\b", lambda match: "will not"),
-    (r"(?<!diagnosis )\b(include|suggest|indicate|support)s\b", lambda match: f"does not {match[1]}"),
+    (r"\bwill\b", "will not"),
+    (r"(?<!diagnosis )\b(include|suggest|indicate|support)s\b", r"does not \1"),
 ]
+_UNNEGATE, *_INSERT = map(texts.compiled, (_UNNEGATE, _NEGATE, _NEGATE_LAST))
 _NEGATION = re.compile(
     r"\b(?:no|not|never|none|neither|nor|cannot|nothing|without|denie[sd]|deny(?:ing)?|negative|absen(?:t|ce))\b",
     re.IGNORECASE,
@@ -135,33 +116,19 @@ _NEGATION = re.compile(
 
 def turn_negation(text: str, rarity: Rarity) -> str | None:
     """Remove one negation, or insert one if none can be removed. Of several places, choose the most specific words."""
-    for rules in (_UNNEGATE, _NEGATE, _NEGATE_LAST):
-        candidates = [(match, new) for pattern, new in rules for match in re.finditer(pattern, text, re.IGNORECASE)]
+    for rules in (_UNNEGATE, *_INSERT):
+        candidates = [(match, new) for pattern, new in rules for match in pattern.finditer(text)]
         if rules is not _UNNEGATE:
             # A second negation in a sentence would obscure its meaning, not reverse it.
             candidates = [(match, new) for match, new in candidates if not _NEGATION.search(_sentence_around(match))]
         if candidates:
-            match, new = max(candidates, key=lambda candidate: rarity.weight(words(_after(candidate[0])[:60])))
-            return _replace(match, new(match))
+            match, new = max(candidates, key=lambda found: rarity.weight(words(texts.sentence_after(found[0])[:60])))
+            return texts.replace(match, texts.expand(match, new))
     return None
 
 
-def _after(match: re.Match) -> str:
-    """Return the rest of the sentence, at most 200 characters."""
-    return re.split(r"[.;]\s", match.string[match.end() : match.end() + 200], maxsplit=1)[0]
-
-
 def _sentence_around(match: re.Match) -> str:
-    before = match.string[max(0, match.start() - 200) : match.start()]
-    return re.split(r"[.;]\s", before)[-1] + match[0] + _after(match)
-
-
-def _replace(match: re.Match, new: str) -> str:
-    """Replace the match with `new`. A capital at its start is kept, even if `new` is empty."""
-    after = match.string[match.end() :]
-    if match[0][0].isupper():
-        new, after = capital(new), after if new else capital(after)
-    return match.string[: match.start()] + new + after
+    return texts.sentence_before(match) + match[0] + texts.sentence_after(match)
 
 
 # --- a changed number -----------------------------------------------------------------------------------------------
@@ -171,7 +138,9 @@ _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _QUANTITY = re.compile(
     rf"(?<![\w.,/^-])(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER})(?![\d.]*\d)", re.IGNORECASE
 )
-_NORMAL_RANGE = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$")  # not the patient's own value
+# Not the patient's own value, or one of two that depend on each other.
+_NOT_OWN = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$|\b(?:between|from)\b[^.;,]{0,30}$|(?:±|\+/-) ?$")
+_RANGE = re.compile(rf"({_NUMBER})\s?(?:[-–]|to)\s?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -184,7 +153,7 @@ class _Value:
 
     def fits(self, match: re.Match) -> bool:
         before = match.string[max(0, match.start() - 60) : match.start()]
-        if not self.unit.match(match.string, match.end()) or _NORMAL_RANGE.search(before):
+        if not self.unit.match(match.string, match.end()) or _NOT_OWN.search(before):
             return False
         return self.before is None or bool(self.before.search(before))
 
@@ -211,14 +180,18 @@ _VALUES = [
     _value(r"/\d{2,3}\s?mm\s?Hg\b", lambda x: x + 40 if x < 130 else x - 40),
     _value(r"\s?°\s?C\b", lambda x: 38.9 if x < 37.5 else 36.8),
     _value(r"\s?°\s?F\b", lambda x: 102.2 if x < 99.5 else 98.4),
-    _value(r"\s?%", lambda x: x - 9 if x > 93 else 98, "(?:oxygen )?saturation|SpO2|O2 sat|SaO2"),
+    _value(r"\s?%", lambda x: x - 9 if x > 93 else 98, "(?:oxygen|O2|arterial) saturation|SpO2|O2 sat|SaO2"),
     _value(r"\s?%", lambda x: 60 if x < 45 else 30, "(?:ejection fraction|LVEF|EF)"),
     _value(r"\s?(?:bpm|beats)\b", lambda x: x + 45 if x < 90 else round(x * 0.55)),
     _value(r"\s?breaths\b", lambda x: x + 14 if x < 20 else 14),
     _value(r"(?![\d.,]*[\d/%-])", lambda x: x + 45 if x < 90 else round(x * 0.55), "pulse|heart rate|HR"),
     _value(r"\s?g/dL\b", lambda x: x - 4 if x > 10 else x + 5, "ha?emoglobin|Hb|Hgb"),
     _value(r"\s?g/[lL]\b", lambda x: x - 40 if x > 100 else x + 50, "ha?emoglobin|Hb|Hgb"),
-    _value(r"(?![\d.,]*[\d/%-])", lambda x: x - 4 if 10 < x < 20 else x + 5, "ha?emoglobin|Hb|Hgb"),
+    _value(
+        r"(?![\d.,]*[\d/%-])",
+        lambda x: x - 4 if 10 < x < 20 else x + 5 if x < 20 else x - 40,
+        "(?<!corpuscular )ha?emoglobin|Hb|Hgb",
+    ),
     _value(r"\s?(?:mmol|mEq)/L\b", lambda x: x - 20 if x > 120 else x + 20, "sodium|Na"),
     _value(r"\s?(?:mmol|mEq)/L\b", lambda x: x + 1.9 if x < 4.5 else x - 2, "potassium|K"),
     _value(
@@ -240,7 +213,11 @@ _VALUES = [
     _value(r"[\s-](?:month|week|day)s?[\s-]old\b", lambda x: x * 3 if x < 4 else x / 2),
 ]
 _COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_COUNT = re.compile(rf"\b(?P<number>{'|'.join(_COUNTS)})(?=[\s-](?:day|week|month|year)s?\b(?![ -]old))", re.I)
+_COUNT = re.compile(
+    rf"(?<!\bto )(?<!\bor )(?<!\band )(?<!-)\b(?P<number>{'|'.join(_COUNTS)})"
+    r"(?=[\s-](?:day|week|month|year)s?\b(?![ -]old))",
+    re.IGNORECASE,
+)
 
 
 def change_number(text: str) -> str | None:
@@ -249,7 +226,7 @@ def change_number(text: str) -> str | None:
     match = _COUNT.search(text)
     if new is not None or match is None:
         return new
-    return _replace(match, _COUNTS[(_COUNTS.index(match[0].lower()) + 5) % len(_COUNTS)])
+    return texts.replace(match, _COUNTS[(_COUNTS.index(match[0].lower()) + 5) % len(_COUNTS)])
 
 
 def change_dose(text: str) -> str | None:
@@ -262,10 +239,21 @@ def _change_first(text: str, values: list[_Value]) -> str | None:
     for value in values:
         for match in filter(value.fits, quantities):
             new = _format_like(value.change(float(match["number"].replace(",", ""))), match["number"])
-            edited = text[: match.start("number")] + new + text[match.end("number") :]
-            if new != match["number"] and _is_possible(edited[match.start("number") : match.end() + 20]):
+            start = match.start("number")
+            edited = text[:start] + new + text[match.end("number") :]
+            if (
+                new != match["number"]
+                and _is_in_order(text[:start], new)
+                and _is_possible(edited[start : match.end() + 20])
+            ):
                 return edited
     return None
+
+
+def _is_in_order(before: str, number: str) -> bool:
+    """Return whether `number` is not the end of a range ("3-6 months") that starts higher."""
+    start = _RANGE.search(before[-20:])
+    return start is None or float(start[1].replace(",", "")) < float(number.replace(",", ""))
 
 
 def _is_possible(text: str) -> bool:
@@ -288,14 +276,20 @@ def _format_like(value: float, example: str) -> str:
 
 # In these phrases, the other side does not exist or changes nothing.
 _NO_SIDE = re.compile(
-    r"\b(?:left (?:and|or|to) right|right (?:and|or|to) left|left-to-right|right-to-left|left anterior descending|"
-    r"left main|right middle lobe|(?:right|left)[- ]hand(?:ed|[- ]dominant)|(?:right|left)[- ]dominant|"
-    r"(?:right|left) (?:lateral )?decubitus|left circumflex|left upper lobe lingula)\b",
+    r"\b(?:left (?:and|or|to|versus|vs\.?) (?:the )?right|right (?:and|or|to|versus|vs\.?) (?:the )?left|left-to-right|"
+    r"right-to-left|left anterior descending|left main|right middle lobe|(?:right|left)[- ]hand(?:ed|[- ]dominant)|"
+    r"right[- ]hand man|(?:right|left)[- ]dominant|(?:right|left) (?:lateral )?decubitus|left circumflex|"
+    r"left upper lobe lingula)\b",
     re.IGNORECASE,
 )
+_WHO_LEFT = "has had was is he she they who patient be been being not all feels feel felt nothing pills tablets weeks "
+_WHO_LEFT += "months years days doses"
 _SIDE = re.compile(
-    r"(?<!\bhas )(?<!\bhad )(?<!\bwas )(?<!\bhe )(?<!\bbe )\b(?P<side>left|right)\b"
-    r"(?! (?:away|now|after|the|to|with|him|her|them|in|for|an?|at|behind|over|alone|home|work|untreated|shift)\b)",
+    "".join(rf"(?<!\b{word} )" for word in _WHO_LEFT.split()) + r"\b(?P<side>left|right)\b"
+    r"(?! (?:away|now|after|before|next|then|there|here|where|when|from|the|to|with|him|her|his|their|them|it|in|into|"
+    r"for|an?|at|by|behind|beside|over|under|around|through|out|off|up|down|back|alone|home|work|school|college|hospital|town|"
+    r"untreated|unattended|open|undone|early|against|because|until|without|shift|track|way|time|thing|dose|choice|kind|"
+    r"decision|treatment|amount|moment|direction|foods?|answer)\b)(?!s\b)",
     re.IGNORECASE,
 )
 
@@ -308,7 +302,12 @@ def change_side(text: str) -> str | None:
     if _NO_SIDE.search(text):
         return None
     swapped = _SIDE.sub(_other_side, text)
-    return swapped if swapped != text else None
+    return swapped if _clauses(swapped) != _clauses(text) else None
+
+
+def _clauses(text: str) -> list[str]:
+    """Return the clauses in lower case, sorted: "left knee 5/5, right knee 5/5" is the same on both sides."""
+    return sorted(clause.strip() for clause in re.split(r"[.;,:\n]|\band\b", text.lower()))
 
 
 def _other_side(match: re.Match) -> str:
@@ -316,31 +315,27 @@ def _other_side(match: re.Match) -> str:
     return capital(other) if match["side"][0].isupper() else other
 
 
-# --- an invented finding, another drug or diagnosis ------------------------------------------------------------------
+# --- an added sentence, another drug or diagnosis ---------------------------------------------------------------------
 
 
-def invent_finding(text: str, section: str, visit: str, seed: str) -> str | None:
-    """Add a finding on a topic that `visit` does not mention; `seed` chooses which one and where.
+def add_sentence(text: str, sentences: list[tuple[str, str]], visit: str, seed: str) -> str | None:
+    """Add one of the (sentence, topic), on a topic that `visit` does not mention; `seed` chooses which one and where.
 
     `visit` is all that is known of the visit: the dialogue and the note.
     """
     chosen = random.Random(seed)
-    sentences = [sentence for sentence, topic in INVENTED[section] if not _mentions(visit, topic.split())]
+    possible = [sentence for sentence, topic in sentences if not texts.mentions(visit, topic)]
     spans = statement_spans(text)
-    if not sentences or not spans:
+    if not possible or not spans:
         return None
     # Not into a list or before a sentence that refers to the one before it.
     is_prose = not any("\n" in text[start:end] or text[start].isdigit() for start, end in spans) and "\n" not in text
-    places = [start for start, end in spans[1:] if not refers(text[start:end])] if is_prose else []
-    place, sentence = chosen.choice([*places, len(text)]), chosen.choice(sentences)
+    places = [start for start, end in spans[1:] if not texts.refers(text[start:end])] if is_prose else []
+    place, sentence = chosen.choice([*places, len(text)]), chosen.choice(possible)
     if place == len(text):
         end = "" if text.rstrip()[-1:] in (".", "!", "?", ":", ";") else "."
         return f"{text.rstrip()}{end} {sentence}"
     return f"{text[:place]}{sentence} {text[place:]}"
-
-
-def _mentions(visit: str, starts: Iterable[str]) -> bool:
-    return bool(re.search(rf"\b(?:{'|'.join(map(re.escape, starts))})", visit, re.IGNORECASE))
 
 
 class _Terms:
@@ -352,22 +347,20 @@ class _Terms:
         self._any = re.compile(rf"(?<![\w/-])(?:{'|'.join(longest_first)})(?![\w/-])", re.IGNORECASE)
 
     def replace_first(self, text: str, searched: str, visit: str) -> str | None:
-        """Replace the first term in `searched` that has a substitute outside `visit`, everywhere in `text`."""
+        """Replace the first term in `searched` that has a substitute outside `visit`, everywhere in `text`.
+
+        Terms after a negation are left: "no aspirin or other anticoagulant" also denies warfarin.
+        """
         visit = visit.lower()
         for found in self._any.finditer(searched):
+            if _NEGATION.search(texts.sentence_before(found)):
+                continue
             for other in self._group_of[found[0].lower()]:
                 if other.lower() not in visit:
                     # With its article and a short form in parentheses.
                     pattern = rf"(\ban? )?(?<![\w/-]){re.escape(found[0])}(?![\w/-])(?: \([A-Z][\w-]+\))?"
-                    return re.sub(pattern, partial(_with_article, new=other), text, flags=re.IGNORECASE)
+                    return re.sub(pattern, partial(texts.with_article, new=other), text, flags=re.IGNORECASE)
         return None
-
-
-def _with_article(match: re.Match, new: str) -> str:
-    if match[1]:
-        article = "an " if new[0].lower() in "aeio" else "a "
-        return (article.capitalize() if match[1][0].isupper() else article) + new
-    return capital(new) if match[0][0].isupper() else new
 
 
 _DRUGS, _DIAGNOSES = _Terms(DRUG_GROUPS), _Terms(DIAGNOSIS_GROUPS)

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice, zip_longest
 
 from common.dataset import Row, Rows
-from evaluation.judging import edits, rewording
+from evaluation.judging import edits, plausible, rewording
+from evaluation.judging.additions import INVENTED, USUAL
 from evaluation.judging.judge import Case
+from evaluation.judging.texts import Rarity, words
 from prompts import SECTIONS
 
 Make = Callable[[int], str | None]  # from a row's index to the edited section, or None if the row does not allow it
@@ -18,9 +20,11 @@ def control_cases(rows: Rows, n: int, seed: int) -> list[Case]:
     The kinds take turns. Those that should pass: "reworded" (other words and order), "further_fact" (a true fact from
     the same visit; not for section O) and "minor_omission" (a sentence of general education is missing). Those that
     should fail: "other_patient", "dropped_finding", "turned_negation", "changed_number", "small_dose", "changed_side",
-    "invented_finding", "other_drug", "other_diagnosis" (section A only) and "wrong_section" (another section of the
-    same note). Rows that do not allow a kind are skipped, so few rows may give fewer than n controls. The k-th control
-    of a kind does not depend on n.
+    "invented_finding", "other_drug", "other_diagnosis" (section A only), "wrong_section" (another section of the same
+    note), and errors that fine-tuned models make: "raised_certainty", "changed_status" (of time or treatment),
+    "other_source" (another relative or examination), "reversed_cause" and "usual_addition" (a sentence that many notes
+    have). Rows that do not allow a kind are skipped, so few rows may give fewer than n controls. The k-th control of a
+    kind does not depend on n.
     """
     return [case for section in SECTIONS for case in _section_controls(by_index(rows), section, n, seed)]
 
@@ -50,18 +54,18 @@ def _section_controls(rows: dict[int, Row], section: str, n: int, seed: int) -> 
 
 
 def _kinds_to_pass(rows: dict[int, Row], section: str) -> dict[str, Make]:
-    rarity = edits.Rarity(row["S"] + " " + row["O"] for row in rows.values())
+    rarity = Rarity(row["S"] + " " + row["O"] for row in rows.values())
 
     def further_fact(index: int) -> str | None:
         row, text = rows[index], rows[index][section]
 
-        def news(sentence: str) -> float:
-            return rarity.weight(edits.words(sentence) - edits.words(text))
+        def weight_of_new_words(sentence: str) -> float:
+            return rarity.weight(words(sentence) - words(text))
 
         if section == "S":
-            return rewording.quote_patient(text, row["dialogue"], news)
+            return rewording.quote_patient(text, row["dialogue"], weight_of_new_words)
         if section == "A":
-            return rewording.add_finding(text, row["O"], news)
+            return rewording.add_finding(text, row["O"], weight_of_new_words)
         return rewording.add_diagnosis(text, row["A"]) if section == "P" else None
 
     return {
@@ -72,13 +76,13 @@ def _kinds_to_pass(rows: dict[int, Row], section: str) -> dict[str, Make]:
 
 
 def _kinds_to_fail(rows: dict[int, Row], section: str, order: list[int], seed: int) -> dict[str, Make]:
-    rarity = edits.Rarity(row[section] for row in rows.values())
+    rarity = Rarity(row[section] for row in rows.values())
 
     def visit(index: int) -> str:
         return "\n".join([rows[index]["dialogue"], *(rows[index][name] for name in SECTIONS)])
 
-    def invented_finding(index: int) -> str | None:
-        return edits.invent_finding(rows[index][section], section, visit(index), f"{seed} {section} {index}")
+    def added(index: int, sentences: dict[str, list[tuple[str, str]]]) -> str | None:
+        return edits.add_sentence(rows[index][section], sentences[section], visit(index), f"{seed} {section} {index}")
 
     def other_diagnosis(index: int) -> str | None:
         return edits.change_diagnosis(rows[index][section], visit(index)) if section == "A" else None
@@ -87,11 +91,16 @@ def _kinds_to_fail(rows: dict[int, Row], section: str, order: list[int], seed: i
         "other_patient": lambda index: other_patient(rows, section, order, index),
         "dropped_finding": lambda index: edits.drop_finding(rows[index][section], rarity),
         "turned_negation": lambda index: edits.turn_negation(rows[index][section], rarity),
+        "raised_certainty": lambda index: plausible.raise_certainty(rows[index][section], visit(index)),
         "changed_number": lambda index: edits.change_number(rows[index][section]),
+        "changed_status": lambda index: plausible.change_status(rows[index][section]),
         "small_dose": lambda index: edits.change_dose(rows[index][section]),
         "changed_side": lambda index: edits.change_side(rows[index][section]),
-        "invented_finding": invented_finding,
+        "usual_addition": lambda index: added(index, USUAL),
+        "invented_finding": lambda index: added(index, INVENTED),
+        "other_source": lambda index: plausible.change_source(rows[index][section], visit(index)),
         "other_drug": lambda index: edits.change_drug(rows[index][section], visit(index)),
+        "reversed_cause": lambda index: plausible.reverse_cause(rows[index][section]),
         "other_diagnosis": other_diagnosis,
         "wrong_section": lambda index: wrong_section(rows[index], section),
     }
@@ -99,10 +108,8 @@ def _kinds_to_fail(rows: dict[int, Row], section: str, order: list[int], seed: i
 
 def wrong_section(row: Row, section: str) -> str | None:
     """Return the section of the row that shares the fewest words with `section`, or None if it shares 40% or more."""
-    words = edits.words(row[section])
-    texts = [row[name] for name in SECTIONS if name != section and len(edits.words(row[name])) >= 3]
-    other = min(texts, key=lambda text: _overlap(words, edits.words(text)), default=None)
-    return other if other is not None and _overlap(words, edits.words(other)) < 0.4 else None
+    texts = [row[name] for name in SECTIONS if name != section]
+    return _least_similar(row[section], texts, 0.4)
 
 
 def other_patient(rows: dict[int, Row], section: str, order: list[int], index: int) -> str | None:
@@ -111,16 +118,22 @@ def other_patient(rows: dict[int, Row], section: str, order: list[int], index: i
     Return None if all of them share 60% of their words or more.
     """
     start = order.index(index)
-    words = edits.words(rows[index][section])
     texts = [rows[order[(start + step) % len(order)]][section] for step in range(1, min(9, len(order)))]
-    texts = [text for text in texts if len(edits.words(text)) >= 3]
-    other = min(texts, key=lambda text: _overlap(words, edits.words(text)), default=None)
-    return other if other is not None and _overlap(words, edits.words(other)) < 0.6 else None
+    return _least_similar(rows[index][section], texts, 0.6)
 
 
-def _overlap(first: set[str], second: set[str]) -> float:
-    """Return the share of the smaller set's words that are also in the larger set, 0 to 1."""
-    return len(first & second) / max(1, min(len(first), len(second)))
+def _least_similar(text: str, others: list[str], below: float) -> str | None:
+    """Return the text of `others` that shares the smallest part of its words with `text`, or None if not under `below`.
+
+    Texts of fewer than three words are left out. The part is that of the text with fewer words.
+    """
+    own = words(text)
+
+    def overlap(other: str) -> float:
+        return len(own & words(other)) / max(1, min(len(own), len(words(other))))
+
+    other = min((other for other in others if len(words(other)) >= 3), key=overlap, default=None)
+    return other if other is not None and overlap(other) < below else None
 
 
 def by_index(rows: Rows) -> dict[int, Row]:

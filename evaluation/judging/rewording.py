@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
-from evaluation.judging.phrases import ABBREVIATIONS, CONTRACTIONS, SYNONYMS
+from evaluation.judging.phrases import (
+    ABBREVIATIONS,
+    CONTRACTIONS,
+    FINITE_VERBS,
+    GENERAL_WORDS,
+    PARTICIPLES,
+    SYNONYMS,
+    VERBS_OR_NOUNS,
+)
 from evaluation.judging.sentences import split_statements, statement_spans
-
-
-def capital(text: str) -> str:
-    """Return `text` with a capital at its start."""
-    return text[:1].upper() + text[1:]
-
+from evaluation.judging.texts import capital, compiled, expand, refers, without, words
 
 # --- other words and order -------------------------------------------------------------------------------------------
 
@@ -37,6 +40,12 @@ _COPULA = re.compile(
 )
 _ARTICLE = re.compile(r"(?<=[a-z,] )(?:the|an?) (?=[a-z0-9])")
 
+
+def _finding(match: re.Match) -> str:
+    subject, finding = match.groups()
+    return f"On {subject[0].lower()}{subject[1:]}: {finding}" if "exam" in subject else f"{subject}: {finding}"
+
+
 # Whole sentences without their final period, in order of preference. \1 is the part that is kept.
 _VERBLESS = r"(?!(?:If|Given|Due|Although|As|For|However|Additionally|No|It|This|These|There|In|After|Once|While)\b)"
 _VERBLESS += (
@@ -44,13 +53,12 @@ _VERBLESS += (
 )
 _PATIENT = r"(?:The patient|Patient|He|She)"
 _SENTENCES = [
-    (rf"{_PATIENT}(?: also)? reports? no ([\w,/' -]+)", lambda m: f"No {m[1]}"),
-    (r"There (?:is|was|are|were) no ([^;]+)", lambda m: f"No {m[1]}"),
+    (r"There (?:is|was|are|were) no ([^;]+)", r"No \1"),
     (
         rf"{_PATIENT}(?: also)? (?:reports?|reported|complains? of)(?: (?:experiencing|having))? "
         r"(?!that\b|no\b|being\b|\w+ing\b|when\b|how\b)"
-        r"(?!.* (?:as having|and (?:admits|mentions|notes|denies|states|was|is|has|had)) )(.+)",
-        lambda m: f"Reported: {m[1]}",
+        rf"(?!.* (?:as having|and (?:{FINITE_VERBS}|{VERBS_OR_NOUNS})) )(.+)",
+        r"Reported: \1",
     ),
     (r"The patient, (an? [^,;]+), ((?:presents?|presented|reports?|reported|underwent|was|has|had|is) .+)", r"\1 \2"),
     (r"The patient is (an? .+)", r"\1"),
@@ -94,24 +102,24 @@ _SENTENCES = [
     (r"The patient also (.+)", r"Also \1"),
     (r"The patient had (.+)", r"Had \1"),
     (r"Plan to (perform|conduct|monitor|continue|initiate|start|discuss) (.+)", r"To \1 \2"),
-    (r"(?:The )?patient's (\w+) (?:is|are|was|were) (.+)", lambda m: f"{m[1]}: {m[2]}"),
+    (r"(?:The )?patient's (\w+) (?:is|are|was|were) (.+)", r"\1: \2"),
     (r"Educate (?:the )?patient (?:on|about|regarding) (.+)", r"Patient teaching: \1"),
     (
         r"(?!(?:The )?(?:patient|he|she|they|mother|family|parents?|this|it|these|there)\b)(?:The |An? )?"
         r"([A-Z][\w-]*(?: (?!(?:was|were|been|is|are|has|had|that|which|who)\b)[\w/-]+){0,6}?) "
         r"(?:revealed|reveals|showed|shows|demonstrated|demonstrates|indicated|indicates|"
         r"identified|displayed) (?!that\b|both\b|to\b)(?:an? )?(.+)",
-        lambda m: _finding(m[1], m[2]),
+        _finding,
     ),
-    (rf"{_VERBLESS} (?:is|are) (recommended|planned|scheduled)", lambda m: f"{capital(m[2])}: {m[1]}"),
+    (rf"{_VERBLESS} (?:is|are) (recommended|planned|scheduled)", r"\2: \1"),
     (
         rf"{_VERBLESS} will be (provided|performed|conducted|monitored|scheduled|continued|initiated|arranged|reviewed|"
         r"given|emphasized)",
-        lambda m: f"To be {m[2]}: {m[1]}",
+        r"To be \2: \1",
     ),
-    (rf"{_VERBLESS} (?:was|were|is|are) (noted|observed|found|seen)", lambda m: f"{capital(m[2])}: {m[1]}"),
-    (rf"{_VERBLESS} (?:was|were|is|are) (normal|unremarkable)", lambda m: f"{capital(m[2])}: {m[1]}"),
-    (rf"{_PATIENT} has (an? .+)", lambda m: f"Has {m[1]}"),
+    (rf"{_VERBLESS} (?:was|were|is|are) (noted|observed|found|seen)", r"\2: \1"),
+    (rf"{_VERBLESS} (?:was|were|is|are) (normal|unremarkable)", r"\2: \1"),
+    (rf"{_PATIENT} has (an? .+)", r"Has \1"),
     (
         r"The patient (?:is|was|has been) ((?:advised|instructed|encouraged|referred|started|admitted|scheduled|"
         r"prescribed|treated|diagnosed|discharged) .+)",
@@ -119,12 +127,23 @@ _SENTENCES = [
     ),
     (r"The patient ((?:will|underwent|presented|presents|received|experienced|developed|continues|should) .+)", r"\1"),
 ]
-_DENIAL = re.compile(rf"{_PATIENT}(?: also)? (?:denies|denied) (?:any |having |experiencing )*([\w,/'’ -]+)")
-_NOT_A_LIST = re.compile(r"\b(?:that|but|however|who|which|except|though|although|when|if|is|was|has|had)\b")
+_DENIAL = re.compile(
+    rf"{_PATIENT}(?: also)? (?:(?:denies|denied) (?:any |having |experiencing )*|reports? no )([\w,/'’ -]+)"
+)
+# A denial's list ends before another verb: "denies pain and reports a cough".
+_NOT_A_LIST = re.compile(
+    r"\b(?:that|but|however|who|which|except|though|although|when|if|while|whereas|because|since|until|not|no|never|"
+    r"without|apart from|other than|he|she|they|"
+    rf"{FINITE_VERBS})\b"
+    r"|(?:\band|\bor|,|\bthen)(?: (?:also|now|still|instead|\w+ly))* "
+    rf"(?:{VERBS_OR_NOUNS}|(?!(?:{PARTICIPLES})\b)\w+ed)\b",
+    re.IGNORECASE,
+)
 
 # Parts of a sentence.
 _PARTS = [
-    (r"\ban? (\d+|[a-z]+)-(day|week|month|year) history of\b", lambda m: f"{m[1]} {m[2]}{_plural(m[1])} of"),
+    (r"\ban? (1|one)-(day|week|month|year) history of\b", r"\1 \2 of"),
+    (r"\ban? (\d+|[a-z]+)-(day|week|month|year) history of\b", r"\1 \2s of"),
     (
         r"(?<=[a-z] )(?<!\bto )(?<!\bof )(?<!\bat )(?<!\bwith )(\d+(?:\.\d+)? ?mg) (?:once )?daily\b",
         r"in a daily dose of \1",
@@ -133,18 +152,7 @@ _PARTS = [
     (r"\b(blood pressure|heart rate|respiratory rate|temperature|oxygen saturation) (?:of|at|was|is) (?=\d)", r"\1 "),
     (r"\b(?:beats|breaths|respirations)(?:/min(?:ute)?| per minute)\b", "per minute"),
 ]
-_SENTENCES, _PARTS = (
-    [(re.compile(pattern, re.IGNORECASE if pattern[0] == "(" else 0), new) for pattern, new in table]
-    for table in (_SENTENCES, _PARTS)
-)
-
-
-def _finding(subject: str, finding: str) -> str:
-    return f"On {subject[0].lower()}{subject[1:]}: {finding}" if "exam" in subject else f"{subject}: {finding}"
-
-
-def _plural(number: str) -> str:
-    return "" if number in ("1", "one") else "s"
+_SENTENCES, _PARTS = compiled(_SENTENCES), compiled(_PARTS, 0)
 
 
 def reword(text: str) -> str | None:
@@ -182,7 +190,7 @@ def _rewrite(sentence: str) -> str:
         for pattern, new in _SENTENCES:
             match = pattern.fullmatch(body)
             if match:
-                body = capital(match.expand(new) if isinstance(new, str) else new(match))
+                body = capital(expand(match, new))
                 break
     for pattern, new in _PARTS:
         body = pattern.sub(new, body)
@@ -216,15 +224,6 @@ def _match_case(match: re.Match, new: str) -> str:
     return capital(new) if not before or before[-1] in ".!?\n" else new
 
 
-# A sentence that refers to the previous one moves only together with it.
-_REFERS_BACK = re.compile(
-    r"^(?:this|these|that|those|it|its|they|results|adjustments|added|depending|their|such|however|additionally|furthermore|moreover|therefore|"
-    r"thus|due to|given|despite|instead|the (?:latter|former|procedure|surgery|operation))\b"
-    r"|\b(?:this|these|those|such|(?:during|at|on|by|of) that|the (?:mass|lesion|tumor|cyst|latter|former|procedure))\b"
-    r"|\b(?:then|subsequent(?:ly)?|later|after|afterwards?|thereafter|following|followed|next|finally|first|second|third|"
-    r"initially|post-?operative(?:ly)?|also|other|others|else|same|above|remaining|both|if|once|additional|further)\b",
-    re.IGNORECASE,
-)
 _ITEM_OR_HEADING = re.compile(r"^\(?\d+[.)]|^[A-Z][A-Za-z ]{1,30}:|\n")
 _PRONOUN = re.compile(r"^(?:he|she|his|her)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
@@ -247,11 +246,6 @@ def _blocks(sentences: list[str], originals: list[str]) -> list[list[str]]:
     return blocks
 
 
-def refers(sentence: str) -> bool:
-    """Return whether the sentence refers to one before it."""
-    return bool(_REFERS_BACK.search(sentence))
-
-
 # --- omitted minor sentences -----------------------------------------------------------------------------------------
 
 # A colleague does not need such a sentence.
@@ -264,7 +258,7 @@ _BOILERPLATE = re.compile(
     re.IGNORECASE,
 )
 _SPECIFIC = re.compile(
-    r"\d|\b(?:no|not|without|avoid|emergency|urgent|immediate|refer|referral|prescri|started?|surgery|biopsy|scan|diet|"
+    r"\d|\b(?:no|not|without|avoid|report|emergency|urgent|immediate|refer|referral|prescri|started?|surgery|biopsy|scan|diet|"
     r"smoking|alcohol|insulin|inject|dose|therapy|allerg|return|seek|warning|red flags|signs?\b|risks?\b|infection|"
     r"due to|medication|recurrence|pregnan|technique|device|restrict|mobili|prevent|exercise|weight|"
     r"wound|glucose|safety|\w*trauma)",
@@ -278,18 +272,13 @@ def omit_minor(text: str) -> str | None:
     minor = [
         (start, end)
         for start, end in spans
-        if _BOILERPLATE.match(text[start:end]) and not _SPECIFIC.search(text[start:end])
+        if _BOILERPLATE.match(text[start:end])
+        and not _SPECIFIC.search(text[start:end])
+        and sum(not re.fullmatch(GENERAL_WORDS, word) for word in words(text[start:end])) <= 2
     ]
     if not minor or len(spans) < 3:
         return None
     return without(text, *minor[-1])
-
-
-def without(text: str, start: int, end: int) -> str:
-    """Return `text` without the statement at [start, end) and the gap before it, or after it if it is the first."""
-    before, after = text[:start].rstrip(), text[end:]
-    before = re.sub(r"(?:^|(?<=\n))[ \t]*[-*•–—·▪◦‣]+$", "", before).rstrip()  # its bullet
-    return (before + after).strip() if before else after.strip()
 
 
 # --- a further fact --------------------------------------------------------------------------------------------------

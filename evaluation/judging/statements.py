@@ -7,6 +7,7 @@ fitted to texts whose right verdict is known (evaluation.scoring.statements).
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from evaluation.run.records import Judgement, Statement, StatementRecord
 
 # One greedy token. 20 is the most alternatives that OpenAI's interface and vLLM's default settings give.
 SAMPLING: dict[str, Any] = {"temperature": 0, "max_tokens": 1, "logprobs": 20}
+LEAST_SHARE = 0.499  # of the first token's probability, for "yes" and "no" together: half, less rounding
+_AROUND_WORD = re.compile(r"^[\W_]+|[\W_]+$")  # white space, punctuation, markup
 
 
 async def ask_statements(model: Usage, case: Case, reference: prompts.Note) -> StatementRecord:
@@ -56,23 +59,23 @@ async def _answer_all(statements: list[str], ask: Callable[[str], Awaitable[floa
 
 
 def log_odds(first_token: dict[str, float] | None) -> float | None:
-    """Return ln P(yes) / P(no) from the log-probabilities of the likeliest first tokens, or None without yes and no.
+    """Return ln P(yes) / P(no) from the log-probabilities of the likeliest first tokens.
 
-    Spellings are added up ("Yes", " yes"). If one of the two words is not among the tokens, it counts as the least
-    likely one, which gives a bound.
+    Spellings are added up ("Yes", " yes.", "**Yes"). If one of the two words is not among the tokens, it gets the least
+    likely token's probability or all that is left, whichever is less, which gives a bound. Return None if the two words
+    together have less than half of the probability: the model answered something else.
     """
-    if not first_token:
+    found = {"yes": [], "no": []}
+    for token, log_probability in (first_token or {}).items():
+        word = _AROUND_WORD.sub("", token).lower()
+        if word in found:
+            found[word].append(math.exp(log_probability))
+    yes, no = map(math.fsum, found.values())
+    if yes + no < LEAST_SHARE:
         return None
-    words = {"yes": [], "no": []}
-    for token, log_probability in first_token.items():
-        word = token.strip().lower()
-        if word in words:
-            words[word].append(log_probability)
-    if not any(words.values()):
-        return None
-    least = min(first_token.values())
-    yes, no = (math.log(math.fsum(map(math.exp, found))) if found else least for found in words.values())
-    return round(yes - no, 3)
+    rest = 1 - math.fsum(map(math.exp, first_token.values()))
+    least = min(math.exp(min(first_token.values())), rest if rest > 0 else 1)
+    return round(math.log(yes or least) - math.log(no or least), 3)
 
 
 def decided_statement(judgement: Judgement, reference: str) -> StatementRecord:
