@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import prompts
+from common.console import print_line
 from common.dataset import Row, content_hash, load_kept_column, load_split
 from common.errors import UserError
 from evaluation import inputs
 from evaluation.engines import models, placement
 from evaluation.options import Options
 from evaluation.pipeline import Pipeline
-from evaluation.run.runs import Run, open_runs, print_line, resolve
+from evaluation.run.runs import Run, open_runs, resolve
 
 CONTROLS_HELP = (
     "for each section, judge N good and N bad texts whose right verdict is known; fewer widen the intervals; a higher "
@@ -285,15 +286,13 @@ def main(argv: list[str] | None = None) -> int:
         else:
             evaluate(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}")
         return 2
     except OSError as error:  # a full disk, no permission
-        print(
-            f"error: {error.filename or 'disk'}: {error.strerror}; fix that and run the same command", file=sys.stderr
-        )
+        print_line(f"error: {error.filename or 'disk'}: {error.strerror}; fix that and run the same command")
         return 2
     except KeyboardInterrupt:
-        print("stopped; run the same command to resume", file=sys.stderr)
+        print_line("stopped; run the same command to resume")
         return 130
     return 0
 

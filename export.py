@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import prompts
 from common.chat_template import FIXED_DATE
+from common.console import print_line
 from common.errors import UserError, short_cause
-from preprocessing.replacing import replacing
+from common.replacing import replacing
 from sharing.llama_cpp import CONVERTER, OUTPUT_TYPES, find_converter, write_gguf
-from sharing.writers import load_tokenizer, print_line, silence_libraries
+from sharing.writers import load_tokenizer, silence_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

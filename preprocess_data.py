@@ -26,10 +26,10 @@ from pathlib import Path
 
 from common.dataset import COLUMNS, Row
 from common.errors import UserError
+from common.replacing import replacing
 from preprocessing.kept_columns import add_columns, check_names, check_source
 from preprocessing.labels import read_section_map
 from preprocessing.near_duplicates import find_near_duplicates
-from preprocessing.replacing import replacing
 from preprocessing.rows import has_note_columns
 from preprocessing.sources import SPLITS, column_advice, read_source
 from preprocessing.splits import drop_near_duplicates, hold_out, select

@@ -1,13 +1,15 @@
 """Section names, prompts and the two forms of a note, shared by preprocessing, training and evaluation.
 
 A note is a dict with the keys S, O, A and P, each a string. A model writes it as one JSON object (`write_note`,
-`read_note`); `preprocessing.headings` reads it from text under four headings. Standard library only.
+`read_note`); `preprocessing.headings` reads it from text under four headings. This module needs no installed package.
 """
 
 import contextlib
 import hashlib
 import json
 import re
+
+from common.replies import encodable
 
 SECTIONS = ("S", "O", "A", "P")
 SECTION_NAMES = {"S": "Subjective", "O": "Objective", "A": "Assessment", "P": "Plan"}
@@ -203,7 +205,7 @@ def note_from(value: dict[str, object]) -> Note:
 _SPELLINGS = {spelling.lower() for spelling in (*SECTION_NAMES, *SECTION_NAMES.values())}
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique_sections(pairs: list[tuple[str, object]]) -> dict[str, object]:
     keys = [key for key, _ in pairs if key.strip().lower() in _SPELLINGS]
     if len(keys) != len(set(keys)):
         raise ValueError("a section appears twice")
@@ -211,7 +213,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 # strict=False: small models put raw line breaks into strings.
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, strict=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_sections, strict=False)
 
 
 def _first_words(error: ValueError) -> str:
@@ -227,5 +229,4 @@ def _section_text(value: dict[str, object], section: str) -> str:
         content = "\n".join(content)
     if not isinstance(content, str):
         raise NoteError(f"section {section} is {type(content).__name__}, not text")
-    # "\ud800" is valid JSON but not a character, so it could not be written to a file.
-    return content.encode("utf-8", "replace").decode("utf-8").strip()
+    return encodable(content).strip()

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import prompts
+from common.console import print_line
 from common.errors import UserError
 from sharing.partial_note import NoteStream
-from sharing.writers import LocalModel, ServedModel, print_line
+from sharing.writers import LocalModel, ServedModel
 
 if TYPE_CHECKING:
     from evaluation.engines.base import Completion

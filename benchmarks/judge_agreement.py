@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import eval as evaluation_script  # noqa: E402
 import prompts  # noqa: E402
+from common.console import print_line  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.files import write_atomically  # noqa: E402
 from evaluation.engines import models  # noqa: E402
@@ -42,7 +43,7 @@ from evaluation.options import Options, Target  # noqa: E402
 from evaluation.run.folder import RunFolder  # noqa: E402
 from evaluation.run.manifest import Manifest, describe_machine  # noqa: E402
 from evaluation.run.records import record_key  # noqa: E402
-from evaluation.run.runs import identify, print_line, served_models  # noqa: E402
+from evaluation.run.runs import identify, served_models  # noqa: E402
 from evaluation.tasks import BoundedTasks  # noqa: E402
 
 EXPERT = "note_1"

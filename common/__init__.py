@@ -1,1 +1,1 @@
-"""Code that the three scripts share: UserError, file locks, atomic writes, the dataset, chat templates, LoRA rules."""
+"""Code that the scripts share: errors, the console, files, the dataset, chat templates, and rules for LoRA adapters."""

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import prompts
+from common.errors import short_cause
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,3 +107,25 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
                 raise TemplateError(f"the chat template {fault}, or changes its text")
     dated = {render_chat(tokenizer, chats[0], date=date) for date in _OTHER_DATES}
     return DATE_NOTICE if len(dated) > 1 else None
+
+
+def load_tokenizers(models: list[str]) -> "tuple[PreTrainedTokenizerBase, list[str]]":
+    """Check the chat templates of all models. Return the first model's tokenizer, and lines for the user.
+
+    Raises TemplateError with a message of one line.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizers, lines = {}, []
+    for model in dict.fromkeys(models):
+        try:
+            tokenizers[model] = AutoTokenizer.from_pretrained(model)
+            notice = check_template(tokenizers[model])
+        except TemplateError as error:
+            raise TemplateError(f"{model}: {error}; give another model, or correct its template") from None
+        except Exception as error:  # damaged files make the libraries raise many kinds
+            cause = f"{type(error).__name__}: {short_cause(error)}"
+            raise TemplateError(f"{model}: cannot load its tokenizer ({cause}); copy it again") from None
+        if notice:
+            lines.append(f"{model}: {notice}")
+    return tokenizers[models[0]], lines

@@ -16,6 +16,7 @@ from typing import Any
 
 import prompts
 from common.chat_template import SERVED_NOTICE
+from common.console import print_line
 from common.dataset import Row
 from evaluation.engines.base import LanguageModel, Usage
 from evaluation.engines.models import Model, vllm_rank
@@ -30,7 +31,7 @@ from evaluation.options import Options, without_credentials
 from evaluation.reading import read_prediction
 from evaluation.run.manifest import describe_machine
 from evaluation.run.records import JsonLines, Judgement, Prediction, StatementRecord, record_key
-from evaluation.run.runs import Run, print_line
+from evaluation.run.runs import Run
 from evaluation.run.unanswered import check_notes, check_verdicts
 from evaluation.tasks import BoundedTasks
 

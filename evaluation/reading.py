@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from common.replies import encodable, unique_keys
 from evaluation.engines.base import Completion
 from evaluation.run.records import Prediction
 from preprocessing.headings import Heading, find_headings, read_soap
@@ -112,7 +113,7 @@ def _parse(text: str, start: int) -> tuple[dict[str, Any], int, str]:
     numbers = {"parse_int": _as_written, "parse_float": str, "parse_constant": str}
     try:
         value, error, end = json5.parse(
-            text, start=start, strict=False, consume_trailing=False, object_pairs_hook=_unique_keys, **numbers
+            text, start=start, strict=False, consume_trailing=False, object_pairs_hook=unique_keys, **numbers
         )
         if not error:
             return value, end, "JSON5"
@@ -128,16 +129,9 @@ def _as_written(digits: str, *_base: int) -> str:
     return digits  # json5 passes the base, too
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key appears twice")
-    return value
-
-
 # Numbers stay text, so that "7.0" is not changed. strict=False: small models put raw line breaks into strings.
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_int=str, parse_float=str, parse_constant=str, strict=False
+    object_pairs_hook=unique_keys, parse_int=str, parse_float=str, parse_constant=str, strict=False
 )
 
 
@@ -215,8 +209,7 @@ _BETWEEN = ("\n", "; ", ", ")  # items of the outermost list or object, of those
 def _as_text(value: Any, depth: int = 0) -> str:
     """Return a value as text: {"Medications": ["aspirin", "ibuprofen"]} as "Medications: aspirin; ibuprofen"."""
     if isinstance(value, str):
-        # "\ud800" is valid JSON but not a character, so it could not be written to a file.
-        return value.encode("utf-8", "replace").decode("utf-8").strip()
+        return encodable(value).strip()
     between = _BETWEEN[min(depth, len(_BETWEEN) - 1)]
     if isinstance(value, list):
         return between.join(_as_text(item, depth + 1) for item in value)

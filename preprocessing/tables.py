@@ -66,7 +66,7 @@ def reject_repeated_columns(path: Path, names: list[str], is_usable: ColumnCheck
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object] | RepeatedKey:
+def columns_or_repeated_key(pairs: list[tuple[str, object]]) -> dict[str, object] | RepeatedKey:
     """Return the object with these keys, or the key that occurs twice."""
     columns = dict(pairs)
     if len(columns) == len(pairs):
@@ -74,7 +74,7 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object] | Repeated
     return RepeatedKey(Counter(key for key, _ in pairs).most_common(1)[0][0])
 
 
-JSON = json.JSONDecoder(object_pairs_hook=unique_keys)
+JSON = json.JSONDecoder(object_pairs_hook=columns_or_repeated_key)
 
 
 def json_record(path: Path, row: int, value: object) -> Record:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.replies import encodable
 from evaluation.run.records import JsonLines
 
 
@@ -83,6 +84,5 @@ def column_type(values: Iterable[Any]) -> Any:
 
 def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
-        # A model can write half of a surrogate pair, which UTF-8 cannot encode.
-        return value and value.encode("utf-8", "replace").decode()
+        return value and encodable(value)
     return json.dumps(value)

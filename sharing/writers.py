@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import prompts
-from common.chat_template import SERVED_NOTICE, SERVED_TEMPLATE_KWARGS, TemplateError, encode_prompt
+from common.chat_template import SERVED_NOTICE, SERVED_TEMPLATE_KWARGS, TemplateError, encode_prompt, load_tokenizers
+from common.console import print_line
 from common.errors import UserError, short_cause
 
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ Show = Callable[[str], Any]  # receives each piece of a reply
 _PATIENCE = 10  # seconds that the server may be unreachable
 _TIMEOUT = 600  # seconds for an answer of the server
 SERVE_IT = "serve it with `vllm serve --enable-lora`, and give the server as --api_base"
-
-
-def print_line(line: str) -> None:
-    """Print a line for the user on stderr; stdout is for notes."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class LocalModel:
@@ -206,8 +201,6 @@ def _streamer(tokenizer: "PreTrainedTokenizerBase", show: Show) -> "TextStreamer
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """Return the tokenizer of a model's folder, whose chat template is checked. Raises UserError."""
-    from evaluation.engines.vllm_worker import load_tokenizers
-
     try:
         tokenizer, lines = load_tokenizers([str(path)])
     except TemplateError as error:

@@ -17,9 +17,10 @@ from common.chat_template import (
     TemplateError,
     check_template,
     encode_prompt,
+    load_tokenizers,
     render_chat,
 )
-from evaluation.engines.vllm_worker import _prepare, load_tokenizers
+from evaluation.engines.vllm_worker import _prepare
 from training.tokens import encode_example, load_tokenizer
 
 NO_SYSTEM_ROLE = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

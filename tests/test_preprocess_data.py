@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import preprocess_data
+from common import replacing
 from preprocess_data import SPLITS, main
-from preprocessing import replacing
 from preprocessing import rows as rows_module
 from preprocessing.splits import digest, hold_out
 from preprocessing.tables import Record
@@ -97,7 +97,7 @@ def sort(records: Rows) -> Rows:
 
 def run_script(*arguments: str, patch: str = "", **options) -> subprocess.CompletedProcess[str]:
     """Run `patch` and then the script in a new process."""
-    imports = "import os, sys, preprocess_data as script\nfrom preprocessing import replacing"
+    imports = "import os, sys, preprocess_data as script\nfrom common import replacing"
     code = f"{imports}\n{patch}\nsys.exit(script.main({list(arguments)!r}))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, **options)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import math
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import prompts
+from common.console import print_line
 from common.errors import UserError
 
 
@@ -186,9 +186,7 @@ def first_token(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     return found
 
 
-@functools.cache
-def _print_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+_print_once = functools.cache(print_line)
 
 
 class Usage:

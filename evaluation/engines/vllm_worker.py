@@ -19,18 +19,15 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from common.chat_template import PromptEncoder, TemplateError, check_template
+from common.chat_template import PromptEncoder, TemplateError, load_tokenizers
 from common.errors import UserError
 from common.files import lock
 from common.merging import load_merged
 from evaluation.engines.base import first_token
 from evaluation.engines.processes import kill_groups
 from evaluation.engines.reload import check_same_network, reload
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # If the schema allowed any white space, a model could write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -62,27 +59,6 @@ def main() -> int:
         traceback.print_exc()
         _send(replies, {"failed": explain(error)})
     return 1
-
-
-def load_tokenizers(models: list[str]) -> "tuple[PreTrainedTokenizerBase, list[str]]":
-    """Check the chat templates of all models. Return the first model's tokenizer, and lines for the user.
-
-    Raises TemplateError with a message of one line.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizers, lines = {}, []
-    for model in dict.fromkeys(models):
-        try:
-            tokenizers[model] = AutoTokenizer.from_pretrained(model)
-            notice = check_template(tokenizers[model])
-        except TemplateError as error:
-            raise TemplateError(f"{model}: {error}; give another model, or correct its template") from None
-        except Exception as error:  # damaged files make the libraries raise many kinds
-            raise TemplateError(f"{model}: cannot load its tokenizer ({explain(error)}); copy it again") from None
-        if notice:
-            lines.append(f"{model}: {notice}")
-    return tokenizers[models[0]], lines
 
 
 def explain(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import prompts
 from common.dataset import Rows
+from common.replies import encodable, unique_keys
 from evaluation.run.records import Control, Judgement, Prediction, record_key
 
 VERDICTS = ("pass", "fail")
@@ -76,7 +77,7 @@ def read_verdict(raw: str, finish_reason: str, error: str = "") -> tuple[str, st
     if finish_reason != "stop":
         return "unscored", "the reply was cut off" if finish_reason == "length" else f"no reply: {finish_reason}"
     try:
-        answer = json.loads(raw, object_pairs_hook=_unique_keys)
+        answer = json.loads(raw, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         return "unscored", "the reply is not JSON"
     if not isinstance(answer, dict) or answer.keys() != VERDICT_SCHEMA["properties"].keys():
@@ -86,15 +87,7 @@ def read_verdict(raw: str, finish_reason: str, error: str = "") -> tuple[str, st
         return "unscored", f"the reason is not a text of at most {MAX_REASON} characters"
     if verdict not in VERDICTS:
         return "unscored", "the verdict is neither pass nor fail"
-    # JSON may contain "\ud800", half a surrogate pair, which cannot be written to a file.
-    return verdict, reason.encode("utf-8", "replace").decode("utf-8")
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    answer = dict(pairs)
-    if len(answer) != len(pairs):
-        raise ValueError("duplicate key")
-    return answer
+    return verdict, encodable(reason)
 
 
 def plain_cases(predictions: Iterable[Prediction], rows: Rows) -> tuple[list[Case], list[Judgement]]:

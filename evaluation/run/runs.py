@@ -1,11 +1,11 @@
 """The runs of one call. Each has a model, perhaps an adapter, and a locked run folder."""
 
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.console import print_line
 from evaluation.engines import models
 from evaluation.options import Options, Target
 from evaluation.run.folder import RunFolder
@@ -136,11 +136,6 @@ def served_models(options: Options) -> dict[str, dict[str, Any]]:
     if options.judges and options.judge_api_base:
         served["judge"] = describe_served(options.judge_api_base, options.judge_model, key_of_judge())
     return served
-
-
-def print_line(line: str) -> None:
-    """Print a line for the user on stderr; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _ignore(line: str) -> None:

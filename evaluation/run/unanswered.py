@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 
+from common.console import print_line
 from common.errors import UserError
 from evaluation.judging.judge import NO_REPLY
 from evaluation.run.records import Judgement, Prediction
-from evaluation.run.runs import Run, print_line
+from evaluation.run.runs import Run
 
 
 def check_notes(run: Run) -> None:
