@@ -85,7 +85,6 @@ def check_against_people(
       informative: whether people pass a larger share of the sections that the judge passed than of those that it
           failed: the interval of the difference is above 0
       agreement: share of the labelled sections, scored by the judge, on which people and judge agree
-      by_kind: {}, as for controls
     Figures of all sections together:
       accuracy, ci95: like corrected_accuracy and corrected_ci95, for the mean over the sections
       labelled: number of labelled sections; labels: number of labels; raters: their names; kappas: from `_kappas`
@@ -157,7 +156,6 @@ def _section_figures(strata: list[str], labels: dict[str, dict[int, float]]) -> 
         "informative": difference[0] > 0,
         "corrected_accuracy": accuracy,
         "corrected_ci95": interval,
-        "by_kind": {},
         "agreement": (sum(passed) + len(failed) - sum(failed)) / len(judged) if judged else None,
         "strata": {
             stratum: {

@@ -26,7 +26,6 @@ def check_against_controls(controls: list[Judgement], notes: NoteVerdicts) -> tu
           "below_false_passes" if a significantly smaller share of the notes passed than of the bad texts,
           "above_sensitivity" if a significantly larger share passed than of the good texts
       by_kind: {kind: {expected, n, right, unscored, rate: right / (n - unscored), ci95}}
-      corrected_accuracy, corrected_ci95: None, always
     """
     by_section = {
         section: _figures([record for record in controls if record["section"] == section], notes, (section,))
@@ -69,8 +68,6 @@ def _figures(records: list[Judgement], notes: NoteVerdicts, sections: tuple[str,
             kind: _count_right([record for record in records if record["control"]["kind"] == kind], expected)
             for kind, expected in kinds.items()
         },
-        "corrected_accuracy": None,
-        "corrected_ci95": None,
     }
 
 
