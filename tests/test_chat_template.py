@@ -158,7 +158,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_reported_in_one_line(tiny_model, t
 
 def test_a_prompt_that_cannot_be_tokenized_carries_its_cause():
     class Lines:
-        left = [json.dumps({"id": 7, "messages": []})]  # noqa: RUF012
+        left = [json.dumps({"id": 7, "kind": "chat", "messages": []})]  # noqa: RUF012
 
         def get(self) -> str:
             return self.left.pop()
@@ -175,7 +175,7 @@ def test_a_prompt_that_cannot_be_tokenized_carries_its_cause():
 
     with pytest.raises(Done) as done:
         _prepare(Lines(), encode, Prepared())
-    assert done.value.args[0] == ({"id": 7, "messages": []}, [], "TypeError: no text")
+    assert done.value.args[0] == ({"id": 7, "kind": "chat", "messages": []}, [], "TypeError: no text")
 
 
 def test_prompts_that_share_a_prefix_get_the_same_tokens(base_tokenizer):

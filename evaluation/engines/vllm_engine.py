@@ -52,10 +52,10 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class _Load:
-    """A request to replica `group` to load other weights; the fields of an EngineSpec that name them."""
+    """A request to replica `group` to load other weights: the fields of an EngineSpec that name them."""
 
     group: int
-    load: dict[str, str | None]
+    weights: dict[str, str | None]
 
 
 class Engine(LanguageModel):
@@ -102,7 +102,8 @@ class Engine(LanguageModel):
     def _send(self, number: int, request: Request | _Load) -> None:
         if not any(self._unsent):  # one write for all requests of this iteration of the event loop
             asyncio.get_running_loop().call_soon(self._write_unsent)
-        line = json.dumps({"id": number, **vars(request)})
+        kind = "load" if isinstance(request, _Load) else "chat"
+        line = json.dumps({"id": number, "kind": kind, **vars(request)})
         self._unsent[request.group % len(self._unsent)].append(f"{line}\n")
 
     def _write_unsent(self) -> None:

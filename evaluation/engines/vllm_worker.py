@@ -1,10 +1,10 @@
 """The process that owns one vLLM engine: `python -m evaluation.engines.vllm_worker`, started by vllm_engine.py.
 
 It reads lines of JSON from stdin: the specification of the engine, then requests. It writes lines of JSON to stdout:
-any `line` for the user, then `ready`, `refused` or `failed`, then each answer as it finishes. A request with `load`
-replaces the weights; it comes only when all others have answers. Everything that libraries print goes to stderr, which
-is a log file. When stdin ends, because the parent is done or dead, the worker kills its process group, which frees the
-GPU memory, the shared memory and vLLM's child processes.
+any `line` for the user, then `ready`, `refused` or `failed`, then each answer as it finishes. A request of the kind
+`load` replaces the weights; it comes only when all others have answers. Everything that libraries print goes to stderr,
+which is a log file. When stdin ends, because the parent is done or dead, the worker kills its process group, which
+frees the GPU memory, the shared memory and vLLM's child processes.
 """
 
 import json
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from common.chat_template import PromptEncoder, TemplateError, load_tokenizers
 from common.errors import UserError
@@ -28,6 +28,10 @@ from common.merging import load_merged
 from evaluation.engines.base import first_token
 from evaluation.engines.processes import kill_groups
 from evaluation.engines.reload import check_same_network, reload
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
 # If the schema allowed any white space, a model could write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -97,7 +101,7 @@ def merge(model: str, adapter: str, folder: str) -> str:
 
 
 def merge_apart(model: str, lora_path: str, merge_into: str) -> str:
-    """Like `merge`, in a process of its own: once vLLM runs, PEFT takes its process for one of several."""
+    """Like `merge`, in a process of its own: after vLLM starts, PEFT assumes a distributed process group."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(merge, model, lora_path, merge_into).result()
 
@@ -120,61 +124,82 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     tokenizer, lines_for_user = load_tokenizers([spec["model"], *spec["check_first"]])
     for line in lines_for_user:
         _send(replies, {"line": line})
-
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-    @cache
-    def structured(schema: str) -> StructuredOutputsParams:
-        return StructuredOutputsParams(json=schema)
-
-    def sampling(request: dict[str, Any]) -> SamplingParams:
-        parameters = {**spec["sampling"], **request["sampling"]}
-        schema = request["schema"] and structured(json.dumps(request["schema"]))
-        return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=schema)
-
-    sampling({"sampling": {}, "schema": None})  # raises if the parameters are invalid
+    _sampling_params(spec["sampling"], None)  # raises if the parameters are invalid
     # Tokenize prompts while the engine starts and while it computes.
     prepared: queue.SimpleQueue[tuple[dict, list[int], str]] = queue.SimpleQueue()
     encode = PromptEncoder(tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
-
-    model, lora = spec["model"], None
-    if spec["merge_into"]:
-        model = merge(spec["model"], spec["lora_path"], spec["merge_into"])
-    elif spec["lora_path"]:
-        lora = LoRARequest("adapter", 1, spec["lora_path"])
-    # vLLM 0.23 reads this from the engine's settings only, not from a request.
-    llm = LLM(model=model, **{"structured_outputs_config": NO_FREE_WHITE_SPACE, **spec["vllm_args"]})
-    engine, limit = llm.llm_engine, llm.model_config.max_model_len
+    engine = _Engine(spec)
     _send(replies, {"ready": True})
+    while True:
+        while not prepared.empty() or engine.is_idle():
+            if answer := engine.submit(*prepared.get()):
+                _send(replies, answer)
+        for answer in engine.step():
+            _send(replies, answer)
 
-    def add(request: dict[str, Any], ids: list[int], error: str) -> dict[str, Any] | None:
-        """Pass a request to vLLM, or return its answer if vLLM cannot take it, or has loaded its weights."""
-        if "load" in request:
-            new = request["load"]
-            check_same_network(spec["model"], new["model"])
-            reload(llm, merge_apart(**new) if new["merge_into"] else new["model"])
+
+class _Engine:
+    """vLLM with the model, adapter and arguments of an EngineSpec."""
+
+    def __init__(self, spec: dict[str, Any]):
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+
+        self._model, self._sampling, self._adapter = spec["model"], spec["sampling"], None
+        model = spec["model"]
+        if spec["merge_into"]:
+            model = merge(spec["model"], spec["lora_path"], spec["merge_into"])
+        elif spec["lora_path"]:
+            self._adapter = LoRARequest("adapter", 1, spec["lora_path"])
+        # vLLM 0.23 reads this from the engine's settings only, not from a request.
+        self._llm = LLM(model=model, **{"structured_outputs_config": NO_FREE_WHITE_SPACE, **spec["vllm_args"]})
+        self._engine, self._limit = self._llm.llm_engine, self._llm.model_config.max_model_len
+
+    def is_idle(self) -> bool:
+        """Return whether all requests have answers."""
+        return not self._engine.has_unfinished_requests()
+
+    def submit(self, request: dict[str, Any], ids: list[int], error: str) -> dict[str, Any] | None:
+        """Submit a request. Return a reply at once if vLLM rejects it, or after a weight load."""
+        if request["kind"] == "load":
+            self._load(**request["weights"])
             return no_answer(request["id"], "loaded", 0)
-        if not error and len(ids) >= limit:
+        if not error and len(ids) >= self._limit:
             return no_answer(request["id"], "prompt_too_long", len(ids))
         if not error:
             try:
-                engine.add_request(str(request["id"]), {"prompt_token_ids": ids}, sampling(request), lora_request=lora)
+                sampling = _sampling_params({**self._sampling, **request["sampling"]}, request["schema"])
+                prompt = {"prompt_token_ids": ids}
+                self._engine.add_request(str(request["id"]), prompt, sampling, lora_request=self._adapter)
                 return None
             except ValueError as cause:  # e.g. a token that the model does not have
                 error = explain(cause)
         print(f"request {request['id']}: {error}", file=sys.stderr)
         return no_answer(request["id"], "error", len(ids), error)
 
-    while True:
-        while not prepared.empty() or not engine.has_unfinished_requests():
-            if answer := add(*prepared.get()):
-                _send(replies, answer)
-        for output in engine.step():
-            if output.finished:
-                _send(replies, _completion(output))
+    def _load(self, model: str, lora_path: str | None, merge_into: str | None) -> None:
+        check_same_network(self._model, model)
+        reload(self._llm, merge_apart(model, lora_path, merge_into) if merge_into else model)
+
+    def step(self) -> list[dict[str, Any]]:
+        """Compute one step of all requests, and return the replies that are now complete."""
+        return [_completion(output) for output in self._engine.step() if output.finished]
+
+
+def _sampling_params(parameters: dict[str, Any], schema: dict[str, Any] | None) -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    structured = schema and _structured(json.dumps(schema))
+    return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=structured)
+
+
+@cache
+def _structured(schema: str) -> "StructuredOutputsParams":
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(json=schema)
 
 
 def _prepare(lines: queue.SimpleQueue, encode: Callable[[list], list[int]], prepared: queue.SimpleQueue) -> None:
@@ -182,7 +207,7 @@ def _prepare(lines: queue.SimpleQueue, encode: Callable[[list], list[int]], prep
     while True:
         request = json.loads(lines.get())
         try:
-            ids, error = encode(request["messages"]) if "messages" in request else [], ""
+            ids, error = encode(request["messages"]) if request["kind"] == "chat" else [], ""
         except Exception as cause:  # a library fails on this one text: only this request gets no answer
             ids, error = [], explain(cause)
         prepared.put((request, ids, error))
@@ -194,14 +219,14 @@ def no_answer(number: int, reason: str, prompt_tokens: int, error: str = "") -> 
 
 
 def _completion(output: Any) -> dict[str, Any]:
-    best = output.outputs[0]
-    tokens = best.logprobs[0].values() if best.logprobs else None
+    completion = output.outputs[0]
+    tokens = completion.logprobs[0].values() if completion.logprobs else None
     return {
         "id": int(output.request_id),
-        "text": best.text,
-        "finish_reason": best.finish_reason,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
         "prompt_tokens": len(output.prompt_token_ids),
-        "output_tokens": len(best.token_ids),
+        "output_tokens": len(completion.token_ids),
         "cached_tokens": output.num_cached_tokens or 0,
         "first_token": tokens and first_token((token.decoded_token, token.logprob) for token in tokens),
     }

@@ -44,10 +44,10 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int) -> Interval:
     covariance = both * neither - only_a * only_b
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     correlation = (max(covariance - n / 2, 0) if covariance > 0 else covariance) / math.sqrt(margins) if margins else 0
-    return _difference(first, second, correlation)
+    return _combine(first, second, correlation)
 
 
-def _difference(first: tuple[float, Interval], second: tuple[float, Interval], correlation: float) -> Interval:
+def _combine(first: tuple[float, Interval], second: tuple[float, Interval], correlation: float) -> Interval:
     """Return the interval for second - first, from each (estimate, interval) and the correlation of the estimates."""
     (a, (a_low, a_high)), (b, (b_low, b_high)) = first, second
 
@@ -182,7 +182,7 @@ def auc_difference(
     spread = math.sqrt(covariance[0, 0] * covariance[1, 1])
     correlation = covariance[0, 1] / spread if spread else 0.0
     first_area, second_area = ((area, auc_interval(area, *sizes)) for area in areas)
-    return areas[1] - areas[0], _difference(first_area, second_area, correlation)
+    return areas[1] - areas[0], _combine(first_area, second_area, correlation)
 
 
 def _placements(scores: Sequence[float], others: Sequence[float]) -> np.ndarray:

@@ -58,6 +58,18 @@ class Statements(NamedTuple):
     attacks: list[StatementRecord]
 
 
+class ScoredControl(NamedTuple):
+    """The scores that two instruments give a control: 1 or 0 for the verdict, the statements' lowest log odds."""
+
+    kind: str
+    expected: str
+    verdict: float
+    statements: float
+
+
+INSTRUMENTS = ("verdict", "statements")
+
+
 def read_statements(records: Iterable[StatementRecord], threshold: float | None = None) -> Statements:
     """Read the records of statements.jsonl, twice: the threshold depends on controls anywhere in the file.
 
@@ -131,34 +143,29 @@ def compare_instruments(statements: Statements, verdicts: Iterable[Judgement]) -
         if record["verdict"] != "unscored"
     }
     scored = [
-        (record["control"]["kind"], record["control"]["expected"], passed[control_key(record)], score)
+        ScoredControl(record["control"]["kind"], record["control"]["expected"], passed[control_key(record)], score)
         for record in statements.controls
         if control_key(record) in passed and (score := worst_log_odds(record)) is not None
     ]
-    groups = {expected: [row for row in scored if row[1] == expected] for expected in ("pass", "fail")}
-    if not all(groups.values()):
+    good, bad = ([control for control in scored if control.expected == expected] for expected in ("pass", "fail"))
+    if not good or not bad:
         return None
 
-    def scores_of(column: int, rows: Iterable[tuple]) -> list[float]:
-        return [row[column] for row in rows]
+    def scores(instrument: str, *groups: list[ScoredControl]) -> tuple[list[float], ...]:
+        return tuple([getattr(control, instrument) for control in group] for group in groups)
 
-    pairs = [tuple(scores_of(column, rows) for rows in groups.values()) for column in (2, 3)]
-    sizes = len(groups["pass"]), len(groups["fail"])
-    areas = [auc(*pair) for pair in pairs]
-    difference, interval = auc_difference(*pairs)
+    by_verdict, by_statements = (scores(instrument, good, bad) for instrument in INSTRUMENTS)
+    difference, interval = auc_difference(by_verdict, by_statements)
     by_kind = {}
-    for kind, expected in dict.fromkeys((row[0], row[1]) for row in scored):
-        own = [row for row in scored if row[0] == kind]
-        good, bad = (own, groups["fail"]) if expected == "pass" else (groups["pass"], own)
-        by_kind[kind] = {"n": len(own)} | {
-            name: auc(scores_of(column, good), scores_of(column, bad))
-            for name, column in (("verdict", 2), ("statements", 3))
-        }
+    for kind, expected in dict.fromkeys((control.kind, control.expected) for control in scored):
+        own = [control for control in scored if control.kind == kind]
+        groups = (own, bad) if expected == "pass" else (good, own)
+        by_kind[kind] = {"n": len(own)} | {name: auc(*scores(name, *groups)) for name in INSTRUMENTS}
+    areas = {"verdict": auc(*by_verdict), "statements": auc(*by_statements)}
     return {
-        "n_good": sizes[0],
-        "n_bad": sizes[1],
-        "verdict": {"auc": areas[0], "ci95": auc_interval(areas[0], *sizes)},
-        "statements": {"auc": areas[1], "ci95": auc_interval(areas[1], *sizes)},
+        "n_good": len(good),
+        "n_bad": len(bad),
+        **{name: {"auc": area, "ci95": auc_interval(area, len(good), len(bad))} for name, area in areas.items()},
         "difference": difference,
         "difference_ci95": interval,
         "better": "statements" if interval[0] > 0 else "verdict" if interval[1] < 0 else None,
