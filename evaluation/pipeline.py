@@ -235,11 +235,11 @@ class Pipeline:
         ]
         for run in self.runs[1:]:
             folder = run.folder
-            for records, target, there in zip(
+            for records, target, recorded in zip(
                 known, (folder.judgements, folder.statements), (self._judged[run], self._asked[run]), strict=True
             ):
                 for record in records:
-                    if record_key(record) not in there:
+                    if record_key(record) not in recorded:
                         self._append(run, target, record)
 
     # --- manifest ----------------------------------------------------------------------------------------------------

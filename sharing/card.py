@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class Facts:
     adapter: dict[str, Any] | None  # its settings
     training: Training | None
     results: dict[str, Any] | None
-    files: dict[str, str] = field(default_factory=dict)
 
 
 def read_training(log: Path, exported: str = "") -> Training:

@@ -42,13 +42,13 @@ def neighbours_effect(kept_logits: KeptLogits, tokens: list[int]) -> float:
             )
             for other in others
         ]
-    (alone, behind), (_, behind_another) = (pack.float().split(SAMPLE) for pack in packs)
-    moved, mixed = _difference(behind, alone), _difference(behind, behind_another)
+    (at_start, after_a), (_, after_b) = (pack.float().split(SAMPLE) for pack in packs)
+    moved, mixed = _largest_distance(after_a, at_start), _largest_distance(after_a, after_b)
     effect = moved if moved > WRONG_POSITIONS else min(moved, mixed)
     return 0.0 if effect <= ROUNDING.get(packs[0].dtype, 0.0) else effect
 
 
-def _difference(logits: torch.Tensor, others: torch.Tensor) -> float:
+def _largest_distance(logits: torch.Tensor, others: torch.Tensor) -> float:
     """Return the largest distance at any position, relative to its logits' spread; both are (positions, vocabulary)."""
     spread = (others - others.mean(-1, keepdim=True)).norm(dim=-1)
     return ((logits - others).norm(dim=-1) / spread).max().item()
