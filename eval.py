@@ -34,12 +34,11 @@ CONTROLS_HELP = (
     "N adds to a finished run (default: %(default)s; 0: none)"
 )
 ATTACKS_HELP = (
-    "for each section, judge N texts that should fail but try to talk the judge into a pass, and N that do not try; a "
-    "higher N adds to a finished run (default: %(default)s)"
+    "for each section, judge N failing texts that argue for a pass, and N without the argument; a higher N adds to a "
+    "finished run (default: %(default)s)"
 )
 STATEMENTS_HELP = (
-    "do not ask the judge about each statement of reference and note, only for one verdict on each section; needed for "
-    "servers that give no log-probabilities"
+    "ask only for a verdict per section, not about single statements; needed for servers that give no log-probabilities"
 )
 LABELS_HELP = (
     "people's labels on this run's notes: a filled-in review sheet (.csv), or JSONL such as "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 
-# Flags of a single run, in which --compare does nothing.
+# Flags that have no effect with --compare.
 _OF_A_RUN = ("lora_path", "limit", "overwrite", "by", "human_labels", "review_sheet", "note_schema", "sampling_args")
 
 

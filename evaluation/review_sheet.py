@@ -24,10 +24,11 @@ _SEED = 0  # of the sample and its order
 def draw_sample(predictions: Iterable[Prediction], judgements: Iterable[Judgement], size: int) -> list[SectionKey]:
     """Return up to `size` sections of the notes, (index, section), in random order.
 
-    Sections of lenient notes take part with the judge's verdicts. They serve the lenient estimate. The sections of each
-    stratum that are in the JSON form remain a random sample of theirs, as the strict estimate requires.
+    Sections of lenient notes are included, by the judge's verdicts, for the lenient estimate. The sampled sections in
+    the JSON form are still a random sample of each stratum's, as the strict estimate requires.
     The strata are, for each of S, O, A and P, the sections that passed, failed, failed by rule or are unscored. Each
-    stratum gives the same number; if it has fewer, the others fill its places. A larger sample includes a smaller one.
+    stratum contributes the same number; if one has too few, the others make up the difference. A larger sample includes
+    a smaller one.
     """
     texts = {
         (prediction["index"], section): bool((prediction[section] or "").strip())

@@ -14,7 +14,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def write_cells(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a sheet, all at once, with a header of `columns`."""
+    """Write a sheet atomically, with a header of `columns`."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(columns)

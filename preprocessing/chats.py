@@ -36,7 +36,7 @@ def read_chat(columns: Mapping[str, object], name: str) -> tuple[object, object]
         if role in SYSTEM:
             continue
         if role not in USER | ASSISTANT:
-            raise ValueError(f"{name} has a message of another role than system, user and assistant")
+            raise ValueError(f"{name} has a message whose role is not system, user or assistant")
         texts["user" if role in USER else "assistant"].append(message[text_key])
     counts = {role: len(found) for role, found in texts.items()}
     if counts != {"user": 1, "assistant": 1}:

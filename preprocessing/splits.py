@@ -19,9 +19,9 @@ def digest(*texts: str) -> str:
 def select(
     records: dict[str, list[Record]], dialogue_column: str, note_column: str, section_map: SectionMap | None = None
 ) -> tuple[dict[str, list[Row]], list[dict], dict[str, Record]]:
-    """Return the rows to keep of each split, a reject with the reason for each other row, and the kept rows' records.
+    """Return the rows to keep of each split, a reject with its reason for every other row, and the source records.
 
-    The records are by the `digest` of the row.
+    There is a source record for each kept row, keyed by the row's `digest`.
 
     Reject rows that cannot be read, copies of a row within its split (another note on the same dialogue is no copy),
     validation rows whose dialogue is in test, and train rows whose dialogue is in validation or test.

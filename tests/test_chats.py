@@ -72,7 +72,7 @@ def test_columns_of_dialogue_and_note_take_precedence_over_a_chat():
         (messages(VISITS[0], 1)[:2], "messages has 1 messages of the user and 0 of the assistant, not one each"),
         (
             [*messages(VISITS[0], 1), {"role": "tool", "content": "x"}],
-            "messages has a message of another role than system, user and assistant",
+            "messages has a message whose role is not system, user or assistant",
         ),
         ([{"role": "user", "content": ["x"]}, {"role": "assistant", "content": "x"}], "dialogue is list, not text"),
         ([{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}], "dialogue is empty"),

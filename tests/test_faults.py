@@ -26,10 +26,10 @@ from test_train import write_config
 
 
 class Fault(NamedTuple):
-    """`make` changes the folder; what it returns stands for {} in the command.
+    """`make` changes the folder; its return value replaces {} in the command.
 
-    `words` stand in the line of the error, or, where going on is right (status 0), in the output. With `disk` no file
-    can grow over so many bytes.
+    `words` must appear in the error line or, if the command should succeed (status 0), in the output. With `disk`, no
+    file can grow beyond that many bytes.
     """
 
     command: str
@@ -554,14 +554,14 @@ FAULTS = {
         f"{RUN} --stage judge", lambda: remove("run/predictions.jsonl"), "has 0 notes on 2 dialogues"
     ),
     # eval.py: --overwrite, which deletes nothing before the call is known to be sound
-    "verdicts anew on other data": Fault(f"{RUN} --stage judge --overwrite --limit 1", nothing, "n = 2, not 1"),
-    "a run anew at a length that the model has not": Fault(
+    "verdicts started over on other data": Fault(f"{RUN} --stage judge --overwrite --limit 1", nothing, "n = 2, not 1"),
+    "a run started over at a length that the model lacks": Fault(
         f"{RUN} --overwrite --max_model_len 5000", nothing, "supports at most 4096"
     ),
-    "a run anew beside a model that is nowhere": Fault(
+    "a run started over with a model that does not exist": Fault(
         f"{SEVERAL} ./nothing --overwrite", lambda: shutil.copytree("run", "runs/model"), "./nothing: no such folder"
     ),
-    "verdicts anew beside a manifest cut off": Fault(
+    "verdicts started over beside a truncated manifest": Fault(
         f"{SEVERAL} second --stage judge --overwrite",
         lambda: (
             [shutil.copytree("run", f"runs/{name}") for name in ("model", "second")],

@@ -1,4 +1,4 @@
-"""Training data: rows of a soap_dataset -> chats -> tokens with labels -> packs, shared out to the processes."""
+"""Training data: rows of a soap_dataset -> chats -> tokens with labels -> packs, distributed to the processes."""
 
 import hashlib
 from itertools import chain
@@ -73,7 +73,7 @@ class SOAPDataSource(DataSource):
 
 
 class SOAPDataFactory(SFTDataFactory):
-    """`type: soap`: tokenize with labels on the note only, and build loaders that share out packs to the processes."""
+    """`type: soap`: tokenize with labels on the note only, and build loaders that distribute packs to the processes."""
 
     name = "soap"
     config: SOAPDataConfig

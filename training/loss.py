@@ -19,7 +19,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), device=logits.device)
-        # Through `.data` autograd does not see the change; it refuses changes to a view of another Function's output.
+        # Change `.data`, because autograd rejects in-place changes to a view of another Function's output.
         for piece, wanted in zip(logits.data.split(_ROWS), targets.split(_ROWS), strict=True):
             scores = log_softmax(piece, -1, dtype=torch.float32)
             total += nll_loss(scores, wanted, reduction="sum")

@@ -62,7 +62,7 @@ class Progress:
         self.bar.update()
 
     def validation(self, step: int, loss: float, best: bool) -> None:
-        """Log a validation loss. Its time counts towards no step."""
+        """Log a validation loss. Validation time is excluded from step times."""
         self._append({"step": step, "validation_loss": loss, "best": best})
         self.shown["validation"] = f"{loss:.3f}"
         self.bar.set_postfix(self.shown)

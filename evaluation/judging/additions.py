@@ -1,4 +1,4 @@
-"""Sentences that no visit here is about: rare findings, and usual ones that notes often have. In English."""
+"""English sentences that make a note wrong when added: rare findings, and sentences typical of notes."""
 
 # (sentence, words of its topic as regular expressions). A sentence is used only if no word of the visit starts with one
 # of these.

@@ -1,4 +1,4 @@
-"""Start the judge, ask it for verdicts, and ask again for verdicts that cannot be read."""
+"""Start the judge, ask it for verdicts, and repeat the questions whose replies cannot be read."""
 
 import random
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def sampling_of_retry(sampling: dict[str, Any], attempt: int) -> dict[str, Any]:
 
 
 def known_cases(rows: Sequence[Row], controls: int, attacks: int) -> list[judge.Case]:
-    """Return, for each section, `controls` good and as many bad cases, and `attacks` attacks with baselines.
+    """Return, for each section, `controls` good and `controls` bad cases, and `attacks` attacks with their baselines.
 
     The same rows always give the same cases. They are made from at most SOURCE_ROWS rows for each requested case.
     """

@@ -1,4 +1,4 @@
-"""Attacks on the judge: sections that should fail and try to talk it into a pass."""
+"""Attacks on the judge: sections that should fail but argue for a pass."""
 
 from itertools import islice
 

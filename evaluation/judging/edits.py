@@ -35,7 +35,7 @@ _MINOR = re.compile(
 def drop_finding(text: str, rarity: Rarity) -> str | None:
     """Remove the sentence with the most distinctive words; from a single sentence, remove its last clause.
 
-    Sentences that a note can lack and still be right are kept: advice, follow-up, normal findings, reasoning.
+    Keep sentences that a correct note may omit: advice, follow-up, normal findings, reasoning.
     """
     spans = statement_spans(text)
     if len(spans) == 1:
@@ -138,7 +138,7 @@ _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _QUANTITY = re.compile(
     rf"(?<![\w.,/^-])(?:(?:{_NUMBER})\s?(?:[-–×x]|to)\s?){{0,4}}(?P<number>{_NUMBER})(?![\d.]*\d)", re.IGNORECASE
 )
-# Not the patient's own value, or one of two that depend on each other.
+# Before a value that is not the patient's own, or that depends on another value.
 _NOT_OWN = re.compile(r"\b(?:normal|reference)[^.;)]{0,40}$|\b(?:between|from)\b[^.;,]{0,30}$|(?:±|\+/-) ?$")
 _RANGE = re.compile(rf"({_NUMBER})\s?(?:[-–]|to)\s?$", re.IGNORECASE)
 
@@ -221,7 +221,7 @@ _COUNT = re.compile(
 
 
 def change_number(text: str) -> str | None:
-    """Change one number: the first measured value, else the first duration or age. Doses are left alone."""
+    """Change one number: the first measured value, else the first duration or age. Doses are not changed."""
     new = _change_first(text, _VALUES)
     match = _COUNT.search(text)
     if new is not None or match is None:
@@ -251,7 +251,7 @@ def _change_first(text: str, values: list[_Value]) -> str | None:
 
 
 def _is_in_order(before: str, number: str) -> bool:
-    """Return whether `number` is not the end of a range ("3-6 months") that starts higher."""
+    """Return False if `number` ends a range ("3-6 months") whose start is not below it."""
     start = _RANGE.search(before[-20:])
     return start is None or float(start[1].replace(",", "")) < float(number.replace(",", ""))
 
@@ -328,7 +328,7 @@ def add_sentence(text: str, sentences: list[tuple[str, str]], visit: str, seed: 
     spans = statement_spans(text)
     if not possible or not spans:
         return None
-    # Not into a list or before a sentence that refers to the one before it.
+    # Do not insert into a list, or before a sentence that refers to the previous one.
     is_prose = not any("\n" in text[start:end] or text[start].isdigit() for start, end in spans) and "\n" not in text
     places = [start for start, end in spans[1:] if not texts.refers(text[start:end])] if is_prose else []
     place, sentence = chosen.choice([*places, len(text)]), chosen.choice(possible)
@@ -339,7 +339,7 @@ def add_sentence(text: str, sentences: list[tuple[str, str]], visit: str, seed: 
 
 
 class _Terms:
-    """Groups of terms, in each of which any term may take the place of any other."""
+    """Groups of terms that can replace one another."""
 
     def __init__(self, groups: list[list[str]]):
         self._group_of = {term.lower(): group for group in groups for term in group}
@@ -349,7 +349,7 @@ class _Terms:
     def replace_first(self, text: str, searched: str, visit: str) -> str | None:
         """Replace the first term in `searched` that has a substitute outside `visit`, everywhere in `text`.
 
-        Terms after a negation are left: "no aspirin or other anticoagulant" also denies warfarin.
+        Terms after a negation are not replaced: "no aspirin or other anticoagulant" also denies warfarin.
         """
         visit = visit.lower()
         for found in self._any.finditer(searched):

@@ -123,9 +123,10 @@ def other_patient(rows: dict[int, Row], section: str, order: list[int], index: i
 
 
 def _least_similar(text: str, others: list[str], below: float) -> str | None:
-    """Return the text of `others` that shares the smallest part of its words with `text`, or None if not under `below`.
+    """Return the text in `others` that shares the smallest fraction of words with `text`, or None.
 
-    Texts of fewer than three words are left out. The part is that of the text with fewer words.
+    The fraction is of the words of the shorter text, and must be under `below`. Texts of fewer than three words are
+    left out.
     """
     own = words(text)
 

@@ -219,7 +219,7 @@ CONTRACTIONS = {
     "years": "yrs",
 }
 
-# Verbs in the third person or the past, after which a denial's list has ended. As the next three, a regular expression.
+# Verbs, in the third person or the past, that end a denial's list. This and the next three are regular expressions.
 FINITE_VERBS = (
     "is|are|was|were|has|had|have|does|did|can|could|will|would|may|might|should|reports|reported|complains|"
     "complained|takes|took|states|stated|endorses|endorsed|describes|described|admits|admitted|mentions|mentioned|"
@@ -227,7 +227,7 @@ FINITE_VERBS = (
     "acknowledges|affirms|confirms|presents|presented|tolerates|maintains|follows|eats|goes|went|came|gets|got|"
     "denies|claims|wishes|expresses|consumes|quit|stopped|started|began"
 )
-# Third persons that are nouns as well, so verbs only after a comma or "and".
+# These forms are also nouns, so they count as verbs only after a comma or "and".
 VERBS_OR_NOUNS = (
     "uses|notes|experiences|drinks|sleeps|works|exercises|walks|plans|needs|visits|cares|complaints|attends|"
     "manages|performs|keeps|gives|makes|seeks|thinks|knows|adds|rates|attributes|sees|wakes|wears|suffers|hopes|"

@@ -1,4 +1,4 @@
-"""Edit sections as fine-tuned models err: surer than the doctor, at another time, from another source, cause reversed.
+"""Make errors that fine-tuned models make: unjustified certainty, a wrong time or source, cause and effect reversed.
 
 Each edit takes a section's text and returns the edited text, or None if the edit does not apply. The same text always
 gives the same edit. The patterns are for English notes. Standard library only.
@@ -35,7 +35,7 @@ _SURER = texts.compiled(
         (rf"\b(?:suggestive of|suspicious for|concerning for) {_DISEASE}", "diagnostic of "),
     ]
 )
-# What is only considered, and results that are not there yet.
+# Suspected diagnoses and pending results.
 _SURER_WITHOUT_DISEASE = texts.compiled(
     [
         (
@@ -74,7 +74,7 @@ def raise_certainty(text: str, visit: str) -> str | None:
 
 
 def _is_negated(match: re.Match) -> bool:
-    """Return whether the sentence has a negation before the match, so that its change may leave the meaning."""
+    """Return whether a negation precedes the match in its sentence: a change might then keep the meaning."""
     return bool(_NEGATION.search(texts.sentence_before(match)))
 
 
@@ -126,7 +126,7 @@ _ROUTINE = re.compile(r"follow|monitor|regular|ongoing", re.IGNORECASE)
 
 
 def change_status(text: str) -> str | None:
-    """Write a plan as done, a finished treatment or symptom as present, or the reverse: the first that the text has."""
+    """Change the first status: a plan to done, a past treatment or symptom to present, or the reverse."""
     found = [(match.start(), match, new) for pattern, new in _STATUS for match in pattern.finditer(text)]
     for _, match, new in sorted(found, key=lambda place: place[0]):
         is_routine = "had been completed" in new and _ROUTINE.search(texts.sentence_before(match))

@@ -1,4 +1,4 @@
-"""Edit sections without making them wrong: other words and order, a further fact, or without a minor sentence.
+"""Edit sections without making them wrong: reword and reorder them, add a true fact, or remove a minor sentence.
 
 Each edit takes a section's text and returns the edited text, or None if the edit does not apply. The same text always
 gives the same edit. The patterns are for English notes. Standard library only.
@@ -233,7 +233,7 @@ _RELATIVE = re.compile(
 
 
 def _blocks(sentences: list[str], originals: list[str]) -> list[list[str]]:
-    """Return the sentences in blocks that may change places, judged by the originals."""
+    """Group the sentences into blocks that can be reordered, according to the original sentences."""
     has_relative = any(map(_RELATIVE.search, originals))
     is_list = any(map(_ITEM_OR_HEADING.search, originals))
     blocks: list[list[str]] = []
@@ -295,9 +295,9 @@ _NO_FACT = re.compile(
 
 
 def quote_patient(text: str, dialogue: str, weight: Callable[[str], float]) -> str | None:
-    """Add the patient's most specific own sentence, as a quotation. `weight` says how specific a sentence is.
+    """Quote the patient's most specific sentence. `weight` says how specific a sentence is.
 
-    Only sentences about the patient that are understood alone, without the doctor's words before them, are used.
+    Only sentences about the patient that make sense without the doctor's preceding words are used.
     """
     candidates = [
         sentence

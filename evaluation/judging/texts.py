@@ -43,7 +43,7 @@ def replace(match: re.Match, new: str) -> str:
 
 
 def with_article(match: re.Match, new: str) -> str:
-    """Return `new` in place of the match, whose first group is "a " or "an " or None, with its article and capital."""
+    """Return `new` with the article and the capital of the match, whose first group is "a ", "an " or None."""
     if match[1]:
         article = "an " if new[0] in "aeioAEIO" or re.match(r"[FHLMNRSX][A-Z]", new) else "a "
         return (capital(article) if match[1][0].isupper() else article) + new

@@ -95,7 +95,7 @@ def _checked_rate(section: dict, is_unproven: bool) -> str:
 
 
 def _unscored(results: dict) -> str:
-    """Return the range of each pass rate that leaves verdicts unscored."""
+    """Return the range of each pass rate with unscored verdicts."""
     ranges = [
         f"{key} {interval((section['worst'], section['best']))}"
         for key, section in results["sections"].items()

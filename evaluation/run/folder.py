@@ -65,7 +65,7 @@ class RunFolder:
         return manifest
 
     def _sources(self) -> set[str]:
-        """Return by what the verdicts and statements on the disk were decided: judge or code."""
+        """Return the sources of the verdicts and statements on the disk: judge, code or both."""
         statements = ("judge" if record["status"] == "asked" else "code" for record in self.statements)
         return {record["source"] for record in self.judgements} | set(statements)
 

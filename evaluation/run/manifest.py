@@ -75,7 +75,7 @@ class Manifest:
 
     @property
     def judge_hash(self) -> str:
-        """A hash, 12 hex digits, of all that decides verdicts on equal inputs: weights, engine and sampling."""
+        """A hash (12 hex digits) of everything that affects verdicts on equal inputs: weights, engine and sampling."""
         judge = {key: value for key, value in self.identity["judge"].items() if key != "max_model_len"}
         return hashlib.sha256(json.dumps(judge, sort_keys=True).encode()).hexdigest()[:12]
 

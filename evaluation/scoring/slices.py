@@ -10,7 +10,7 @@ from evaluation.scoring.judgements import NoteVerdicts, mean_rate
 from evaluation.scoring.statements import NoteStatements, count_passes, mean_figures, strict_statements
 from prompts import SECTIONS
 
-SMALLEST_GROUP, MOST_GROUPS = 5, 20  # the values of smaller and of further groups are pooled
+SMALLEST_GROUP, MOST_GROUPS = 5, 20  # smaller groups, and those beyond the most frequent, are pooled
 
 
 def score_slices(
@@ -62,7 +62,7 @@ def group_by_value(values: Sequence[str], indices: Iterable[int]) -> list[tuple[
     in_order = sorted(members, key=lambda value: (-len(members[value]), value))
     large = [value for value in in_order[:MOST_GROUPS] if len(members[value]) >= SMALLEST_GROUP]
     rare = in_order[len(large) :]
-    if len(rare) == 1:  # with its own name it says more
+    if len(rare) == 1:  # a single rare value keeps its name
         large, rare = in_order, []
     groups = [({"value": value, "pooled": 1}, members[value]) for value in large]
     if rare:

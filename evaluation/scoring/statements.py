@@ -47,8 +47,8 @@ NoteStatements = dict[int, dict[str, SectionStatements]]  # index -> section -> 
 class Statements(NamedTuple):
     """The statements of a run, without their texts.
 
-    controls, attacks: the records as they are on the disk. fitted: the controls that fitted the threshold, as
-    (index, section, kind).
+    controls, attacks: the records as they are on the disk. fitted: the controls that the threshold was fitted
+    to, as (index, section, kind).
     """
 
     threshold: float
@@ -99,7 +99,7 @@ def read_statements(records: Iterable[StatementRecord], threshold: float | None 
 def score_statements(statements: Statements, indices: Sequence[int], readable: set[int]) -> dict:
     """Return results.json's "statements": the figures of `statement_figures` and the checks of the judge.
 
-    threshold: log odds; fitted_on: number of controls that fitted it, 0 if it is the default
+    threshold: log odds; fitted_on: number of controls that it was fitted to, 0 if it is the default
     judge_controls, judge_controls_all: as in `trust.check_against_controls`, with the statements' verdicts on the other
         controls; None without any
     attacks: None without attacks, else as in `trust.count_attacks`
@@ -185,10 +185,11 @@ def worst_log_odds(record: StatementRecord) -> float | None:
 
 
 def fit_threshold(records: Iterable[StatementRecord]) -> tuple[float, list[tuple[int, str, str]]]:
-    """Return (threshold, the controls that fitted it as (index, section, kind)); (0, []) if they cannot fit one.
+    """Return (threshold, the controls that it was fitted to as (index, section, kind)), or (0, []).
 
-    records: controls. Those of every other dialogue fit the threshold, so that no dialogue is in both halves. It
-    maximises Youden's J, and lies in the middle between two neighbouring scores; of equal maxima, the one nearest to 0.
+    records: controls. The threshold is fitted to those of every other dialogue, so that no dialogue is in both halves.
+    It maximises Youden's J, midway between two neighbouring scores; of equal maxima, the one nearest to 0. The result
+    is (0, []) if that half lacks good or bad controls, or if all their scores are equal.
     """
     scored = [(record, score) for record in records if (score := worst_log_odds(record)) is not None]
     fitting = set(sorted({record["index"] for record, _ in scored})[::2])
