@@ -1,10 +1,12 @@
 """Fixtures that the tests share: a tiny Qwen3 model that writes notes, a LoRA adapter for it, and a small dataset."""
 
 import asyncio
+import contextlib
 import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -49,6 +51,22 @@ LEARNED_NOTE = {
     "A": "Viral bronchitis.",
     "P": "Fluids and rest. Return in 7 days if not better.",
 }
+
+
+def assert_linear(read: Callable[[str], object], build: Callable[[int], str]) -> None:
+    """Assert that the time to read the text `build(n)` is linear in n, whether or not it contains a note."""
+
+    def seconds(text: str) -> float:
+        best = float("inf")
+        for _ in range(3):
+            start = time.process_time()
+            with contextlib.suppress(prompts.NoteError):
+                read(text)
+            best = min(best, time.process_time() - start)
+        return best
+
+    short, long = seconds(build(5_000)), seconds(build(40_000))
+    assert long < 8 * 3 * short + 0.05, f"8 times the text took {long / short:.0f} times as long"
 
 
 # complaint, denied symptom, finding, diagnosis, treatment

@@ -1,13 +1,12 @@
-import contextlib
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import heading_notes
 import pytest
+from conftest import assert_linear
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -398,14 +397,4 @@ LONG = {
 
 @pytest.mark.parametrize("build", LONG.values(), ids=LONG.keys())
 def test_reading_is_linear_in_length(build: Callable[[int], str]):
-    def seconds(text: str) -> float:
-        best = float("inf")
-        for _ in range(3):
-            start = time.process_time()
-            with contextlib.suppress(NoteError):
-                read_soap(text)
-            best = min(best, time.process_time() - start)
-        return best
-
-    short, long = seconds(build(5_000)), seconds(build(40_000))
-    assert long < 8 * 3 * short + 0.05, f"8 times the text took {long / short:.0f} times as long"
+    assert_linear(read_soap, build)

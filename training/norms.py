@@ -13,8 +13,7 @@ MIN_ROW_SIZE = 1024  # elements
 def use_native(model: torch.nn.Module) -> int:
     """Make Liger's RMSNorm layers with long rows call `torch.nn.functional.rms_norm`; return how many changed.
 
-    Both compute in float32. Layers with an offset, such as Gemma's, keep Liger's. Weights keep their
-    names.
+    Both compute in float32. Layers with an offset, such as Gemma's, keep Liger's. Weights keep their names.
     """
     changed = 0
     for module in model.modules():
