@@ -23,6 +23,7 @@ from evaluation.scoring.judgements import (
 from evaluation.scoring.slices import score_slices
 from evaluation.scoring.statement_labels import check_statements, read_labels
 from evaluation.scoring.statements import (
+    NoteStatements,
     compare_instruments,
     read_statements,
     score_statements,
@@ -68,12 +69,7 @@ def score_run(
       slices: None without `by`, else `slices.score_slices`; tested by statements where these tell more
     Raises ValueError for records that contradict each other, LabelError for labels that do not fit the run.
     """
-    labelled = {
-        (label["index"], label["section"])
-        for label in human_labels or ()
-        if isinstance(label, dict) and isinstance(label.get("index"), int) and isinstance(label.get("section"), str)
-    }
-    texts = read_notes(predictions, rows, labelled)
+    texts = read_notes(predictions, rows, _labelled_sections(human_labels or []))
     notes, controls, attacks = sort_judgements(judgements, set(texts.indices))
     verdicts, on_statements = split_labels(human_labels or [])
     labels = people.read_labels(verdicts, notes, texts.hashes) if verdicts else None
@@ -83,29 +79,19 @@ def score_run(
     if on_statements:
         by_people = check_statements(*read_labels(on_statements, statements), answers.threshold)
     is_asked = sum(map(len, answers.notes.values())) == len(SECTIONS) * len(texts.indices)
-    lenient = None
-    if texts.forms:
-        readable = texts.strict | texts.forms.keys()
-        lenient = {
-            "only_lenient": len(texts.forms),
-            "forms": dict(sorted(Counter(texts.forms.values()).items())),
-            "valid_notes": len(texts.strict) + len(texts.forms),
-            **note_figures(texts, notes, readable, labels),
-            "statements": statement_figures(answers.notes, texts.indices, readable) if is_asked else None,
-        }
+    of_statements = answers.notes if is_asked else None
     instruments = compare_instruments(answers, controls) if is_asked else None
     slices = None
     if by:
         strict_notes = fail_by_form(notes, set(texts.forms))
         measure = "statements" if instruments and instruments["better"] == "statements" else "verdicts"
-        of_statements = answers.notes if is_asked else None
         slices = score_slices(*by, texts.indices, texts.strict, strict_notes, of_statements, measure)
     return {
         "n": len(texts.indices),
         "valid_notes": len(texts.strict),
         "finish_reasons": dict(sorted(texts.finish_reasons.items())),
         **note_figures(texts, notes, texts.strict, labels),
-        "lenient": lenient,
+        "lenient": _lenient_figures(texts, notes, labels, of_statements) if texts.forms else None,
         "judge_controls": by_controls[0],
         "judge_controls_all": by_controls[1],
         "attacks": trust.count_attacks(attacks) if attacks else None,
@@ -113,6 +99,15 @@ def score_run(
         "statement_labels": by_people,
         "instruments": instruments,
         "slices": slices,
+    }
+
+
+def _labelled_sections(labels: list[dict]) -> set[SectionKey]:
+    """Return the sections that labels name; `people.read_labels` reports those that name none."""
+    return {
+        (label["index"], label["section"])
+        for label in labels
+        if isinstance(label, dict) and isinstance(label.get("index"), int) and isinstance(label.get("section"), str)
     }
 
 
@@ -191,6 +186,19 @@ def note_figures(texts: NoteTexts, notes: NoteVerdicts, readable: set[int], labe
         "mean": mean_rate(passes),
         "human_labels": by_people[0],
         "human_labels_all": by_people[1],
+    }
+
+
+def _lenient_figures(
+    texts: NoteTexts, notes: NoteVerdicts, labels: people.Labels | None, statements: NoteStatements | None
+) -> dict:
+    readable = texts.strict | texts.forms.keys()
+    return {
+        "only_lenient": len(texts.forms),
+        "forms": dict(sorted(Counter(texts.forms.values()).items())),
+        "valid_notes": len(readable),
+        **note_figures(texts, notes, readable, labels),
+        "statements": None if statements is None else statement_figures(statements, texts.indices, readable),
     }
 
 
