@@ -212,7 +212,7 @@ def test_few_rows_give_few_controls_without_duplicates(rows):
 
 def test_another_patient_s_section_comes_from_another_row(rows):
     cases = [case for case in control_cases(rows, 100, 0) if case.control["kind"] == "other_patient"]
-    assert len(cases) >= 40
+    assert len(cases) >= 30
     for case in cases:
         others = [row[case.section] for k, row in enumerate(rows) if k != case.index]
         assert case.prediction in others
@@ -238,7 +238,7 @@ def test_a_further_fact_is_in_the_visit_s_own_texts(rows):
 
 def test_an_invented_or_exchanged_term_is_not_in_the_visit(rows):
     cases = [case for case in control_cases(rows, 80, 0) if case.control["kind"].startswith(("invented", "other_d"))]
-    assert len(cases) >= 60
+    assert len(cases) >= 45
     for case in cases:
         row = rows[case.index]
         new = Counter(case.prediction.lower().split()) - Counter(case.reference.lower().split())
