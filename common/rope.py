@@ -28,13 +28,12 @@ def check_rope(name: str, config: dict[str, Any]) -> None:
     if int(version("transformers").partition(".")[0]) >= 5:
         return
     for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and part.get("rope_parameters"):
-            if misread := _misread(name, part):
-                settings = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in misread.items())
-                raise UserError(
-                    f"{name}: transformers 5 wrote its config.json, and version 4 ignores rope_parameters; "
-                    f"add {settings} {'' if part is config else 'in text_config '}to a copy of it"
-                )
+        if isinstance(part, dict) and part.get("rope_parameters") and (misread := _misread(name, part)):
+            settings = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in misread.items())
+            raise UserError(
+                f"{name}: transformers 5 wrote its config.json, and version 4 ignores rope_parameters; "
+                f"add {settings} {'' if part is config else 'in text_config '}to a copy of it"
+            )
 
 
 def _misread(name: str, config: dict[str, Any]) -> dict[str, Any]:
