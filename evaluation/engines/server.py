@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import os
 import random
 import re
@@ -371,4 +370,4 @@ def _first_token(choice: dict[str, Any]) -> dict[str, float] | None:
 
 def _is_log_probability(token: Any, value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(token, str) and number and -math.inf < value <= 0.01  # 0 and rounding
+    return isinstance(token, str) and number and -1e6 < value <= 0.01  # 0 and rounding
