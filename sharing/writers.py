@@ -133,21 +133,25 @@ class ServedModel:
         import openai
 
         try:
-            return self._stream(messages, show)
-        except openai.BadRequestError:  # evaluation's client knows what to leave out for which server
-            (completion,) = self._ask([messages])
-            if completion.finish_reason == "prompt_too_long":
-                raise UserError("the dialogue is too long for the server; shorten it") from None
-            show(completion.text)
-            return completion
-        except openai.APIStatusError as error:
-            body = error.body if isinstance(error.body, dict) else {}
-            cause = short_cause(ValueError(body.get("message") or "no message")).replace(self._key, "***")
-            raise UserError(f"{self._address} refuses {self._name}: status {error.status_code}, {cause}") from None
-        except openai.OpenAIError as error:
+            streamed = self._stream(messages, show)
+        except (openai.BadRequestError, openai.PermissionDeniedError, openai.UnprocessableEntityError):
+            streamed = None  # perhaps the server refuses a parameter
+        except openai.APIConnectionError as error:
             raise UserError(
                 f"{self._address} does not answer ({type(error).__name__}); start the server, or correct --api_base"
             ) from None
+        except openai.APIError as error:
+            status = f"status {error.status_code}, " if isinstance(error, openai.APIStatusError) else ""
+            body = error.body if isinstance(error.body, dict) else {}
+            cause = short_cause(ValueError(body.get("message") or "no message")).replace(self._key, "***")
+            raise UserError(f"{self._address} refuses {self._name}: {status}{cause}") from None
+        if streamed:
+            return streamed
+        (completion,) = self._ask([messages])  # evaluation's client knows what to leave out for which server
+        if completion.finish_reason == "prompt_too_long":
+            raise UserError("the dialogue is too long for the server; shorten it")
+        show(completion.text)
+        return completion
 
     def first_tokens(self, chats: list[prompts.Messages]) -> list[dict[str, float] | None]:
         """Like LocalModel.first_tokens; None if the server gives no probabilities."""
@@ -169,7 +173,8 @@ class ServedModel:
 
         return asyncio.run(ask())
 
-    def _stream(self, messages: prompts.Messages, show: Show) -> "Completion":
+    def _stream(self, messages: prompts.Messages, show: Show) -> "Completion | None":
+        """Return the reply, or None if the server does not stream it in OpenAI's form."""
         from evaluation.engines.base import Completion
 
         chunks = self._client.chat.completions.create(
@@ -181,12 +186,16 @@ class ServedModel:
             extra_body={"chat_template_kwargs": SERVED_TEMPLATE_KWARGS},
         )
         pieces, finish_reason = [], "length"  # unless the server says that the reply is complete
-        for choice in (choice for chunk in chunks for choice in chunk.choices[:1]):
-            if piece := choice.delta.content:
-                pieces.append(piece)
-                show(piece)
-            finish_reason = choice.finish_reason or finish_reason
-        return Completion("".join(pieces), finish_reason)
+        try:
+            for choice in (choice for chunk in chunks for choice in chunk.choices[:1]):
+                if isinstance(piece := choice.delta.content, str) and piece:
+                    pieces.append(piece)
+                    show(piece)
+                finish_reason = choice.finish_reason or finish_reason
+        except (AttributeError, TypeError, ValueError):  # the openai package does not check the parts of a stream
+            if pieces:
+                raise UserError(f"{self._address} broke off its reply with an unknown message; try again") from None
+        return Completion("".join(pieces), finish_reason) if pieces else None
 
 
 def _streamer(tokenizer: "PreTrainedTokenizerBase", show: Show) -> "TextStreamer":

@@ -282,6 +282,16 @@ def test_the_console_shows_covered_and_supported_with_unscored_counts(results):
     assert "by statements, good sections pass more often than bad ones in P." in text
 
 
+@pytest.mark.parametrize(("unscored", "words"), [(999, ""), (1000, "neither yes nor no to 1000 of 10000 statements")])
+def test_many_statements_without_yes_or_no_are_counted_in_the_message(unscored, words, results):
+    results = add_statements(results)
+    for shares in results["statements"]["sections"].values():
+        shares |= {name: shares[name] | {"n": 1250, "unscored": 0} for name in ("covered", "supported")}
+    results["statements"]["sections"]["A"]["covered"]["unscored"] = unscored
+    text = console_table(results)
+    assert words in text and ("said neither" in text) == bool(words)
+
+
 def test_an_unfitted_threshold_of_zero_is_said_to_be_unfitted(results):
     results = add_statements(results)
     results["statements"] |= {"threshold": -0.0, "fitted_on": 0, "judge_controls": None, "judge_controls_all": None}

@@ -74,7 +74,7 @@ def test_the_rule_makes_all_missing_and_a_failed_engine_leaves_all_unscored():
     [
         (record([("a", -1.234)]), "missing, log odds −1.23"),
         (record([("a", 2.0)]), "covered, log odds +2.00"),
-        (record([("a", None)]), "unscored: the judge gave no answer"),
+        (record([("a", None)]), "unscored: the judge said neither yes nor no"),
         (record([("a", None)], status="missing", reason="empty section"), "missing by rule: empty section"),
         (record([("a", None)], status="unscored", reason="the engine failed"), "unscored: the engine failed"),
     ],

@@ -2,6 +2,8 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
+import re
 import shutil
 import socket
 import subprocess
@@ -12,10 +14,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import AS_SAVED, LEARNED_NOTE, rows, save_dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import eval
 import prompts
@@ -24,7 +28,9 @@ from evaluation.engines.base import Completion
 from evaluation.engines.processes import kill_groups
 from evaluation.engines.server import Server, describe_served
 from evaluation.engines.vllm_worker import NO_FREE_WHITE_SPACE
+from evaluation.judging.statements import log_odds
 from evaluation.options import without_credentials
+from evaluation.reading import read_prediction
 
 SCHEMA = {"type": "object"}
 KEY = "a-secret-key"
@@ -105,7 +111,7 @@ def completion(text: str) -> dict[str, Any]:
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
     server = FakeServer()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # seconds until it sees the end
     yield server
     server.shutdown()
     server.server_close()
@@ -182,10 +188,31 @@ def test_a_request_that_fails_temporarily_is_repeated(fake: FakeServer, status: 
     assert len(fake.bodies) == 4
 
 
-def test_a_server_that_stays_unreachable_ends_the_run_with_one_line(fake: FakeServer) -> None:
-    fake.replies = [(503, {"message": "busy"})] * 1000
-    with pytest.raises(UserError, match=r"has not answered for \d+ s .* the same command"):
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        ((0, {}), r"has not answered for \d+ s \(ServerDisconnectedError\)"),
+        ((503, {"message": "busy"}), r"keeps failing for \d+ s \(status 503, busy\)"),
+        (
+            (500, {"error": {"message": "CUDA error: an illegal memory access", "type": "InternalServerError"}}),
+            r"keeps failing for \d+ s \(status 500, CUDA error: an illegal memory access\)",
+        ),
+        (
+            (200, {"error": {"code": 502, "message": "no instance"}}),
+            r"keeps failing for \d+ s \(status 502, no instance\)",
+        ),
+    ],
+)
+def test_a_server_that_stays_unreachable_ends_the_run_with_its_message(
+    reply: tuple[int, dict], problem: str, fake: FakeServer, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr("evaluation.engines.server._LONGEST_PAUSE", 0.5)
+    fake.replies = [reply] * 1000
+    with pytest.raises(UserError, match=f"{problem}; .* the same command"):
         ask(connect(fake, patience=1.0), "a", "b")
+    assert len(fake.bodies) > 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not answer (" in line and line.endswith("asking again for up to 1 s")
 
 
 def test_time_without_requests_does_not_count_as_time_without_answers(fake: FakeServer) -> None:
@@ -221,6 +248,199 @@ def test_a_prompt_over_the_limit_is_marked_and_the_others_are_answered(fake: Fak
     fake.replies = [(400, too_long)] * 2
     answers = ask(connect(fake, concurrency=1), "a", "b")
     assert [answer.finish_reason for answer in answers] == ["prompt_too_long", "stop"]
+
+
+# Status and message of a prompt beyond the limit, as these servers send them.
+TOO_LONG = [
+    # vLLM 0.23: renderers/params.py, v1/engine/input_processor.py, entrypoints/serve/utils/api_utils.py
+    (
+        400,
+        "This model's maximum context length is 2048 tokens. However, you requested 512 output tokens and your prompt "
+        "contains at least 1537 input tokens, for a total of at least 2049 tokens. Please reduce the length of the "
+        "input prompt or the number of requested output tokens.",
+    ),
+    (
+        400,
+        "The decoder prompt (length 3000) is longer than the maximum model length of 2048. Make sure that "
+        "`max_model_len` is no smaller than the number of text tokens.",
+    ),
+    (
+        400,
+        "The decoder prompt (length 2048) plus the number of requested output tokens (at least 1) is longer than "
+        "the maximum model length of 2048.",
+    ),
+    (400, "Input length (3000) exceeds model's maximum context length (2048)."),
+    # OpenAI
+    (400, "This model's maximum context length is 8192 tokens. However, your messages resulted in 8227 tokens."),
+    (400, "Your input exceeds the context window of this model. Please adjust your input and try again."),
+    (400, "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 428548 tokens."),
+    # llama.cpp's server
+    (400, "the request exceeds the available context size, try increasing it"),
+    (400, "request (66000 tokens) exceeds the available context size (65536 tokens), try increasing it"),
+    (400, "input (70000 tokens) is larger than the max context size (65536 tokens). skipping"),
+    # SGLang
+    (400, "The input (61709 tokens) is longer than the model's context length (40960 tokens)."),
+    (400, "Requested token count exceeds the model's maximum context length of 65536 tokens. You requested 67298."),
+    (400, "Input length (160062 tokens) exceeds the maximum allowed length (59862 tokens). Use a shorter input."),
+    # Ollama
+    (400, "the input length exceeds the context length"),
+    (400, "prompt too long; exceeded max context length by 812 tokens"),
+]
+# Refusals that do not concern the prompt's length.
+OTHER = [
+    (400, "'stop' must not have entries longer than 64 characters"),
+    (400, "Invalid input: 'stop' must not have entries longer than 64 characters"),
+    (400, "Invalid 'prompt_cache_key': string too long. Expected a string with maximum length 64."),
+    (400, "Requested sample logprobs of 21, which is greater than max allowed: 20"),
+    (400, "max_tokens must be at least 1, got 0."),
+    (422, "Input should be a valid integer"),
+    (404, "The model `context window` does not exist."),
+]
+
+
+def answer_to(fake: FakeServer, status: int, body: object) -> Completion:
+    """Return the answer of a server that always sends `body`, without repetitions."""
+    fake.decide = lambda _: (status, body)
+    (answer,) = ask(connect(fake, patience=0), "a")
+    return answer
+
+
+@pytest.mark.parametrize(("status", "words"), TOO_LONG)
+@pytest.mark.parametrize("form", [lambda words: {"error": {"message": words}}, lambda words: {"error": words}])
+def test_each_servers_words_for_a_prompt_over_the_limit_are_known(status, words, form, fake: FakeServer) -> None:
+    assert answer_to(fake, status, form(words)).finish_reason == "prompt_too_long"
+    assert ["max_tokens" in body for body in fake.bodies] == [True, False]
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("error", [{"code": "context_length_exceeded"}, {"type": "exceed_context_size_error"}])
+def test_a_code_for_a_prompt_over_the_limit_counts_with_any_status(status, error, fake: FakeServer) -> None:
+    assert answer_to(fake, status, {"error": {"message": "no", **error}}).finish_reason == "prompt_too_long"
+
+
+@pytest.mark.parametrize(("status", "words"), OTHER)
+def test_a_refusal_of_something_else_is_no_prompt_over_the_limit(status, words, fake: FakeServer) -> None:
+    with pytest.raises(UserError, match=re.escape(f"refuses soap: status {status}, {words}")):
+        answer_to(fake, status, {"error": {"message": words}})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"choices": [], "error": {"message": "no GPU left", "code": 400}}, "status 400, no GPU left"),
+        ({"choices": None, "error": {"message": "no GPU left", "code": "busy"}}, "status 200, no GPU left"),
+        ({"object": "error", "message": "no GPU left"}, "status 200, no GPU left"),
+        ({"detail": "Not allowed"}, "status 200, Not allowed"),
+        ({"detail": [{"loc": ["body", "n"], "msg": "too high", "input": "secret"}]}, "status 200, body.n: too high"),
+        ({"choices": []}, "status 200, the reply contains no answer in the form of OpenAI's"),
+        ({"choices": [{"text": "yes"}], "error": None}, "status 200, the reply contains no answer"),
+        ([1], "status 200, [1]"),
+    ],
+)
+def test_a_reply_without_an_answer_ends_the_run_with_the_servers_message(body, message, fake: FakeServer) -> None:
+    with pytest.raises(UserError, match=re.escape(f"refuses soap: {message}")):
+        answer_to(fake, 200, body)
+    assert len(fake.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "used", "reason"),
+    [
+        ({"finish_reason": None}, 5, "stop"),
+        ({"finish_reason": None}, 9, "length"),  # all of max_tokens
+        ({"finish_reason": ""}, 5, "stop"),
+        ({"finish_reason": 1}, 5, "stop"),
+        ({"finish_reason": "length"}, 5, "length"),
+        ({"finish_reason": "content_filter"}, 5, "content_filter"),
+    ],
+)
+def test_a_reply_without_a_reason_for_its_end_was_cut_off_if_all_tokens_are_used(
+    change: dict, used: int, reason: str, fake: FakeServer
+) -> None:
+    reply = completion("yes")
+    reply["choices"][0] |= change
+    reply["usage"]["completion_tokens"] = used
+    assert answer_to(fake, 200, reply).finish_reason == reason
+
+
+HUGE = (10**400, -(10**400))  # beyond the range of floats
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**400)])
+    | st.floats()
+    | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+USAGE = ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details")
+TOKEN = st.fixed_dictionaries(
+    {}, optional={"token": JSON | st.just("no"), "logprob": JSON | st.just(-9999.0), "top_logprobs": JSON}
+)
+
+
+@st.composite
+def nearly_right(draw: st.DrawFn) -> Any:
+    """Draw a reply of which any parts are missing, or anything."""
+
+    def parts(**values: Any) -> dict[str, Any]:
+        return {
+            name: draw(JSON) if draw(st.integers(0, 5)) == 0 else value
+            for name, value in values.items()
+            if draw(st.integers(0, 9))
+        }
+
+    message = parts(content="yes", reasoning_content=None)
+    token = parts(token="yes", logprob=-0.1, top_logprobs=draw(st.lists(TOKEN, max_size=2)))
+    choice = parts(finish_reason="stop", message=message, logprobs=parts(content=[token]))
+    usage = parts(**dict.fromkeys(USAGE, 5))
+    return parts(choices=[choice], usage=usage, error=None, message="no", detail=[{"loc": ["body"], "msg": "no"}])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    status=st.sampled_from([200, 200, 200, 400, 422, 500]),
+    body=nearly_right().map(json.dumps) | JSON.map(json.dumps) | st.sampled_from(["", "{", "[" * 99_999, '"' * 3]),
+)
+def test_any_reply_gives_a_completion_or_an_error_in_one_line(status: int, body: str) -> None:
+    server = Server("generator", "http://localhost/v1", "soap", {"max_tokens": 9, "logprobs": 2}, patience=0)
+
+    class Reply:
+        headers: ClassVar = {"Retry-After": "soon"}
+
+        def __init__(self) -> None:
+            self.status = status
+
+        async def __aenter__(self) -> "Reply":
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def text(self, **_: object) -> str:
+            return body
+
+    class Session:
+        def post(self, *_: object, **__: object) -> Reply:
+            return Reply()
+
+        async def close(self) -> None: ...
+
+    server._session = Session()
+    try:
+        (answer,) = ask(server, "a")
+    except UserError as error:
+        message = str(error)
+        assert " refuses soap: status " in message or " keeps failing for " in message
+        assert "\n" not in message and "while waiting" not in message
+        return
+    assert isinstance(answer.text, str) and isinstance(answer.finish_reason, str)
+    counts = (answer.prompt_tokens, answer.output_tokens, answer.cached_tokens)
+    assert all(type(count) is int and count >= 0 for count in counts)
+    for token, value in (answer.first_token or {}).items():
+        assert isinstance(token, str) and -math.inf < value < 1
+    log_odds(answer.first_token)
+    read_prediction(0, "dialogue", answer)
 
 
 def refusal(words: str, **more: Any) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def test_a_models_text_cannot_imitate_the_question_or_write_a_control_token(text
         ({"no": math.log(0.8)}, math.log(0.2 / 0.8)),  # "yes" has at most all that is left
         ({"The": math.log(0.55), "yes": math.log(0.4)}, None),
         ({"Yesterday": -0.1, "None": -3.0, "know": -4.0}, None),
+        ({"yes": -1e-4, "maybe": -9999.0}, 20 * math.log(10)),  # OpenAI's and vLLM's logarithm of unlikely tokens
         ({"maybe": -0.1}, None),
         ({}, None),
         (None, None),

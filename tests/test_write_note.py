@@ -227,6 +227,7 @@ class StreamingServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies: list[dict[str, Any]] = []
         self.refusals: list[tuple[int, str]] = []
+        self.stream: str | None = None  # to send in place of the pieces
         self.text, self.finish_reason = prompts.write_note(LEARNED_NOTE), "stop"
 
     @property
@@ -244,6 +245,9 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(status, "application/json", json.dumps({"error": {"message": message}}))
             return
         text = self.server.text
+        if self.server.stream is not None and self.server.bodies[-1].get("stream"):
+            self.reply(200, "text/event-stream", self.server.stream)
+            return
         if not self.server.bodies[-1].get("stream"):
             choice = {
                 "index": 0,
@@ -276,7 +280,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[StreamingServer]:
     server = StreamingServer()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # seconds until it sees the end
     yield server
     server.shutdown()
     server.server_close()
@@ -314,6 +318,40 @@ def test_a_refusal_gives_one_line_without_the_key(server, visit, monkeypatch, ca
     assert write_note.main(["soap", "--api_base", address, str(visit)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == f"error: {visit}: {server.api_base} refuses soap: status 401, Incorrect key ***"
+
+
+PIECE = 'data: {"choices": [{"index": 0, "delta": {"content": "{"}}]}\n\n'
+NO_STREAMS = [
+    "",
+    '{"choices": [{"message": {"content": "whole"}}]}',
+    'data: {"choices": null}\n\n',
+    'data: {"choices": [{"index": 0}]}\n\n',
+    'data: {"choices": [{"delta": {"content": [1]}}]}\n\n',
+    "data: [1]\n\n",
+    "data: {oops\n\n",
+]
+
+
+@pytest.mark.parametrize("stream", NO_STREAMS)
+def test_a_server_that_does_not_stream_is_asked_for_the_whole_reply(stream, server, visit, capsys):
+    server.stream = stream
+    assert write_note.main(["soap", "--api_base", server.api_base, str(visit)]) == 0
+    assert capsys.readouterr().out == AS_TEXT
+    assert ["stream" in body for body in server.bodies] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ('data: {"error": {"message": "CUDA error", "code": 500}}\n\n', "refuses soap: CUDA error"),
+        ("data: {oops\n\n", "broke off its reply with an unknown message; try again"),
+        ('data: {"choices": null}\n\n', "broke off its reply with an unknown message; try again"),
+    ],
+)
+def test_a_server_that_fails_within_its_reply_gives_one_line(event, words, server, visit, capsys):
+    server.stream = PIECE + event
+    assert write_note.main(["soap", "--api_base", server.api_base, str(visit)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {visit}: {server.api_base} {words}"
 
 
 def test_a_dialogue_too_long_for_the_server_gives_one_line(server, visit, capsys):

@@ -42,7 +42,7 @@ class Progress:
         log_path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self.bar = tqdm(total=total_steps, initial=done_steps, desc="training", unit="step", dynamic_ncols=True)
         self.shown: dict[str, str] = {}
-        self.trackers = [start_tracker(name, log_path.parent, done_steps > 0) for name in trackers]
+        self.trackers = [start_tracker(name, log_path.parent, done_steps) for name in trackers]
         self.last_time = time.perf_counter()
 
     def step(self, record: StepRecord, loss: float, gradient_norm: float) -> None:

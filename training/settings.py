@@ -1,6 +1,8 @@
 """Settings of a `type: soap` YAML: arctic_training's and a few more. Settings that have no effect here are rejected."""
 
+import json
 import os
+from pathlib import Path
 
 import torch
 from arctic_training.config.enums import DType
@@ -13,6 +15,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from transformers import AutoConfig, PretrainedConfig
 
 from common import adapters
+from common.errors import UserError
+from common.rope import check_rope
 from training import tokens
 from training.errors import fail
 from training.operators import compile_operators
@@ -151,9 +155,17 @@ class SOAPTrainerConfig(TrainerConfig):
     @classmethod
     def validate_model(cls, model: ModelConfig) -> ModelConfig:
         try:
-            config = AutoConfig.from_pretrained(tokens.model_files(model.name_or_path))
+            folder = Path(tokens.model_files(model.name_or_path))
+            config = AutoConfig.from_pretrained(folder)
         except Exception as error:  # a wrong name, no network, a damaged file
             fail(f"{model.name_or_path} cannot be loaded as a model ({error})", MODEL_REMEDY)
+        try:
+            check_rope(
+                str(model.name_or_path), json.loads((folder / "config.json").read_text()) | model.hf_config_kwargs
+            )
+        except UserError as error:
+            problem, _, remedy = str(error).rpartition("; ")
+            fail(problem, remedy)
         wanted, (model.dtype, reason) = model.dtype, supported_dtype(model.dtype)
         if reason and os.environ.get("RANK", "0") == "0":
             print(f"dtype: {model.dtype.name.lower()} instead of {wanted.name.lower()}, because {reason}")

@@ -39,24 +39,31 @@ def check_installed(names: Iterable[Name]) -> None:
             raise ValueError(f"{name} is not installed; run `pip install {PACKAGES.get(name, name)}`, or leave it out")
 
 
-def start_tracker(name: Name, folder: Path, resumed: bool) -> Tracker:
-    """Start a tracker for the run whose log is in `folder`; a resumed run continues the earlier one's curves."""
+def start_tracker(name: Name, folder: Path, done_steps: int) -> Tracker:
+    """Start a tracker for the run whose log is in `folder`; a run resumed after `done_steps` continues the curves.
+
+    A killed run may have logged steps beyond its last saved state, which the resumed run repeats. TensorBoard then
+    hides the earlier values; Weights & Biases and Trackio keep both.
+    """
     match name:
         case "tensorboard":
-            return TensorBoard(folder)
+            return TensorBoard(folder, done_steps)
         case "wandb":
-            return WeightsAndBiases(folder, resumed)
+            return WeightsAndBiases(folder, done_steps > 0)
         case "trackio":
-            return Trackio(folder, resumed)
+            return Trackio(folder, done_steps > 0)
 
 
 class TensorBoard:
-    """Writes event files to `folder`/tensorboard; TensorBoard shows them with `tensorboard --logdir FOLDER`."""
+    """Writes event files to `folder`/tensorboard; TensorBoard shows them with `tensorboard --logdir FOLDER`.
 
-    def __init__(self, folder: Path):
+    It hides steps after `done_steps` of earlier runs in the folder, so a new run replaces the curves there.
+    """
+
+    def __init__(self, folder: Path, done_steps: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done_steps + 1)
 
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -67,7 +74,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Logs to the server and account that wandb's own environment variables choose, without console output or code."""
+    """Logs to the server and account that wandb's own environment variables choose, without console output or code.
+
+    The step is a metric and the x-axis of all others: wandb ignores values at a step of its own before the latest one.
+    """
 
     def __init__(self, folder: Path, resumed: bool):
         import wandb
@@ -80,9 +90,11 @@ class WeightsAndBiases:
             dir=str(folder),
             settings=wandb.Settings(console="off", disable_git=True, disable_code=True, disable_job_creation=True),
         )
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
+        self._run.log({"step": step, **values})
 
     def close(self) -> None:
         import wandb

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,21 +34,38 @@ _TEMPORARY = (408, 409, 425, 429)  # status codes after which a request is repea
 _LONGEST_PAUSE = 8  # seconds before a repetition, unless the server asks for more
 _REFUSALS = (400, 403, 422)  # status codes; OpenAI refuses logprobs of some models with 403, pydantic answers with 422
 
+# A prompt beyond the model's limit: the codes of OpenAI and llama.cpp, and the words of these, vLLM, SGLang and Ollama.
+_TOO_LONG_STATUS = (400, 413, 422)
+_TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
+_TOO_LONG_WORDS = re.compile(
+    r"context (length|window|size)|max_model_len|maximum (model|prompt) length"
+    r"|\b(prompt|input)\b[^.;:'\"]{0,60}\b(too (long|large)|(longer|larger) than|exceeds?)\b",
+    re.IGNORECASE,
+)
+_NO_ANSWER = "the reply contains no answer in the form of OpenAI's chat completions"
+
 
 class Refusal(Exception):
-    """An answer with an error. `body` is its JSON, or {"message": its text}; `pause` is in seconds, if it has one."""
+    """An answer with an error, or without an answer.
+
+    `status` is the HTTP status or, if that is 200, the status in the body. `message` is the server's. `codes` are the
+    error's code and type. `pause` is in seconds, if the server asks for one.
+    """
 
     def __init__(self, status: int, text: str, pause: str | None = None):
         super().__init__(text)
-        self.status = status
         self.pause = min(float(pause), 60) if pause and pause.isdecimal() else None
         try:
             body = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = text
         if isinstance(body, dict):
-            body = body.get("error", body)
-        self.body = body if isinstance(body, dict) else {"message": str(body)}
+            body = body.get("error") or body
+        body = body if isinstance(body, dict) else {"message": body}
+        self.codes = [body.get("code"), body.get("type")]
+        code = self.codes[0]
+        self.status = code if status == 200 and isinstance(code, int) and 400 <= code < 600 else status
+        self.message = " ".join(str(body.get("message") or _detail(body.get("detail")) or "").split())
 
 
 class Server(LanguageModel):
@@ -73,6 +91,7 @@ class Server(LanguageModel):
         super().__init__(name, concurrency, {"api_base": self._address, "model": model, "sampling": sampling})
         self._model, self._sampling, self._patience = model, sampling, patience
         self._refused: frozenset[str] = frozenset()  # keys of _FALLBACKS
+        self._warned = False  # whether a line has said that requests are repeated
         self._url = api_base.rstrip("/") + "/chat/completions"
         self._key = os.environ.get(key_variable) or "EMPTY"
         self._session: aiohttp.ClientSession | None = None
@@ -112,11 +131,11 @@ class Server(LanguageModel):
         except Refusal as error:
             if not _is_temporary(error):
                 raise UserError(f"{self._address} refuses {self._model}: {self._message(error)}") from None
-            cause = f"status {error.status}"
+            problem, cause = "keeps failing", self._message(error)
         except (aiohttp.ClientError, TimeoutError) as error:
-            cause = type(error).__name__
+            problem, cause = "has not answered", type(error).__name__
         raise UserError(
-            f"{self._address} has not answered for {time.monotonic() - asked:.0f} s ({cause}); "
+            f"{self._address} {problem} for {time.monotonic() - asked:.0f} s ({cause}); "
             "when it runs again, use the same command to resume"
         )
 
@@ -130,9 +149,9 @@ class Server(LanguageModel):
         while True:
             body = self._body(request, sampling, self._refused)
             try:
-                return self._read(await self._post(body), bool(body.get("logprobs")))
+                return self._read(await self._post(body), body)
             except Refusal as error:
-                if error.status == 400 and _too_long(error):
+                if _too_long(error):
                     if sampling.pop("max_tokens", None) is None:
                         return {"text": "", "finish_reason": "prompt_too_long"}
                 elif not self._leave_out(error, request, sampling, body):
@@ -154,6 +173,11 @@ class Server(LanguageModel):
                 if now - first_failure >= self._patience:
                     raise
                 wait = getattr(error, "pause", None)
+                if pause == _LONGEST_PAUSE and not self._warned:
+                    self._warned = True
+                    cause = self._message(error) if isinstance(error, Refusal) else type(error).__name__
+                    line = f"{self._address} does not answer ({cause}); asking again for up to {self._patience:.0f} s"
+                    self.report({"line": line})
             await asyncio.sleep(random.uniform(0.75, 1) * pause if wait is None else wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -174,13 +198,16 @@ class Server(LanguageModel):
                 proxy=proxy,
             )
         async with self._session.post(self._url, json=body) as reply:
-            text = await reply.text()
-            if reply.status >= 400:
-                raise Refusal(reply.status, text, reply.headers.get("Retry-After"))
+            text, pause = await reply.text(errors="replace"), reply.headers.get("Retry-After")
+        if reply.status >= 400:
+            raise Refusal(reply.status, text, pause)
         try:
-            return json.loads(text)
-        except ValueError:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
             raise Refusal(reply.status, "the reply is not JSON") from None
+        if not _has_answer(answer):
+            raise Refusal(reply.status, text, pause)
+        return answer
 
     def _body(self, request: Request, sampling: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
         """Return the JSON of a request in OpenAI's form, without what the server has `refused`."""
@@ -210,9 +237,9 @@ class Server(LanguageModel):
                 return True
         return False
 
-    def _read(self, reply: dict[str, Any], with_logprobs: bool) -> dict[str, Any]:
-        """Return the Completion's fields from a reply."""
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
+    def _read(self, reply: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        """Return the Completion's fields from the reply to `body`."""
+        choice, usage = reply["choices"][0], _object(reply.get("usage"))
         message = choice["message"]
         text = message.get("content") or ""
         thinks = _thinks(message, usage)
@@ -221,22 +248,27 @@ class Server(LanguageModel):
                 {"line": f"{self._model} at {self._address} thinks before it answers; turn it off on the server"}
             )
         tokens = None if thinks else _first_token(choice)  # of the answer, not of the thoughts
-        if with_logprobs and text and not tokens and not thinks:
+        if body.get("logprobs") and text and not tokens and not thinks:
             self.gives_log_probabilities = False
             self.report({"line": f"{self._model} at {self._address} gives no probabilities of an answer's first token"})
+        output_tokens = _count(usage.get("completion_tokens"))
+        reason = choice.get("finish_reason")
+        if not reason or not isinstance(reason, str):  # not as in OpenAI's interface
+            limit = body.get("max_tokens", body.get("max_completion_tokens"))
+            reason = "length" if limit and output_tokens >= limit else "stop"
         return {
             "text": text,
-            "finish_reason": choice["finish_reason"],
-            "prompt_tokens": usage.get("prompt_tokens", 0),
-            "output_tokens": usage.get("completion_tokens", 0),
-            "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            "finish_reason": reason,
+            "prompt_tokens": _count(usage.get("prompt_tokens")),
+            "output_tokens": output_tokens,
+            "cached_tokens": _count(_object(usage.get("prompt_tokens_details")).get("cached_tokens")),
             "first_token": tokens,
         }
 
     def _message(self, error: Refusal) -> str:
         """Return the start of the server's message, without the key. The rest may quote the prompt."""
-        words = str(error.body.get("message", "")).replace(self._key, "***")
-        return f"status {error.status}, {words[:120] or 'no message'}"
+        words = error.message.replace(self._key, "***")[:120]
+        return f"status {error.status}, {words or (_NO_ANSWER if error.status == 200 else 'no message')}"
 
 
 def describe_served(api_base: str, model: str, key_variable: str = "OPENAI_API_KEY") -> dict[str, Any]:
@@ -266,11 +298,43 @@ def key_of_judge() -> str:
 
 
 def _is_temporary(error: Refusal) -> bool:
-    return error.status in _TEMPORARY or error.status >= 500
+    return (error.status in _TEMPORARY or error.status >= 500) and not _too_long(error)
 
 
-def _too_long(error: Exception) -> bool:
-    return "context length" in str(error) or "max_model_len" in str(error) or "longer than" in str(error)
+def _too_long(error: Refusal) -> bool:
+    """Return whether the server refuses a prompt, or prompt and answer together, for their length."""
+    if any(code in _TOO_LONG_CODES for code in error.codes):
+        return True
+    # The end of a message may quote the prompt.
+    return error.status in _TOO_LONG_STATUS and bool(_TOO_LONG_WORDS.search(error.message[:300]))
+
+
+def _detail(detail: Any) -> str:
+    """Return the message in FastAPI's "detail": a text, or a list of objects with `msg` and the place `loc`."""
+    first = detail[0] if isinstance(detail, list) and detail else detail
+    if not isinstance(first, dict):
+        return str(first or "")
+    places = first.get("loc")
+    place = ".".join(map(str, places)) + ": " if isinstance(places, list) else ""
+    return f"{place}{first.get('msg') or ''}"
+
+
+def _has_answer(reply: Any) -> bool:
+    """Return whether a reply has a choice whose message is a text, or null as in some refusals to answer."""
+    choices = _object(reply).get("choices")
+    choice = _object(choices[0] if isinstance(choices, list) and choices else None)
+    message = choice.get("message")
+    return isinstance(message, dict) and isinstance(message.get("content"), str | None)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Return `value` if it is a JSON object, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens; 0 for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
 def _without_lengths(schema: Any) -> Any:
@@ -284,7 +348,7 @@ def _without_lengths(schema: Any) -> Any:
 
 def _thinks(message: dict[str, Any], usage: dict[str, Any]) -> bool:
     """Return whether the model wrote thoughts before its answer, in any of the forms that servers use."""
-    details = usage.get("completion_tokens_details") or {}
+    details = _object(usage.get("completion_tokens_details"))
     _, opened, thoughts = (message.get("content") or "").partition("<think>")
     return bool(
         message.get("reasoning_content")
@@ -296,8 +360,14 @@ def _thinks(message: dict[str, Any], usage: dict[str, Any]) -> bool:
 
 def _first_token(choice: dict[str, Any]) -> dict[str, float] | None:
     """Return Completion.first_token from a choice of a reply. The chosen token may be among the most likely ones."""
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    if not tokens:
-        return None
-    candidates = [tokens[0], *(tokens[0].get("top_logprobs") or [])]
-    return first_token(dict.fromkeys((token["token"], token["logprob"]) for token in candidates))
+    tokens = _object(choice.get("logprobs")).get("content")
+    chosen = _object(tokens[0] if isinstance(tokens, list) and tokens else None)
+    others = chosen.get("top_logprobs")
+    candidates = [chosen, *(others if isinstance(others, list) else [])]
+    pairs = [(token.get("token"), token.get("logprob")) for token in map(_object, candidates)]
+    return first_token(dict.fromkeys(pair for pair in pairs if _is_log_probability(*pair))) or None
+
+
+def _is_log_probability(token: Any, value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(token, str) and number and -1e6 < value <= 0.01  # 0 and rounding

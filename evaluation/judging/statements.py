@@ -19,6 +19,7 @@ from evaluation.run.records import Judgement, Statement, StatementRecord
 
 # One greedy token. 20 is the most alternatives that OpenAI's interface and vLLM's default settings give.
 SAMPLING: dict[str, Any] = {"temperature": 0, "max_tokens": 1, "logprobs": 20}
+LEAST = 1e-20  # probability in a bound; OpenAI and vLLM send -9999 as the logarithm of unlikely ones
 LEAST_SHARE = 0.499  # of the first token's probability, for "yes" and "no" together: half, less rounding
 _AROUND_WORD = re.compile(r"^[\W_]+|[\W_]+$")  # white space, punctuation, markup
 
@@ -74,7 +75,7 @@ def log_odds(first_token: dict[str, float] | None) -> float | None:
     if yes + no < LEAST_SHARE:
         return None
     rest = 1 - math.fsum(map(math.exp, first_token.values()))
-    least = min(math.exp(min(first_token.values())), rest if rest > 0 else 1)
+    least = max(min(math.exp(min(first_token.values())), rest if rest > 0 else 1), LEAST)
     return round(math.log(yes or least) - math.log(no or least), 3)
 
 

@@ -65,7 +65,7 @@ def _read(entry: dict, record: dict, threshold: float, yes: str, no: str) -> Sta
     if record["status"] == "missing":
         state, why = no, f" by rule: {record['reason']}"
     elif record["status"] == "unscored" or log_odds is None:
-        state, why = "unscored", f": {record['reason'] or 'the judge gave no answer'}"
+        state, why = "unscored", f": {record['reason'] or 'the judge said neither yes nor no'}"
     else:
         state, why = yes if log_odds >= threshold else no, f", log odds {log_odds:+.2f}".replace("-", "−")
     return {"statement": entry["statement"], "log_odds": log_odds, "state": state, "title": state + why}

@@ -178,7 +178,10 @@ def labelled_strata(check: dict) -> str:
 
 
 def statements_message(statements: dict) -> str:
-    """Return which statements count as yes, and where controls do not show that they tell good sections from bad."""
+    """Return which statements count as yes, and where controls do not show that they tell good sections from bad.
+
+    If the judge's first token was neither yes nor no for a tenth of the statements, say so.
+    """
     fitted = statements["fitted_on"]
     source = f"fitted on {fitted} controls; the checks by statements use the others" if fitted else "not fitted"
     message = f"A statement counts as yes if its log odds are at least {statements['threshold']:z.2f} ({source})."
@@ -187,6 +190,10 @@ def statements_message(statements: dict) -> str:
             " It could not be shown that, by statements, good sections pass more often than bad ones in "
             f"{_join(unproven)}."
         )
+    figures = [section[name] for section in statements["sections"].values() for name in ("covered", "supported")]
+    asked, unscored = (sum(figure[key] for figure in figures) for key in ("n", "unscored"))
+    if unscored * 10 >= asked > 0:
+        message += f" The judge said neither yes nor no to {unscored} of {asked} statements; the shares leave them out."
     return message
 
 
