@@ -70,10 +70,20 @@ def test_every_option_in_the_text_is_an_option_of_some_script():
     assert sorted(named - ours) == []
 
 
-def test_linked_files_exist():
+def slugs(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_linked_files_and_headings_exist():
     links = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text())]
     assert len(links) >= 5
-    assert [link for page, link in links if not (page.parent / link).exists()] == []
+    for page, link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in slugs(target), link
 
 
 def test_no_placeholder_is_left():
