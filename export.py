@@ -187,6 +187,9 @@ def check(options: argparse.Namespace) -> None:
     """Raise UserError for flags that exclude each other, or if the output would overwrite a file."""
     if bool(options.model) == bool(options.records):
         raise UserError("give either a model, or --records and a run folder; `python export.py --help` shows how")
+    for flag in ("lora_path", "gguf", "results", "train_log", "push_to_hub"):
+        if options.records and getattr(options, flag) is not None:
+            raise UserError(f"--{flag} is for a model and has no effect with --records; leave it out")
     if options.public and not options.push_to_hub:
         raise UserError("--public needs --push_to_hub and a repository's name")
     output = Path(options.output_dir)

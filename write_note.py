@@ -191,6 +191,8 @@ def write_all(options: argparse.Namespace) -> int:
         raise UserError(
             "--lora_path cannot be combined with --api_base; give the adapter's served name as the model instead"
         )
+    if options.max_model_len and options.api_base:
+        raise UserError("--max_model_len has no effect with --api_base; set it on the server")
     dialogues = read_dialogues(names)
     if not dialogues:
         return len(names)

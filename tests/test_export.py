@@ -451,6 +451,8 @@ def test_the_run_of_another_model_is_refused(checkpoint, tiny_adapter, tmp_path,
         (["./no-model", "--public"], "--public needs --push_to_hub"),
         (["--records", "./no-run"], "--records ./no-run: no such folder"),
         (["--records", "."], "has no records"),
+        (["--records", ".", "--push_to_hub", "me/x"], "--push_to_hub is for a model and has no effect with --records"),
+        (["--records", ".", "--gguf"], "--gguf is for a model and has no effect with --records"),
     ],
 )
 def test_a_mistake_gives_one_line_and_status_2(arguments, words, tmp_path, monkeypatch, capsys):

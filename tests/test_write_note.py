@@ -202,6 +202,7 @@ def test_an_empty_section_is_shown_as_empty(capsys):
         (b" \n", ["model"], "visit.txt has no text"),
         (b"\xff\xfeD", ["model"], "visit.txt is not UTF-8"),
         (DIALOGUE.encode(), ["model", "--lora_path", "x", "--api_base", "http://h/v1"], "cannot be combined"),
+        (DIALOGUE.encode(), ["model", "--max_model_len", "99", "--api_base", "http://h/v1"], "set it on the server"),
         (DIALOGUE.encode(), ["model", "--api_base", "h:1"], "h:1 is not a server's address"),
     ],
 )
