@@ -334,7 +334,7 @@ def cache_key(train_module, tmp_path):
             config=SimpleNamespace(model_dump=lambda **_: {}, cache_dir=tmp_path), trainer=trainer
         )
         source = SimpleNamespace(name_or_path=tmp_path / "soap_dataset", split="train", model_dump=lambda: {})
-        return train_module.SOAPDataSource(factory, source).cache_path.name
+        return train_module.data.SOAPDataSource(factory, source).cache_path.name
 
     save_dataset(tmp_path / "soap_dataset", {"train": rows(3)})
     return key
