@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,6 +191,14 @@ def test_each_training_gets_a_slot_of_its_own(fake_training, tmp_path):
     assert {tuple(slot) for _, *slot in fake_training.started} <= slots
 
 
+def test_two_gpus_train_at_the_same_time(fake_training, monkeypatch, tmp_path):
+    both, run = threading.Barrier(2, timeout=20), trainings.subprocess.run
+    monkeypatch.setattr(trainings.subprocess, "run", lambda *words, **named: both.wait() < 2 and run(*words, **named))
+    results = trainings.train_all(make(*range(4)), MODEL, Path("d"), tmp_path, trainings.make_slots(2, 1, 5000), True)
+    assert len(results) == 4
+    assert {tuple(slot) for _, *slot in fake_training.started[:2]} == {("0", "5000"), ("1", "5001")}
+
+
 def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
     def result(*losses: float) -> trainings.Result:
         return trainings.Result(Path("x"), 60.0, 1.0, False, list(enumerate(losses, 1)), len(losses))
@@ -211,6 +220,37 @@ def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
 def arguments(tmp_path: Path, *words: str):
     needed = ["--model", "base", "--data", "d.jsonl", "--test", "t.jsonl", "--work_dir", str(tmp_path)]
     return headline.build_parser().parse_args([*needed, *words])
+
+
+def test_all_rows_of_a_learning_curve_are_the_training_of_the_headline(tmp_path):
+    whole = headline.make_trainings(arguments(tmp_path, "--seeds", "0"))
+    curve = headline.make_trainings(arguments(tmp_path, "--seeds", "0", "--train_rows", "20", "all"))
+    assert [each.rows for each in curve] == [20, None, 20, None]
+    assert set(whole) < set(curve)
+    with pytest.raises(argparse.ArgumentTypeError, match="20,40 is no number of rows"):
+        headline.number_of_rows("20,40")
+
+
+def test_a_test_set_has_its_tables_before_the_next_is_evaluated(tmp_path, monkeypatch):
+    """Tables of the first exist even if the second fails; --evaluate_on leaves a test set out."""
+    tests = {name: tmp_path / name for name in ("one", "two", "three")}
+    args = arguments(tmp_path, "--evaluate_on", "one", "three")
+    args.slots, args.output, before = [], tmp_path / "x.md", []
+
+    def evaluate(name: str, *_) -> tuple[list, list]:
+        before.append((name, (tmp_path / "x.md").read_text() if before else ""))
+        return [], []
+
+    monkeypatch.setattr(headline, "preprocess", lambda *_: None)
+    monkeypatch.setattr(headline, "load_split", lambda *_: [])
+    monkeypatch.setattr(headline, "train_all", lambda *_, **__: {})
+    monkeypatch.setattr(headline, "evaluate", evaluate)
+    headline.compare(args, ["head"], MODEL, tmp_path / "all", tests)
+    assert [name for name, _ in before] == ["one", "three"]
+    assert before[1][1].startswith("head\n## Test set one: 0 dialogues") and "three" not in before[1][1]
+    args = arguments(tmp_path, "--evaluate_on", "omi")
+    with pytest.raises(UserError, match="--evaluate_on omi: no test set has this name; the names are t"):
+        headline.measure(args, [])
 
 
 @pytest.mark.parametrize(
@@ -301,7 +341,7 @@ def test_a_second_test_set_without_notes_is_refused_before_any_training(tmp_path
     args.data = tmp_path / "train.jsonl"
     args.slots = trainings.make_slots(1, 1, 5000)
     with pytest.raises(UserError, match=f"status 2; correct {re.escape(str(args.data))} and the test files"):
-        headline.compare(args, MODEL, tmp_path / "all", tests)
+        headline.compare(args, [], MODEL, tmp_path / "all", tests)
     assert started == []
 
 
