@@ -1,7 +1,7 @@
 """Measure what fine-tuning is worth: the untrained model, the full fine-tune and the LoRA adapter, with several seeds.
 
 Each training uses a shipped YAML, changed only by --full and --lora. One call of eval.py evaluates all models on a test
-set, with one start of the judge. Output: results.md and results.jsonl, written after each test set.
+set, with one start of the judge. Output: results.md and results.jsonl, written after training and after each test set.
 
 Rerun an interrupted command to resume: finished trainings and notes are kept. Further commands, such as one for the
 learning curve, use them too if they have the same --work_dir, --data and --test; --evaluate_on picks a test set.
@@ -32,13 +32,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from headline_table import Evaluated, evaluation_records, results_tables, validation_table  # noqa: E402
+import headline_table as table  # noqa: E402
+from headline_table import Evaluated  # noqa: E402
 from train_throughput import hardware  # noqa: E402
 from trainings import RECIPES, Training, check, grid, make_slots, train_all  # noqa: E402
 
@@ -282,27 +282,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def tune(args: argparse.Namespace, head: list[str], model: models.Model, dataset: Path) -> bool:
-    """Train every combination of the grids, and write the validation losses. Return whether all trainings succeeded."""
+    """Train every combination of the grids, and write their table. Return whether all trainings succeeded."""
     trainings = make_trainings(args)
     trained = train_all(trainings, model, dataset, args.work_dir / "grid", args.slots, export=False)
     without = [each.name for each in trainings if each not in trained or not trained[each].validations]
-    write_tables(args.output, [*head, *validation_table(trained), *missing_line(without)])
+    table.write_tables(
+        args.output, [*head, table.NOTES_ON_TRAININGS, "", *table.training_table(trained), *table.missing_line(without)]
+    )
     return not without
-
-
-def missing_line(names: Sequence[str]) -> list[str]:
-    """Return a paragraph that names the models missing from a table; empty if there are none."""
-    return ["", f"**Missing, because a training or evaluation failed: {'; '.join(names)}.**"] if names else []
-
-
-def write_tables(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def compare(
     args: argparse.Namespace, head: list[str], model: models.Model, dataset: Path, tests: dict[str, Path]
 ) -> bool:
-    """Train and evaluate; write the tables after each test set. Return whether all trainings and runs succeeded.
+    """Train and evaluate, and write the tables after both. Return whether all trainings and runs succeeded.
 
     head: lines before the tables. dataset: has the rows of all test sets. Raises UserError.
     """
@@ -322,20 +315,31 @@ def compare(
         with_example = example_in_template(args.model, rows[len(rows) // 2], folder)
         untrained["untrained, one example in the prompt"] = with_example
     lines, found = list(head), []
+    if trainings:
+        lines += ["## Trainings", "", table.NOTES_ON_TRAININGS, "", *table.training_table(trained)]
+        lines += [*table.missing_line(failed_trainings), ""]
+        table.write_tables(args.output, lines)
     for name, own in datasets.items():
         rows = load_split(own, "test")
         evaluated, failed = evaluate(name, own, args, trained, untrained)
         complete &= not failed
-        of_test = evaluation_records(name, evaluated, rows)
+        of_test = table.evaluation_records(name, evaluated, rows)
         judge = ", ".join(sorted({run_name(record["judge"]) for record in of_test})) or "no model"
-        brackets = "Brackets: 95% intervals over dialogues; in rows with a mean, over seeds."
         heading = f"## Test set {name}: {len(rows)} dialogues, judged by {judge}"
-        missing = missing_line([*failed_trainings, *(each.run.name for each in failed)])
-        lines += [heading, "", brackets, "", *(results_tables(of_test) if of_test else []), *missing, ""]
+        missing = table.missing_line([*failed_trainings, *(each.run.name for each in failed)])
+        lines += [
+            heading,
+            "",
+            table.NOTES_ON_FIGURES,
+            "",
+            *(table.results_tables(of_test) if of_test else []),
+            *missing,
+            "",
+        ]
         found += of_test
         text = "".join(json.dumps(record) + "\n" for record in found)
         args.output.with_suffix(".jsonl").write_text(text, encoding="utf-8")
-        write_tables(args.output, lines)
+        table.write_tables(args.output, lines)
     return complete
 
 
@@ -352,16 +356,15 @@ def measure(args: argparse.Namespace, words: list[str]) -> bool:
     args.slots = make_slots(args.gpus, args.per_gpu, args.master_port)
     dataset = preprocess("all", list(tests.values()), args)
     sizes = {split: len(load_split(dataset, split)) for split in ("train", "validation", "test")}
-    if out_of_range := [
-        rows for rows in args.train_rows or () if rows is not ALL_ROWS and not 1 <= rows <= sizes["train"]
-    ]:
+    numbers = [rows for rows in args.train_rows or () if rows is not ALL_ROWS]
+    if out_of_range := [rows for rows in numbers if not 1 <= rows <= sizes["train"]]:
         raise UserError(f"--train_rows {out_of_range[0]}: give 1 to {sizes['train']}, the rows of the training split")
     default = "grid.md" if args.grid else "learning_curve.md" if args.train_rows else "results.md"
     args.output = args.output or args.work_dir / default
     args.output.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "benchmarks/headline.py", *words])
     rows = ", ".join(f"{size} {split}" for split, size in sizes.items())
-    machine = f"{hardware()}; {args.gpus * args.per_gpu} trainings at once, on {args.gpus} GPU{'s' * (args.gpus > 1)}"
+    machine = f"{hardware()}; trainings at once: {len(args.slots)}, on GPUs: {args.gpus}"
     head = [f"`{command}`", "", f"{machine}; rows: {rows}", ""]
     complete = tune(args, head, model, dataset) if args.grid else compare(args, head, model, dataset, tests)
     print(args.output.read_text(encoding="utf-8"))

@@ -12,11 +12,19 @@ from trainings import Result, Training
 from common.dataset import Rows
 from prompts import SECTIONS
 
-NOT_ASKED = "not asked"
+NOT_ASKED, NOT_VALIDATED = "not asked", "not validated"
+NOTES_ON_TRAININGS = (
+    "Losses and minutes are means over seeds, GPU memory (reserved by PyTorch) is a maximum. Each seed's best step is "
+    "exported. Minutes include the start, and leave out resumed trainings."
+)
+NOTES_ON_FIGURES = (
+    "Brackets: 95% intervals over dialogues; in rows with a mean, over seeds, if there are at least three. Unreadable "
+    "notes have no passed section, no covered statement, and a ROUGE-L of 0. none: no note has a statement."
+)
 SHARES = {  # figures that are shares of notes, sections or statements
     "readable": "readable notes, strict",
     "lenient": "readable notes, lenient",
-    "passed": "sections passed",
+    "passed": "sections passed by verdict",
     "passed by statements": "sections passed by statements",
     "covered": "reference statements covered",
     "supported": "note statements supported",
@@ -110,33 +118,22 @@ def evaluation_records(test: str, models: Iterable[Evaluated], rows: Rows) -> li
 
 def results_tables(found: list[dict]) -> list[str]:
     """Return Markdown tables of one test set's records: all figures, then the pass rates by section."""
-    head = ["model", "seed", *COLUMNS.values(), "training, min", "GPU, GB"]
+    head = ["model", "seed", *COLUMNS.values()]
     lines, by_section = table_head(head), table_head(["model", "seed", *BY_SECTION.values()])
     for label in dict.fromkeys(record["model"] for record in found):
         runs = [record for record in found if record["model"] == label]
         for record in runs:
             seed = "" if record["seed"] is None else str(record["seed"])
-            minutes, memory = (f"{record[key]:.1f}" if record.get(key) else "" for key in ("training_min", "gpu_gb"))
-            minutes += " (resumed)" if record.get("resumed") else ""
             cells = [figure_text(name, record["figures"][name]) for name in COLUMNS]
-            lines.append(table_row([label, seed, *cells, minutes, memory]))
+            lines.append(table_row([label, seed, *cells]))
             by_section.append(
                 table_row([label, seed, *(figure_text(name, record["figures"][name]) for name in BY_SECTION)])
             )
         if len(runs) > 1:
             name, count = f"**{label}**", f"mean of {len(runs)}"
-            # A resumed training has the time of its last call only, and 0 GB is a training that measured none.
-            minutes = mean_text(run["training_min"] for run in runs if not run["resumed"])
-            memory = mean_text(run["gpu_gb"] for run in runs if run["gpu_gb"])
-            lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS), minutes, memory]))
+            lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS)]))
             by_section.append(table_row([name, count, *(over_seeds(key, runs) for key in BY_SECTION)]))
     return [*lines, "", "Sections passed by the judge's verdict:", "", *by_section]
-
-
-def mean_text(values: Iterable[float]) -> str:
-    """Return the mean with one decimal; empty if there is no value."""
-    values = list(values)
-    return f"{fmean(values):.1f}" if values else ""
 
 
 def over_seeds(name: str, runs: list[dict]) -> str:
@@ -167,27 +164,40 @@ def figure_text(name: str, figure: Figure | None) -> str:
     return f"{text} [{low}, {high}]"
 
 
-def validation_table(results: dict[Training, Result]) -> list[str]:
-    """Return a Markdown table of validation losses: a row for each setting, the best mean over seeds first."""
-    lines = table_head(
-        ["recipe", "settings", "best validation loss", "by seed, at step", "last", "steps", "min", "GPU, GB"]
-    )
-    settings: dict[tuple[str, tuple[str, ...]], list[tuple[int, Result]]] = {}
+def training_table(results: dict[Training, Result]) -> list[str]:
+    """Return a Markdown table of trainings: a row for each label, the lowest mean validation loss first."""
+    heads = ["model", "best validation loss", "by seed, at step", "last validation loss", "steps", "training, min"]
+    lines = table_head([*heads, "peak GPU memory, GB"])
+    models: dict[tuple[str, str], list[tuple[int, Result]]] = {}
     for training, result in results.items():
-        if result.validations:
-            settings.setdefault((training.recipe, training.changes), []).append((training.seed, result))
+        models.setdefault((training.recipe, training.label), []).append((training.seed, result))
 
-    def mean_loss(key: tuple[str, tuple[str, ...]]) -> float:
-        return fmean(result.best[1] for _, result in settings[key])
+    def mean_loss(key: tuple[str, str]) -> float:
+        """Return infinity for a model with a seed that did not validate."""
+        return fmean(result.best[1] if result.validations else math.inf for _, result in models[key])
 
-    for recipe, changes in sorted(settings, key=lambda key: (key[0] != "full", mean_loss(key))):
-        runs = settings[recipe, changes]
-        bests = ", ".join(f"{result.best[1]:.4f} at {result.best[0]} (seed {seed})" for seed, result in runs)
-        last = fmean(result.validations[-1][1] for _, result in runs)
-        minutes, memory = fmean(result.seconds for _, result in runs) / 60, max(result.gpu_gb for _, result in runs)
-        cells = [recipe, f"`{' '.join(changes)}`", f"{mean_loss((recipe, changes)):.4f}", bests, f"{last:.4f}"]
-        lines.append(table_row([*cells, str(runs[0][1].steps), f"{minutes:.1f}", f"{memory:.1f}"]))
+    for key in sorted(models, key=lambda key: (key[0] != "full", mean_loss(key))):
+        runs = models[key]
+        loss, bests, last = NOT_VALIDATED, "", ""
+        if math.isfinite(mean_loss(key)):
+            loss, last = f"{mean_loss(key):.4f}", f"{fmean(result.validations[-1][1] for _, result in runs):.4f}"
+            bests = ", ".join(f"{result.best[1]:.4f} at {result.best[0]} (seed {seed})" for seed, result in runs)
+        # A resumed training has the time of its last call only, and 0 GB is a training that measured none.
+        minutes = [result.seconds / 60 for _, result in runs if not result.resumed]
+        memory = max(result.gpu_gb for _, result in runs)
+        cost = [f"{fmean(minutes):.1f}" if minutes else "", f"{memory:.1f}" if memory else ""]
+        steps = ", ".join(str(steps) for steps in sorted({result.steps for _, result in runs}))
+        lines.append(table_row([key[1], loss, bests, last, steps, *cost]))
     return lines
+
+
+def missing_line(names: Sequence[str]) -> list[str]:
+    """Return a paragraph that names the models missing from a table; empty if there are none."""
+    return ["", f"**Missing, because a training or evaluation failed: {'; '.join(names)}.**"] if names else []
+
+
+def write_tables(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def table_head(cells: Sequence[str]) -> list[str]:
