@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from statistics import fmean, stdev
 from trainings import Result, Training
 
 from common.dataset import Rows
+from common.errors import UserError
 from prompts import SECTIONS
 
 NOT_ASKED, NOT_VALIDATED = "not asked", "not validated"
@@ -30,6 +32,7 @@ SHARES = {  # figures that are shares of notes, sections or statements
     "supported": "note statements supported",
 }
 COLUMNS = {**SHARES, "rougeL": "ROUGE-L"}
+BY_STATEMENTS = {"passed by statements": "mean", "covered": "covered", "supported": "supported"}  # keys of a comparison
 BY_SECTION = {f"passed {section}": section for section in SECTIONS}
 
 Figure = dict  # value: float or None; ci95: [low, high] or None
@@ -97,10 +100,15 @@ def figure_of_results(values: dict, key: str) -> Figure:
     return {"value": values[key], "ci95": values["ci95"]}
 
 
-def evaluation_records(test: str, models: Iterable[Evaluated], rows: Rows) -> list[dict]:
-    """Return one record for each model. All must have been evaluated on the test set, whose `rows` are given."""
+def evaluation_records(test: str, models: Sequence[Evaluated], rows: Rows) -> list[dict]:
+    """Return one record for each model. All must have been evaluated on the test set, whose `rows` are given.
+
+    Statements of all models are read at one threshold: that of the run with the most controls. If the first model is
+    not trained, `minus_first` of the others has the differences from it on the same dialogues; see `differences`.
+    """
     found = []
-    for model in models:
+    comparison = compare(models) if len(models) > 1 else None
+    for position, model in enumerate(models):
         results = json.loads((model.run / "results.json").read_text(encoding="utf-8"))
         record = {"test": test, "model": model.label, "seed": model.seed, "changes": list(model.changes)}
         if model.training:
@@ -112,8 +120,38 @@ def evaluation_records(test: str, models: Iterable[Evaluated], rows: Rows) -> li
                 "best_validation": model.training.best if model.training.validations else None,
             }
         record |= {"n": results["n"], "judge": results["judge_model"], "run": model.run.name}
-        found.append(record | {"figures": read_figures(model.run, results, rows)})
+        record |= {"instruments": results.get("instruments"), "figures": read_figures(model.run, results, rows)}
+        if comparison and (statements := comparison["statements"]):
+            means = [(name, statements[name]["mean"], "share") for name in ("covered", "supported")]
+            for name, mean, key in (*means, ("passed by statements", statements["mean"], "accuracy")):
+                record["figures"][name] = {"value": mean[key][position], "ci95": mean["ci95"][position]}
+        if comparison and position and not models[0].training:
+            record["minus_first"] = differences(comparison, position)
+        found.append(record)
     return found
+
+
+def compare(models: Iterable[Evaluated]) -> dict | None:
+    """Return compare_runs of the models' runs; None, and a line on stderr, if they cannot be compared."""
+    from evaluation.inputs import load_runs
+    from evaluation.scoring.comparison import compare_runs
+
+    try:
+        return compare_runs(load_runs(model.run for model in models))
+    except (UserError, ValueError) as error:
+        print(f"error: {error}; the tables have no differences", file=sys.stderr, flush=True)
+        return None
+
+
+def differences(comparison: dict, position: int) -> dict[str, dict | None]:
+    """Return {figure: {n, difference, ci95, p}} of a run minus the first one; None for a figure that is missing."""
+
+    def pair_of(part: dict) -> dict:
+        return next(pair for pair in part["pairs"] if (pair["a"], pair["b"]) == (0, position))
+
+    found = {"passed": pair_of(comparison)["mean"]}
+    pair = pair_of(comparison["statements"]) if comparison["statements"] else {}
+    return found | {name: pair.get(key) for name, key in BY_STATEMENTS.items()}
 
 
 def results_tables(found: list[dict]) -> list[str]:
@@ -133,7 +171,55 @@ def results_tables(found: list[dict]) -> list[str]:
             name, count = f"**{label}**", f"mean of {len(runs)}"
             lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS)]))
             by_section.append(table_row([name, count, *(over_seeds(key, runs) for key in BY_SECTION)]))
-    return [*lines, "", "Sections passed by the judge's verdict:", "", *by_section]
+    return [*lines, *difference_table(found), "", "Sections passed by the judge's verdict:", "", *by_section]
+
+
+def difference_table(found: list[dict]) -> list[str]:
+    """Return a heading and a table of differences from the first model, in percentage points; empty without any."""
+    names = ["passed", *BY_STATEMENTS]
+    lines = [
+        "",
+        f"Minus {found[0]['model']}, on the same dialogues, in percentage points, with 95% interval and p:",
+        "",
+    ]
+    lines += table_head(["model", "seed", *(COLUMNS[name] for name in names)])
+    with_differences = [record for record in found if record.get("minus_first")]
+    for label in dict.fromkeys(record["model"] for record in with_differences):
+        runs = [record for record in with_differences if record["model"] == label]
+        for run in runs:
+            cells = [difference_text(run["minus_first"][name]) for name in names]
+            lines.append(table_row([label, "" if run["seed"] is None else str(run["seed"]), *cells]))
+        if len(runs) > 1:
+            cells = []
+            for name in names:
+                values = [run["minus_first"][name] and run["minus_first"][name]["difference"] for run in runs]
+                if None in values:
+                    cells.append("none")
+                    continue
+                interval = t_interval(values) if len(values) >= 3 else None
+                cells.append(difference_text({"difference": fmean(values), "ci95": interval, "p": None}))
+            lines.append(table_row([f"**{label}**", f"mean of {len(runs)}", *cells]))
+    return lines if with_differences else []
+
+
+def difference_text(values: dict | None) -> str:
+    """Return a difference in percentage points, with its interval and p if there are any."""
+    if values is None or values["difference"] is None:
+        return "none"
+    text = f"{100 * values['difference']:+.1f}"
+    if values["ci95"]:
+        text += " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in values["ci95"]))
+    if values["p"] is not None:
+        text += ", p < 0.001" if values["p"] < 0.001 else f", p = {values['p']:.3f}"
+    return text
+
+
+def judge_line(found: list[dict]) -> list[str]:
+    """Return a paragraph on how well verdicts and statements tell good controls from bad; empty without controls."""
+    from evaluation.report.messages import instruments_message
+
+    known = [record["instruments"] for record in found if record["instruments"]]
+    return [instruments_message(max(known, key=lambda each: each["n_good"] + each["n_bad"])), ""] if known else []
 
 
 def over_seeds(name: str, runs: list[dict]) -> str:

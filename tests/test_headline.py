@@ -413,6 +413,43 @@ def test_a_figure_that_was_not_measured_is_named_and_never_zero():
     )
 
 
+def test_differences_from_the_first_model_have_their_interval_and_p():
+    def differs(seed: int, value: float | None) -> dict:
+        values = {"difference": value, "ci95": value and [value - 0.1, value + 0.1], "p": value and 0.04}
+        return record(seed, 0.5) | {"minus_first": {"passed": values, **dict.fromkeys(headline_table.BY_STATEMENTS)}}
+
+    assert headline_table.difference_table([record(None, 0.5)]) == []
+    table = headline_table.difference_table([record(None, 0.5), *(differs(k, k / 100) for k in (1, 2, 3))])
+    low, high = headline_table.t_interval([1, 2, 3])
+    assert table[1].startswith("Minus untrained, on the same dialogues")
+    assert table[6] == "| full | 2 | +2.0 [-8.0, +12.0], p = 0.040 | none | none | none |"
+    assert table[8] == f"| **full** | mean of 3 | +2.0 [{low:+.1f}, {high:+.1f}] | none | none | none |"
+    assert (
+        "| **full** | mean of 2 | none |"
+        in headline_table.difference_table([record(None, 0.5), differs(1, 0.1), differs(2, None)])[-1]
+    )
+
+
+def test_all_models_are_read_at_the_threshold_of_the_run_with_most_controls(tmp_path, monkeypatch):
+    """A model of a call without controls has a threshold of its own in its results.json."""
+    means = {"share": [0.1, 0.2], "ci95": [[0.0, 0.3], [0.1, 0.4]]}
+    pair = {"a": 0, "b": 1, "mean": {"difference": 0.5}, "covered": {"difference": 0.1}, "supported": None}
+    statements = {"mean": means | {"accuracy": [0.3, 0.4]}, "covered": {"mean": means}, "supported": {"mean": means}}
+    comparison = {"pairs": [pair], "statements": statements | {"pairs": [pair]}}
+    monkeypatch.setattr(headline_table, "compare", lambda _: comparison)
+    monkeypatch.setattr(headline_table, "read_figures", lambda *_: {"covered": "of its own threshold"})
+    models = [headline_table.Evaluated(name, tmp_path / name) for name in ("untrained", "one example")]
+    for model in models:
+        model.run.mkdir()
+        (model.run / "results.json").write_text('{"n": 2, "judge_model": "x"}')
+    first, second = headline_table.evaluation_records("t", models, [])
+    assert first["figures"]["covered"] == {"value": 0.1, "ci95": [0.0, 0.3]} and "minus_first" not in first
+    assert second["figures"]["passed by statements"] == {"value": 0.4, "ci95": [0.1, 0.4]}
+    assert {name: each and each["difference"] for name, each in second["minus_first"].items()} == {
+        "passed": 0.5, "passed by statements": 0.5, "covered": 0.1, "supported": None
+    }  # fmt: skip
+
+
 # --- all together ----------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +486,10 @@ def test_headline_trains_evaluates_and_resumes_without_repeating(workplace):
         ("untrained", None), ("full", 0), ("full", 1), ("LoRA", 0), ("LoRA", 1)
     ]  # fmt: skip
     assert all(each["best_validation"] for each in found[1:])
+    passed = [each["figures"]["passed"]["value"] for each in found]
+    differences = [each["minus_first"]["passed"]["difference"] for each in found[1:]]
+    assert differences == pytest.approx([value - passed[0] for value in passed[1:]])
+    assert "Minus untrained, on the same dialogues" in table
     assert not [path for path in work.rglob("*.jsonl") if path.stat().st_mode & 0o077]
     kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     predictions = {path: path.stat().st_mtime_ns for path in work.rglob("predictions.jsonl")}
