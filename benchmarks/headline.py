@@ -30,6 +30,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -374,6 +375,7 @@ def main(argv: list[str] | None = None) -> int:
     os.umask(0o077)  # only the user may read dialogues and notes
     args.work_dir.mkdir(parents=True, exist_ok=True)
     print(*(f"{name}={value}" for name, value in vars(args).items()), flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # such as from `timeout`; no training may stay behind
     try:
         return 0 if measure(args, words) else 1
     except UserError as error:

@@ -20,8 +20,8 @@ NOTES_ON_TRAININGS = (
     "exported. Minutes include the start, and leave out resumed trainings."
 )
 NOTES_ON_FIGURES = (
-    "Brackets: 95% intervals over dialogues; in rows with a mean, over seeds, if there are at least three. Unreadable "
-    "notes have no passed section, no covered statement, and a ROUGE-L of 0. none: no note has a statement."
+    "Brackets: 95% intervals over dialogues; in rows with a mean, over three or more seeds, for these dialogues. "
+    "Unreadable notes have no passed section, no covered statement, and a ROUGE-L of 0. none: no note has a statement."
 )
 SHARES = {  # figures that are shares of notes, sections or statements
     "readable": "readable notes, strict",

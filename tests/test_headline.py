@@ -6,14 +6,17 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import headline
 import headline_table
+import psutil
 import pytest
 import trainings
 import yaml
@@ -202,6 +205,25 @@ def test_two_gpus_train_at_the_same_time(fake_training, monkeypatch, tmp_path):
 def result(*losses: float, **changes) -> trainings.Result:
     steps = list(enumerate(losses, 1))
     return trainings.Result(Path("x"), 60.0, 1.0, False, steps, len(steps))._replace(**changes)
+
+
+def test_an_interrupt_ends_the_running_trainings_and_starts_no_other(monkeypatch, tmp_path, capsys):
+    run, started = subprocess.run, []
+
+    def sleep(*_, **__) -> subprocess.CompletedProcess:
+        started.append(threading.get_ident())
+        if len(started) == 2:
+            main = threading.main_thread().ident
+            threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+        return run(["sh", "-c", "sleep 60; true"], check=False)
+
+    monkeypatch.setattr(trainings.subprocess, "run", sleep)
+    before, began = psutil.Process().children(recursive=True), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        trainings.train_all(make(0, 1, 2, 3), MODEL, Path("d"), tmp_path, trainings.make_slots(2, 1, 5000), True)
+    assert time.monotonic() - began < 30 and len(started) == 2
+    assert psutil.Process().children(recursive=True) == before
+    assert capsys.readouterr().err == ""
 
 
 def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
