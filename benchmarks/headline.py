@@ -328,7 +328,11 @@ def compare(
         judge = ", ".join(sorted({run_name(record["judge"]) for record in of_test})) or "no model"
         heading = f"## Test set {name}: {len(rows)} dialogues, judged by {judge}"
         missing = table.missing_line([*failed_trainings, *(each.run.name for each in failed)])
-        tables = [*table.judge_line(of_test), *table.results_tables(of_test)] if of_test else []
+        tables = (
+            [*table.judge_line(of_test), *table.unscored_line(of_test), *table.results_tables(of_test)]
+            if of_test
+            else []
+        )
         lines += [heading, "", table.NOTES_ON_FIGURES, "", *tables, *missing, ""]
         found += of_test
         text = "".join(json.dumps(record) + "\n" for record in found)

@@ -21,7 +21,7 @@ NOTES_ON_TRAININGS = (
 )
 NOTES_ON_FIGURES = (
     "Brackets: 95% intervals over dialogues; in rows with a mean, over three or more seeds, for these dialogues. "
-    "Unreadable notes have no passed section, no covered statement, and a ROUGE-L of 0. none: no note has a statement."
+    "Unreadable notes have no passed section, no covered statement, and a ROUGE-L of 0. none: nothing was scored."
 )
 SHARES = {  # figures that are shares of notes, sections or statements
     "readable": "readable notes, strict",
@@ -121,6 +121,7 @@ def evaluation_records(test: str, models: Sequence[Evaluated], rows: Rows) -> li
             }
         record |= {"n": results["n"], "judge": results["judge_model"], "run": model.run.name}
         record |= {"instruments": results.get("instruments"), "figures": read_figures(model.run, results, rows)}
+        record["unscored"] = unscored(results)
         if comparison and (statements := comparison["statements"]):
             means = [(name, statements[name]["mean"], "share") for name in ("covered", "supported")]
             for name, mean, key in (*means, ("passed by statements", statements["mean"], "accuracy")):
@@ -129,6 +130,27 @@ def evaluation_records(test: str, models: Sequence[Evaluated], rows: Rows) -> li
             record["minus_first"] = differences(comparison, position)
         found.append(record)
     return found
+
+
+def unscored(results: dict) -> dict[str, tuple[int, int]]:
+    """Return {"sections" or "statements": (those without an answer of the judge, all)} of a run's results.json."""
+    sections = results["sections"].values()
+    found = {"sections": (sum(part["unscored"] for part in sections), results["n"] * len(sections))}
+    if statements := results.get("statements"):
+        parts = [part[name] for part in statements["sections"].values() for name in ("covered", "supported")]
+        found["statements"] = (sum(part["unscored"] for part in parts), sum(part["n"] for part in parts))
+    return found
+
+
+def unscored_line(found: list[dict]) -> list[str]:
+    """Return a paragraph with the models to which the judge gave no answer at times; empty if there is none."""
+    names = [
+        f"{record['run']}: {count} of {total} {kind}"
+        for record in found
+        for kind, (count, total) in record["unscored"].items()
+        if count
+    ]
+    return [f"**Not scored, because the judge gave no answer: {'; '.join(names)}.**", ""] if names else []
 
 
 def compare(models: Iterable[Evaluated]) -> dict | None:

@@ -452,6 +452,21 @@ def test_differences_from_the_first_model_have_their_interval_and_p():
     )
 
 
+def test_sections_and_statements_without_an_answer_are_counted():
+    asked, whole = {"n": 5, "unscored": 2}, {"n": 3, "unscored": 0}
+    results = {"n": 4, "sections": {"S": {"unscored": 1}, "O": {"unscored": 0}}}
+    statements = {
+        "sections": {"S": {"covered": asked, "supported": asked}, "O": {"covered": whole, "supported": asked}}
+    }
+    found = [headline_table.unscored(results), headline_table.unscored(results | {"statements": statements})]
+    records = [{"run": f"run{k}", "unscored": counts} for k, counts in enumerate(found)]
+    assert headline_table.unscored_line(records)[0] == (
+        "**Not scored, because the judge gave no answer: run0: 1 of 8 sections; run1: 1 of 8 sections; "
+        "run1: 6 of 18 statements.**"
+    )
+    assert headline_table.unscored_line([{"run": "x", "unscored": {"sections": (0, 8)}}]) == []
+
+
 def test_all_models_are_read_at_the_threshold_of_the_run_with_most_controls(tmp_path, monkeypatch):
     """A model of a call without controls has a threshold of its own in its results.json."""
     means = {"share": [0.1, 0.2], "ci95": [[0.0, 0.3], [0.1, 0.4]]}
@@ -460,6 +475,7 @@ def test_all_models_are_read_at_the_threshold_of_the_run_with_most_controls(tmp_
     comparison = {"pairs": [pair], "statements": statements | {"pairs": [pair]}}
     monkeypatch.setattr(headline_table, "compare", lambda _: comparison)
     monkeypatch.setattr(headline_table, "read_figures", lambda *_: {"covered": "of its own threshold"})
+    monkeypatch.setattr(headline_table, "unscored", lambda _: {})
     models = [headline_table.Evaluated(name, tmp_path / name) for name in ("untrained", "one example")]
     for model in models:
         model.run.mkdir()
@@ -500,9 +516,9 @@ def test_headline_trains_evaluates_and_resumes_without_repeating(workplace):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     work = Path(workplace[workplace.index("--work_dir") + 1])
     table = (work / "results.md").read_text()
-    assert table.count("| full | ") == 1 + 2 * 2 and table.count("| LoRA | ") == 1 + 2 * 2, table  # trainings, figures
-    for row in ("| untrained |  |", "| full | 0 |", "| full | 1 |", "| **LoRA** | mean of 2 |"):
-        assert table.count(row) == 2, table
+    for row in ("| full | 0 |", "| full | 1 |", "| **LoRA** | mean of 2 |"):
+        assert table.count(row) == 3, table  # figures, differences, sections
+    assert table.count("| untrained |  |") == 2 and table.count("| full | ") == 1 + 2 * 3, table
     found = [json.loads(line) for line in (work / "results.jsonl").read_text().splitlines()]
     assert [(each["model"], each["seed"]) for each in found] == [
         ("untrained", None), ("full", 0), ("full", 1), ("LoRA", 0), ("LoRA", 1)
