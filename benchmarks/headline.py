@@ -1,8 +1,10 @@
 """Measure what fine-tuning is worth: the untrained model, the full fine-tune and the LoRA adapter, with several seeds.
 
 Each training uses a shipped YAML, changed only by --full and --lora. One call of eval.py evaluates all models on a test
-set, with one start of the judge. Output: results.md and results.jsonl. Rerun an interrupted command to resume: finished
-trainings and notes are kept.
+set, with one start of the judge. Output: results.md and results.jsonl, written after training and after each test set.
+
+Rerun an interrupted command to resume: finished trainings and notes are kept. Further commands, such as one for the
+learning curve, use them too if they have the same --work_dir, --data and --test; --evaluate_on picks a test set.
 
 --data and --test are JSON lines, any number of rows, with the columns dialogue and soap (the note's text under the
 headings S, O, A and P), or with dialogue, S, O, A and P. Other columns are ignored. --validation_fraction of the
@@ -16,7 +18,8 @@ machine with internet, write train.jsonl (9,250 rows), validation.jsonl (500, no
         --data train.jsonl --test test.jsonl
     python benchmarks/headline.py --model M --data train.jsonl --test omi=omi.jsonl --test aci=aci.jsonl \\
         --full epochs=1 --gpus 4 --ablations
-    python benchmarks/headline.py --model M --data train.jsonl --test test.jsonl --train_rows 50 150 450
+    python benchmarks/headline.py --model M --data train.jsonl --test omi=omi.jsonl --test aci=aci.jsonl \\
+        --evaluate_on omi --train_rows 50 150 all
     python benchmarks/headline.py --model M --data train.jsonl --test test.jsonl --seeds 0 --per_gpu 2 \\
         --grid "full: optimizer.learning_rate=1e-5,2e-5 epochs=1,2" --grid "LoRA: model.peft_config.r=8,16,32"
 """
@@ -27,15 +30,16 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from headline_table import Evaluated, evaluation_records, results_tables, validation_table  # noqa: E402
+import headline_table as table  # noqa: E402
+from headline_table import Evaluated  # noqa: E402
 from train_throughput import hardware  # noqa: E402
 from trainings import RECIPES, Training, check, grid, make_slots, train_all  # noqa: E402
 
@@ -46,6 +50,7 @@ from evaluation.engines import models  # noqa: E402
 
 ON_ATTENTION = "model.peft_config.target_modules=[q_proj, k_proj, v_proj, o_proj]"
 UNTRAINED = "untrained"
+ALL_ROWS = None  # as Training.rows
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
@@ -58,6 +63,13 @@ def named_test(text: str) -> tuple[str, Path]:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise argparse.ArgumentTypeError(f"{name!r} cannot name a folder; give NAME=FILE")
     return name, Path(path)
+
+
+def number_of_rows(text: str) -> int | None:
+    """Return a number of rows, or ALL_ROWS for "all", as a type for argparse."""
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no number of rows; give numbers, or all, with spaces between them")
+    return ALL_ROWS if text == "all" else int(text)
 
 
 def preprocess(name: str, tests: list[Path], args: argparse.Namespace) -> Path:
@@ -144,8 +156,8 @@ def make_trainings(args: argparse.Namespace) -> list[Training]:
         ]
     made = []
     for recipe in (name for name in RECIPES if name in args.only):
-        for rows in args.train_rows or [None]:
-            label = f"{recipe}, {rows} rows" if rows else recipe
+        for rows in args.train_rows or [ALL_ROWS]:
+            label = recipe if rows is ALL_ROWS else f"{recipe}, {rows} rows"
             made += [Training(recipe, label, seed, always[recipe], rows) for seed in args.seeds]
         if recipe == "LoRA" and args.ablations:
             changes = (*always[recipe], ON_ATTENTION)
@@ -235,8 +247,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=names, default=names, help="models to train and evaluate (default: all)")
     add("--full", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the full YAML")
     add("--lora", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the LoRA YAML")
-    rows_help = "train with each of these numbers of rows, drawn at random from the training split (default: all)"
-    add("--train_rows", type=int, nargs="+", metavar="N", help=rows_help)
+    on_help = "evaluate on these test sets only; rows of the others, too, are left out of training (default: all)"
+    add("--evaluate_on", nargs="+", metavar="NAME", help=on_help)
+    rows_help = (
+        "train with each of these numbers of rows, drawn at random from the training split, or all (default: all)"
+    )
+    add("--train_rows", type=number_of_rows, nargs="+", metavar="N", help=rows_help)
     add("--validation_fraction", type=float, default=0.1, help="share of --data held out (default: %(default)s)")
     ablations_help = (
         "also evaluate the untrained model with its form enforced (--note_schema) and with one example in the prompt, "
@@ -261,32 +277,34 @@ def build_parser() -> argparse.ArgumentParser:
     work_dir = ROOT / "benchmarks/build/headline"
     add("--work_dir", type=Path, default=work_dir, help="folder for trainings, runs and logs (default: %(default)s)")
     output_help = "write the tables to this file, and the figures to one of the same name that ends in .jsonl"
-    add("--output", type=Path, help=f"{output_help} (default: results.md in --work_dir)")
+    defaults = "results.md, learning_curve.md with --train_rows, grid.md with --grid, in --work_dir"
+    add("--output", type=Path, help=f"{output_help} (default: {defaults})")
     return parser
 
 
-def tune(args: argparse.Namespace, model: models.Model, dataset: Path) -> tuple[list[str], bool]:
-    """Train every combination of the grids. Return the validation losses, and whether all trainings ended well."""
+def tune(args: argparse.Namespace, head: list[str], model: models.Model, dataset: Path) -> bool:
+    """Train every combination of the grids, and write their table. Return whether all trainings succeeded."""
     trainings = make_trainings(args)
     trained = train_all(trainings, model, dataset, args.work_dir / "grid", args.slots, export=False)
     without = [each.name for each in trainings if each not in trained or not trained[each].validations]
-    return [*validation_table(trained), *missing_line(without)], not without
-
-
-def missing_line(names: Sequence[str]) -> list[str]:
-    """Return a paragraph that names the models missing from a table; empty if there are none."""
-    return ["", f"**Missing, because a training or evaluation failed: {'; '.join(names)}.**"] if names else []
+    table.write_tables(
+        args.output, [*head, table.NOTES_ON_TRAININGS, "", *table.training_table(trained), *table.missing_line(without)]
+    )
+    return not without
 
 
 def compare(
-    args: argparse.Namespace, model: models.Model, dataset: Path, tests: dict[str, Path]
-) -> tuple[list[str], bool]:
-    """Train and evaluate. Return the tables, and whether all trainings and runs succeeded. Raises UserError.
+    args: argparse.Namespace, head: list[str], model: models.Model, dataset: Path, tests: dict[str, Path]
+) -> bool:
+    """Train and evaluate, and write the tables after both. Return whether all trainings and runs succeeded.
 
-    dataset: has the rows of all test sets.
+    head: lines before the tables. dataset: has the rows of all test sets. Raises UserError.
     """
     several = len(tests) > 1
-    datasets = {name: preprocess(f"test-{name}", [tests[name]], args) if several else dataset for name in tests}
+    datasets = {
+        name: preprocess(f"test-{name}", [tests[name]], args) if several else dataset
+        for name in args.evaluate_on or tests
+    }
     trainings = make_trainings(args)
     trained = train_all(trainings, model, dataset, args.work_dir / "trainings", args.slots, export=True)
     failed_trainings = [each.name for each in trainings if each not in trained]
@@ -297,21 +315,30 @@ def compare(
         folder = args.work_dir / "untrained-one-example"
         with_example = example_in_template(args.model, rows[len(rows) // 2], folder)
         untrained["untrained, one example in the prompt"] = with_example
-    lines, found = [], []
+    lines, found = list(head), []
+    if trainings:
+        lines += ["## Trainings", "", table.NOTES_ON_TRAININGS, "", *table.training_table(trained)]
+        lines += [*table.missing_line(failed_trainings), ""]
+        table.write_tables(args.output, lines)
     for name, own in datasets.items():
         rows = load_split(own, "test")
         evaluated, failed = evaluate(name, own, args, trained, untrained)
         complete &= not failed
-        of_test = evaluation_records(name, evaluated, rows)
+        of_test = table.evaluation_records(name, evaluated, rows)
         judge = ", ".join(sorted({run_name(record["judge"]) for record in of_test})) or "no model"
-        brackets = "Brackets: 95% intervals over dialogues; in rows with a mean, over seeds."
         heading = f"## Test set {name}: {len(rows)} dialogues, judged by {judge}"
-        missing = missing_line([*failed_trainings, *(each.run.name for each in failed)])
-        lines += [heading, "", brackets, "", *(results_tables(of_test) if of_test else []), *missing, ""]
+        missing = table.missing_line([*failed_trainings, *(each.run.name for each in failed)])
+        tables = (
+            [*table.judge_line(of_test), *table.unscored_line(of_test), *table.results_tables(of_test)]
+            if of_test
+            else []
+        )
+        lines += [heading, "", table.NOTES_ON_FIGURES, "", *tables, *missing, ""]
         found += of_test
-    text = "".join(json.dumps(record) + "\n" for record in found)
-    args.output.with_suffix(".jsonl").write_text(text, encoding="utf-8")
-    return lines, complete
+        text = "".join(json.dumps(record) + "\n" for record in found)
+        args.output.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+        table.write_tables(args.output, lines)
+    return complete
 
 
 def measure(args: argparse.Namespace, words: list[str]) -> bool:
@@ -319,20 +346,25 @@ def measure(args: argparse.Namespace, words: list[str]) -> bool:
     tests = dict(args.test)
     if len(tests) < len(args.test):
         raise UserError("two test sets have the same name; give them as name=file")
+    if unknown := [name for name in args.evaluate_on or () if name not in tests]:
+        raise UserError(f"--evaluate_on {unknown[0]}: no test set has this name; the names are {', '.join(tests)}")
     check_eval_arguments(args)
     check(make_trainings(args))
     model = models.resolve_model(args.model)
     args.slots = make_slots(args.gpus, args.per_gpu, args.master_port)
     dataset = preprocess("all", list(tests.values()), args)
     sizes = {split: len(load_split(dataset, split)) for split in ("train", "validation", "test")}
-    if out_of_range := [rows for rows in args.train_rows or () if not 1 <= rows <= sizes["train"]]:
+    numbers = [rows for rows in args.train_rows or () if rows is not ALL_ROWS]
+    if out_of_range := [rows for rows in numbers if not 1 <= rows <= sizes["train"]]:
         raise UserError(f"--train_rows {out_of_range[0]}: give 1 to {sizes['train']}, the rows of the training split")
-    args.output = args.output or args.work_dir / "results.md"
+    default = "grid.md" if args.grid else "learning_curve.md" if args.train_rows else "results.md"
+    args.output = args.output or args.work_dir / default
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    lines, complete = tune(args, model, dataset) if args.grid else compare(args, model, dataset, tests)
     command = shlex.join(["python", "benchmarks/headline.py", *words])
-    head = [f"`{command}`", "", f"{hardware()}; rows: {sizes}", ""]
-    args.output.write_text("\n".join([*head, *lines]).rstrip() + "\n", encoding="utf-8")
+    rows = ", ".join(f"{size} {split}" for split, size in sizes.items())
+    machine = f"{hardware()}; trainings at once: {len(args.slots)}, on GPUs: {args.gpus}"
+    head = [f"`{command}`", "", f"{machine}; rows: {rows}", ""]
+    complete = tune(args, head, model, dataset) if args.grid else compare(args, head, model, dataset, tests)
     print(args.output.read_text(encoding="utf-8"))
     print(f"tables: {args.output}; trainings, runs and logs: {args.work_dir}")
     return complete
@@ -347,6 +379,7 @@ def main(argv: list[str] | None = None) -> int:
     os.umask(0o077)  # only the user may read dialogues and notes
     args.work_dir.mkdir(parents=True, exist_ok=True)
     print(*(f"{name}={value}" for name, value in vars(args).items()), flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # such as from `timeout`; no training may stay behind
     try:
         return 0 if measure(args, words) else 1
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,28 @@ from statistics import fmean, stdev
 from trainings import Result, Training
 
 from common.dataset import Rows
+from common.errors import UserError
 from prompts import SECTIONS
 
-NOT_ASKED = "not asked"
+NOT_ASKED, NOT_VALIDATED = "not asked", "not validated"
+NOTES_ON_TRAININGS = (
+    "Losses and minutes are means over seeds, GPU memory (reserved by PyTorch) is a maximum. Each seed's best step is "
+    "exported. Minutes include the start, and leave out resumed trainings."
+)
+NOTES_ON_FIGURES = (
+    "Brackets: 95% intervals over dialogues; in rows with a mean, over three or more seeds, for these dialogues. "
+    "Unreadable notes have no passed section, no covered statement, and a ROUGE-L of 0. none: nothing was scored."
+)
 SHARES = {  # figures that are shares of notes, sections or statements
     "readable": "readable notes, strict",
     "lenient": "readable notes, lenient",
-    "passed": "sections passed",
+    "passed": "sections passed by verdict",
     "passed by statements": "sections passed by statements",
     "covered": "reference statements covered",
     "supported": "note statements supported",
 }
 COLUMNS = {**SHARES, "rougeL": "ROUGE-L"}
+BY_STATEMENTS = {"passed by statements": "mean", "covered": "covered", "supported": "supported"}  # keys of a comparison
 BY_SECTION = {f"passed {section}": section for section in SECTIONS}
 
 Figure = dict  # value: float or None; ci95: [low, high] or None
@@ -89,10 +100,15 @@ def figure_of_results(values: dict, key: str) -> Figure:
     return {"value": values[key], "ci95": values["ci95"]}
 
 
-def evaluation_records(test: str, models: Iterable[Evaluated], rows: Rows) -> list[dict]:
-    """Return one record for each model. All must have been evaluated on the test set, whose `rows` are given."""
+def evaluation_records(test: str, models: Sequence[Evaluated], rows: Rows) -> list[dict]:
+    """Return one record for each model. All must have been evaluated on the test set, whose `rows` are given.
+
+    Statements of all models are read at one threshold: that of the run with the most controls. If the first model is
+    not trained, `minus_first` of the others has the differences from it on the same dialogues; see `differences`.
+    """
     found = []
-    for model in models:
+    comparison = compare(models) if len(models) > 1 else None
+    for position, model in enumerate(models):
         results = json.loads((model.run / "results.json").read_text(encoding="utf-8"))
         record = {"test": test, "model": model.label, "seed": model.seed, "changes": list(model.changes)}
         if model.training:
@@ -104,39 +120,128 @@ def evaluation_records(test: str, models: Iterable[Evaluated], rows: Rows) -> li
                 "best_validation": model.training.best if model.training.validations else None,
             }
         record |= {"n": results["n"], "judge": results["judge_model"], "run": model.run.name}
-        found.append(record | {"figures": read_figures(model.run, results, rows)})
+        record |= {"instruments": results.get("instruments"), "figures": read_figures(model.run, results, rows)}
+        record["unscored"] = unscored(results)
+        if comparison and (statements := comparison["statements"]):
+            means = [(name, statements[name]["mean"], "share") for name in ("covered", "supported")]
+            for name, mean, key in (*means, ("passed by statements", statements["mean"], "accuracy")):
+                record["figures"][name] = {"value": mean[key][position], "ci95": mean["ci95"][position]}
+        if comparison and position and not models[0].training:
+            record["minus_first"] = differences(comparison, position)
+        found.append(record)
     return found
+
+
+def unscored(results: dict) -> dict[str, tuple[int, int]]:
+    """Return {"sections" or "statements": (those without an answer of the judge, all)} of a run's results.json."""
+    sections = results["sections"].values()
+    found = {"sections": (sum(part["unscored"] for part in sections), results["n"] * len(sections))}
+    if statements := results.get("statements"):
+        parts = [part[name] for part in statements["sections"].values() for name in ("covered", "supported")]
+        found["statements"] = (sum(part["unscored"] for part in parts), sum(part["n"] for part in parts))
+    return found
+
+
+def unscored_line(found: list[dict]) -> list[str]:
+    """Return a paragraph with the models to which the judge gave no answer at times; empty if there is none."""
+    names = [
+        f"{record['run']}: {count} of {total} {kind}"
+        for record in found
+        for kind, (count, total) in record["unscored"].items()
+        if count
+    ]
+    return [f"**Not scored, because the judge gave no answer: {'; '.join(names)}.**", ""] if names else []
+
+
+def compare(models: Iterable[Evaluated]) -> dict | None:
+    """Return compare_runs of the models' runs; None, and a line on stderr, if they cannot be compared."""
+    from evaluation.inputs import load_runs
+    from evaluation.scoring.comparison import compare_runs
+
+    try:
+        return compare_runs(load_runs(model.run for model in models))
+    except (UserError, ValueError) as error:
+        print(f"error: {error}; the tables have no differences", file=sys.stderr, flush=True)
+        return None
+
+
+def differences(comparison: dict, position: int) -> dict[str, dict | None]:
+    """Return {figure: {n, difference, ci95, p}} of a run minus the first one; None for a figure that is missing."""
+
+    def pair_of(part: dict) -> dict:
+        return next(pair for pair in part["pairs"] if (pair["a"], pair["b"]) == (0, position))
+
+    found = {"passed": pair_of(comparison)["mean"]}
+    pair = pair_of(comparison["statements"]) if comparison["statements"] else {}
+    return found | {name: pair.get(key) for name, key in BY_STATEMENTS.items()}
 
 
 def results_tables(found: list[dict]) -> list[str]:
     """Return Markdown tables of one test set's records: all figures, then the pass rates by section."""
-    head = ["model", "seed", *COLUMNS.values(), "training, min", "GPU, GB"]
+    head = ["model", "seed", *COLUMNS.values()]
     lines, by_section = table_head(head), table_head(["model", "seed", *BY_SECTION.values()])
     for label in dict.fromkeys(record["model"] for record in found):
         runs = [record for record in found if record["model"] == label]
         for record in runs:
             seed = "" if record["seed"] is None else str(record["seed"])
-            minutes, memory = (f"{record[key]:.1f}" if record.get(key) else "" for key in ("training_min", "gpu_gb"))
-            minutes += " (resumed)" if record.get("resumed") else ""
             cells = [figure_text(name, record["figures"][name]) for name in COLUMNS]
-            lines.append(table_row([label, seed, *cells, minutes, memory]))
+            lines.append(table_row([label, seed, *cells]))
             by_section.append(
                 table_row([label, seed, *(figure_text(name, record["figures"][name]) for name in BY_SECTION)])
             )
         if len(runs) > 1:
             name, count = f"**{label}**", f"mean of {len(runs)}"
-            # A resumed training has the time of its last call only, and 0 GB is a training that measured none.
-            minutes = mean_text(run["training_min"] for run in runs if not run["resumed"])
-            memory = mean_text(run["gpu_gb"] for run in runs if run["gpu_gb"])
-            lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS), minutes, memory]))
+            lines.append(table_row([name, count, *(over_seeds(key, runs) for key in COLUMNS)]))
             by_section.append(table_row([name, count, *(over_seeds(key, runs) for key in BY_SECTION)]))
-    return [*lines, "", "Sections passed by the judge's verdict:", "", *by_section]
+    return [*lines, *difference_table(found), "", "Sections passed by the judge's verdict:", "", *by_section]
 
 
-def mean_text(values: Iterable[float]) -> str:
-    """Return the mean with one decimal; empty if there is no value."""
-    values = list(values)
-    return f"{fmean(values):.1f}" if values else ""
+def difference_table(found: list[dict]) -> list[str]:
+    """Return a heading and a table of differences from the first model, in percentage points; empty without any."""
+    names = ["passed", *BY_STATEMENTS]
+    lines = [
+        "",
+        f"Minus {found[0]['model']}, on the same dialogues, in percentage points, with 95% interval and p:",
+        "",
+    ]
+    lines += table_head(["model", "seed", *(COLUMNS[name] for name in names)])
+    with_differences = [record for record in found if record.get("minus_first")]
+    for label in dict.fromkeys(record["model"] for record in with_differences):
+        runs = [record for record in with_differences if record["model"] == label]
+        for run in runs:
+            cells = [difference_text(run["minus_first"][name]) for name in names]
+            lines.append(table_row([label, "" if run["seed"] is None else str(run["seed"]), *cells]))
+        if len(runs) > 1:
+            cells = []
+            for name in names:
+                values = [run["minus_first"][name] and run["minus_first"][name]["difference"] for run in runs]
+                if None in values:
+                    cells.append("none")
+                    continue
+                interval = t_interval(values) if len(values) >= 3 else None
+                cells.append(difference_text({"difference": fmean(values), "ci95": interval, "p": None}))
+            lines.append(table_row([f"**{label}**", f"mean of {len(runs)}", *cells]))
+    return lines if with_differences else []
+
+
+def difference_text(values: dict | None) -> str:
+    """Return a difference in percentage points, with its interval and p if there are any."""
+    if values is None or values["difference"] is None:
+        return "none"
+    text = f"{100 * values['difference']:+.1f}"
+    if values["ci95"]:
+        text += " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in values["ci95"]))
+    if values["p"] is not None:
+        text += ", p < 0.001" if values["p"] < 0.001 else f", p = {values['p']:.3f}"
+    return text
+
+
+def judge_line(found: list[dict]) -> list[str]:
+    """Return a paragraph on how well verdicts and statements tell good controls from bad; empty without controls."""
+    from evaluation.report.messages import instruments_message
+
+    known = [record["instruments"] for record in found if record["instruments"]]
+    return [instruments_message(max(known, key=lambda each: each["n_good"] + each["n_bad"])), ""] if known else []
 
 
 def over_seeds(name: str, runs: list[dict]) -> str:
@@ -167,27 +272,40 @@ def figure_text(name: str, figure: Figure | None) -> str:
     return f"{text} [{low}, {high}]"
 
 
-def validation_table(results: dict[Training, Result]) -> list[str]:
-    """Return a Markdown table of validation losses: a row for each setting, the best mean over seeds first."""
-    lines = table_head(
-        ["recipe", "settings", "best validation loss", "by seed, at step", "last", "steps", "min", "GPU, GB"]
-    )
-    settings: dict[tuple[str, tuple[str, ...]], list[tuple[int, Result]]] = {}
+def training_table(results: dict[Training, Result]) -> list[str]:
+    """Return a Markdown table of trainings: a row for each label, the lowest mean validation loss first."""
+    heads = ["model", "best validation loss", "by seed, at step", "last validation loss", "steps", "training, min"]
+    lines = table_head([*heads, "peak GPU memory, GB"])
+    models: dict[tuple[str, str], list[tuple[int, Result]]] = {}
     for training, result in results.items():
-        if result.validations:
-            settings.setdefault((training.recipe, training.changes), []).append((training.seed, result))
+        models.setdefault((training.recipe, training.label), []).append((training.seed, result))
 
-    def mean_loss(key: tuple[str, tuple[str, ...]]) -> float:
-        return fmean(result.best[1] for _, result in settings[key])
+    def mean_loss(key: tuple[str, str]) -> float:
+        """Return infinity for a model with a seed that did not validate."""
+        return fmean(result.best[1] if result.validations else math.inf for _, result in models[key])
 
-    for recipe, changes in sorted(settings, key=lambda key: (key[0] != "full", mean_loss(key))):
-        runs = settings[recipe, changes]
-        bests = ", ".join(f"{result.best[1]:.4f} at {result.best[0]} (seed {seed})" for seed, result in runs)
-        last = fmean(result.validations[-1][1] for _, result in runs)
-        minutes, memory = fmean(result.seconds for _, result in runs) / 60, max(result.gpu_gb for _, result in runs)
-        cells = [recipe, f"`{' '.join(changes)}`", f"{mean_loss((recipe, changes)):.4f}", bests, f"{last:.4f}"]
-        lines.append(table_row([*cells, str(runs[0][1].steps), f"{minutes:.1f}", f"{memory:.1f}"]))
+    for key in sorted(models, key=lambda key: (key[0] != "full", mean_loss(key))):
+        runs = models[key]
+        loss, bests, last = NOT_VALIDATED, "", ""
+        if math.isfinite(mean_loss(key)):
+            loss, last = f"{mean_loss(key):.4f}", f"{fmean(result.validations[-1][1] for _, result in runs):.4f}"
+            bests = ", ".join(f"{result.best[1]:.4f} at {result.best[0]} (seed {seed})" for seed, result in runs)
+        # A resumed training has the time of its last call only, and 0 GB is a training that measured none.
+        minutes = [result.seconds / 60 for _, result in runs if not result.resumed]
+        memory = max(result.gpu_gb for _, result in runs)
+        cost = [f"{fmean(minutes):.1f}" if minutes else "", f"{memory:.1f}" if memory else ""]
+        steps = ", ".join(str(steps) for steps in sorted({result.steps for _, result in runs}))
+        lines.append(table_row([key[1], loss, bests, last, steps, *cost]))
     return lines
+
+
+def missing_line(names: Sequence[str]) -> list[str]:
+    """Return a paragraph that names the models missing from a table; empty if there are none."""
+    return ["", f"**Missing, because a training or evaluation failed: {'; '.join(names)}.**"] if names else []
+
+
+def write_tables(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def table_head(cells: Sequence[str]) -> list[str]:

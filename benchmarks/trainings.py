@@ -5,6 +5,7 @@ output) and, once it is complete, finished.json. Its `type` is that of measured_
 measurement of memory.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -16,12 +17,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import yaml
 from train_throughput import ROOT, override
 
@@ -201,15 +203,26 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def end(processes: Collection[psutil.Process], patience: float = 20.0) -> None:
+    """Terminate the processes; after `patience` seconds, kill those that are left."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, patience)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def train_all(
     trainings: Sequence[Training], model: Model, dataset: Path, work_dir: Path, slots: Sequence[Slot], export: bool
 ) -> dict[Training, Result]:
     """Run all trainings, one for each slot at a time; return the results of those that succeed.
 
-    A training that fails, for whatever reason, is named on stderr. The others continue. Raises UserError before the
-    first training starts; see `check`.
+    A training that fails, for whatever reason, is named on stderr. The others continue. KeyboardInterrupt ends those
+    that run. Raises UserError before the first training starts; see `check`.
     """
     check(trainings)
+    others = psutil.Process().children(recursive=True)
     free: queue.Queue[Slot] = queue.Queue()
     for slot in slots:
         free.put(slot)
@@ -226,7 +239,8 @@ def train_all(
             print(f"finished {training.name}: {result.steps} steps in {result.seconds:.0f} s", flush=True)
             return result
         except (UserError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            if not interrupted.is_set():
+                print(f"error: {error}", file=sys.stderr, flush=True)
             return None
         except Exception as error:  # such as a damaged log; hours of other trainings must not be lost to it
             print(f"error: {training.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -239,5 +253,6 @@ def train_all(
             results = list(pool.map(run, trainings))
         except KeyboardInterrupt:
             interrupted.set()
+            end(set(psutil.Process().children(recursive=True)).difference(others))
             raise
     return {training: result for training, result in zip(trainings, results, strict=True) if result}

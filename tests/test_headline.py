@@ -6,13 +6,17 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import headline
 import headline_table
+import psutil
 import pytest
 import trainings
 import yaml
@@ -190,19 +194,59 @@ def test_each_training_gets_a_slot_of_its_own(fake_training, tmp_path):
     assert {tuple(slot) for _, *slot in fake_training.started} <= slots
 
 
-def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
-    def result(*losses: float) -> trainings.Result:
-        return trainings.Result(Path("x"), 60.0, 1.0, False, list(enumerate(losses, 1)), len(losses))
+def test_two_gpus_train_at_the_same_time(fake_training, monkeypatch, tmp_path):
+    both, run = threading.Barrier(2, timeout=20), trainings.subprocess.run
+    monkeypatch.setattr(trainings.subprocess, "run", lambda *words, **named: both.wait() < 2 and run(*words, **named))
+    results = trainings.train_all(make(*range(4)), MODEL, Path("d"), tmp_path, trainings.make_slots(2, 1, 5000), True)
+    assert len(results) == 4
+    assert {tuple(slot) for _, *slot in fake_training.started[:2]} == {("0", "5000"), ("1", "5001")}
 
-    one, two = ("epochs=1",), ("epochs=2",)
-    found = {trainings.Training("full", "a", 0, one): result(1.0, 0.9)}
-    found |= {trainings.Training("full", "b", seed, two): result(0.8, loss, 1.1) for seed, loss in ((0, 0.7), (1, 0.6))}
-    found |= {trainings.Training("LoRA", "c", 0, one): result(0.5)}
-    assert headline_table.validation_table(found)[2:] == [
-        "| full | `epochs=2` | 0.6500 | 0.7000 at 2 (seed 0), 0.6000 at 2 (seed 1) | 1.1000 | 3 | 1.0 | 1.0 |",
-        "| full | `epochs=1` | 0.9000 | 0.9000 at 2 (seed 0) | 0.9000 | 2 | 1.0 | 1.0 |",
-        "| LoRA | `epochs=1` | 0.5000 | 0.5000 at 1 (seed 0) | 0.5000 | 1 | 1.0 | 1.0 |",
+
+def result(*losses: float, **changes) -> trainings.Result:
+    steps = list(enumerate(losses, 1))
+    return trainings.Result(Path("x"), 60.0, 1.0, False, steps, len(steps))._replace(**changes)
+
+
+def test_an_interrupt_ends_the_running_trainings_and_starts_no_other(monkeypatch, tmp_path, capsys):
+    run, started = subprocess.run, []
+
+    def sleep(*_, **__) -> subprocess.CompletedProcess:
+        started.append(threading.get_ident())
+        if len(started) == 2:
+            main = threading.main_thread().ident
+            threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+        return run(["sh", "-c", "sleep 60; true"], check=False)
+
+    monkeypatch.setattr(trainings.subprocess, "run", sleep)
+    before, began = psutil.Process().children(recursive=True), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        trainings.train_all(make(0, 1, 2, 3), MODEL, Path("d"), tmp_path, trainings.make_slots(2, 1, 5000), True)
+    assert time.monotonic() - began < 30 and len(started) == 2
+    assert psutil.Process().children(recursive=True) == before
+    assert capsys.readouterr().err == ""
+
+
+def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
+    found = {trainings.Training("full", "full a=1", 0): result(1.0, 0.9)}
+    found |= {
+        trainings.Training("full", "full a=2", seed): result(0.8, best, 1.1) for seed, best in ((0, 0.7), (1, 0.6))
+    }
+    found |= {trainings.Training("full", "full a=3", seed): result(*losses) for seed, losses in ((0, [0.1]), (1, []))}
+    found |= {trainings.Training("LoRA", "LoRA a=1", 0): result(0.5)}
+    assert headline_table.training_table(found)[2:] == [
+        "| full a=2 | 0.6500 | 0.7000 at 2 (seed 0), 0.6000 at 2 (seed 1) | 1.1000 | 3 | 1.0 | 1.0 |",
+        "| full a=1 | 0.9000 | 0.9000 at 2 (seed 0) | 0.9000 | 2 | 1.0 | 1.0 |",
+        "| full a=3 | not validated |  |  | 0, 1 | 1.0 | 1.0 |",
+        "| LoRA a=1 | 0.5000 | 0.5000 at 1 (seed 0) | 0.5000 | 1 | 1.0 | 1.0 |",
     ]
+
+
+def test_a_table_of_trainings_leaves_out_partial_times_and_unmeasured_memory():
+    found = {each: result(0.5, seconds=120.0, gpu_gb=30.0) for each in make(0, 1, 2)}
+    found[make(1)[0]] = result(0.5, seconds=12.0, resumed=True, gpu_gb=0.0)
+    assert headline_table.training_table(found)[2].endswith(" | 1 | 2.0 | 30.0 |")
+    partial = {make(0)[0]: result(0.5, resumed=True, gpu_gb=0.0)}
+    assert headline_table.training_table(partial)[2].endswith(" | 1 |  |  |")
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -211,6 +255,38 @@ def test_the_table_of_a_grid_puts_the_lowest_mean_validation_loss_first():
 def arguments(tmp_path: Path, *words: str):
     needed = ["--model", "base", "--data", "d.jsonl", "--test", "t.jsonl", "--work_dir", str(tmp_path)]
     return headline.build_parser().parse_args([*needed, *words])
+
+
+def test_all_rows_of_a_learning_curve_are_the_training_of_the_headline(tmp_path):
+    whole = headline.make_trainings(arguments(tmp_path, "--seeds", "0"))
+    curve = headline.make_trainings(arguments(tmp_path, "--seeds", "0", "--train_rows", "20", "all"))
+    assert [each.rows for each in curve] == [20, None, 20, None]
+    assert set(whole) < set(curve)
+    with pytest.raises(argparse.ArgumentTypeError, match="20,40 is no number of rows"):
+        headline.number_of_rows("20,40")
+
+
+def test_a_test_set_has_its_tables_before_the_next_is_evaluated(tmp_path, monkeypatch):
+    """Tables of the first exist even if the second fails; --evaluate_on leaves a test set out."""
+    tests = {name: tmp_path / name for name in ("one", "two", "three")}
+    args = arguments(tmp_path, "--evaluate_on", "one", "three")
+    args.slots, args.output, before = [], tmp_path / "x.md", []
+
+    def evaluate(name: str, *_) -> tuple[list, list]:
+        before.append((name, (tmp_path / "x.md").read_text() if before else ""))
+        return [], []
+
+    monkeypatch.setattr(headline, "preprocess", lambda *_: None)
+    monkeypatch.setattr(headline, "load_split", lambda *_: [])
+    monkeypatch.setattr(headline, "train_all", lambda *_, **__: {})
+    monkeypatch.setattr(headline, "evaluate", evaluate)
+    headline.compare(args, ["head"], MODEL, tmp_path / "all", tests)
+    assert [name for name, _ in before] == ["one", "three"]
+    assert re.search("^head\n## Trainings\n(.*\n)*## Test set one: 0 dialogues", before[1][1])
+    assert "Test set three" not in before[1][1]
+    args = arguments(tmp_path, "--evaluate_on", "omi")
+    with pytest.raises(UserError, match="--evaluate_on omi: no test set has this name; the names are t"):
+        headline.measure(args, [])
 
 
 @pytest.mark.parametrize(
@@ -301,7 +377,7 @@ def test_a_second_test_set_without_notes_is_refused_before_any_training(tmp_path
     args.data = tmp_path / "train.jsonl"
     args.slots = trainings.make_slots(1, 1, 5000)
     with pytest.raises(UserError, match=f"status 2; correct {re.escape(str(args.data))} and the test files"):
-        headline.compare(args, MODEL, tmp_path / "all", tests)
+        headline.compare(args, [], MODEL, tmp_path / "all", tests)
     assert started == []
 
 
@@ -348,14 +424,6 @@ def test_three_seeds_give_students_interval_and_two_give_none():
     assert headline_table.over_seeds("rougeL", runs[:2]) == "0.550"
 
 
-def test_a_mean_leaves_out_partial_times_and_unmeasured_memory():
-    runs = [record(seed, 0.5) for seed in range(3)]
-    runs[1] |= {"training_min": 0.2, "resumed": True, "gpu_gb": 0.0}
-    table = headline_table.results_tables(runs)
-    assert table[3].endswith(" | 0.2 (resumed) |  |")
-    assert table[5].startswith("| **full** | mean of 3 |") and table[5].endswith(" | 2.0 | 30.0 |")
-
-
 def test_a_figure_that_was_not_measured_is_named_and_never_zero():
     runs = [record(None, 0.5, lenient=None, supported={"value": None, "ci95": None})]
     table = headline_table.results_tables(runs)
@@ -365,6 +433,59 @@ def test_a_figure_that_was_not_measured_is_named_and_never_zero():
     assert "| **full** | mean of 3 | 50.0% [50.0, 50.0] | not asked |" in "\n".join(
         headline_table.results_tables(seeds)
     )
+
+
+def test_differences_from_the_first_model_have_their_interval_and_p():
+    def differs(seed: int, value: float | None) -> dict:
+        values = {"difference": value, "ci95": value and [value - 0.1, value + 0.1], "p": value and 0.04}
+        return record(seed, 0.5) | {"minus_first": {"passed": values, **dict.fromkeys(headline_table.BY_STATEMENTS)}}
+
+    assert headline_table.difference_table([record(None, 0.5)]) == []
+    table = headline_table.difference_table([record(None, 0.5), *(differs(k, k / 100) for k in (1, 2, 3))])
+    low, high = headline_table.t_interval([1, 2, 3])
+    assert table[1].startswith("Minus untrained, on the same dialogues")
+    assert table[6] == "| full | 2 | +2.0 [-8.0, +12.0], p = 0.040 | none | none | none |"
+    assert table[8] == f"| **full** | mean of 3 | +2.0 [{low:+.1f}, {high:+.1f}] | none | none | none |"
+    assert (
+        "| **full** | mean of 2 | none |"
+        in headline_table.difference_table([record(None, 0.5), differs(1, 0.1), differs(2, None)])[-1]
+    )
+
+
+def test_sections_and_statements_without_an_answer_are_counted():
+    asked, whole = {"n": 5, "unscored": 2}, {"n": 3, "unscored": 0}
+    results = {"n": 4, "sections": {"S": {"unscored": 1}, "O": {"unscored": 0}}}
+    statements = {
+        "sections": {"S": {"covered": asked, "supported": asked}, "O": {"covered": whole, "supported": asked}}
+    }
+    found = [headline_table.unscored(results), headline_table.unscored(results | {"statements": statements})]
+    records = [{"run": f"run{k}", "unscored": counts} for k, counts in enumerate(found)]
+    assert headline_table.unscored_line(records)[0] == (
+        "**Not scored, because the judge gave no answer: run0: 1 of 8 sections; run1: 1 of 8 sections; "
+        "run1: 6 of 18 statements.**"
+    )
+    assert headline_table.unscored_line([{"run": "x", "unscored": {"sections": (0, 8)}}]) == []
+
+
+def test_all_models_are_read_at_the_threshold_of_the_run_with_most_controls(tmp_path, monkeypatch):
+    """A model of a call without controls has a threshold of its own in its results.json."""
+    means = {"share": [0.1, 0.2], "ci95": [[0.0, 0.3], [0.1, 0.4]]}
+    pair = {"a": 0, "b": 1, "mean": {"difference": 0.5}, "covered": {"difference": 0.1}, "supported": None}
+    statements = {"mean": means | {"accuracy": [0.3, 0.4]}, "covered": {"mean": means}, "supported": {"mean": means}}
+    comparison = {"pairs": [pair], "statements": statements | {"pairs": [pair]}}
+    monkeypatch.setattr(headline_table, "compare", lambda _: comparison)
+    monkeypatch.setattr(headline_table, "read_figures", lambda *_: {"covered": "of its own threshold"})
+    monkeypatch.setattr(headline_table, "unscored", lambda _: {})
+    models = [headline_table.Evaluated(name, tmp_path / name) for name in ("untrained", "one example")]
+    for model in models:
+        model.run.mkdir()
+        (model.run / "results.json").write_text('{"n": 2, "judge_model": "x"}')
+    first, second = headline_table.evaluation_records("t", models, [])
+    assert first["figures"]["covered"] == {"value": 0.1, "ci95": [0.0, 0.3]} and "minus_first" not in first
+    assert second["figures"]["passed by statements"] == {"value": 0.4, "ci95": [0.1, 0.4]}
+    assert {name: each and each["difference"] for name, each in second["minus_first"].items()} == {
+        "passed": 0.5, "passed by statements": 0.5, "covered": 0.1, "supported": None
+    }  # fmt: skip
 
 
 # --- all together ----------------------------------------------------------------------------------------------------
@@ -395,13 +516,18 @@ def test_headline_trains_evaluates_and_resumes_without_repeating(workplace):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     work = Path(workplace[workplace.index("--work_dir") + 1])
     table = (work / "results.md").read_text()
-    for row in ("| untrained |  |", "| full | 0 |", "| full | 1 |", "| **LoRA** | mean of 2 |"):
-        assert table.count(row) == 2, table
+    for row in ("| full | 0 |", "| full | 1 |", "| **LoRA** | mean of 2 |"):
+        assert table.count(row) == 3, table  # figures, differences, sections
+    assert table.count("| untrained |  |") == 2 and table.count("| full | ") == 1 + 2 * 3, table
     found = [json.loads(line) for line in (work / "results.jsonl").read_text().splitlines()]
     assert [(each["model"], each["seed"]) for each in found] == [
         ("untrained", None), ("full", 0), ("full", 1), ("LoRA", 0), ("LoRA", 1)
     ]  # fmt: skip
     assert all(each["best_validation"] for each in found[1:])
+    passed = [each["figures"]["passed"]["value"] for each in found]
+    differences = [each["minus_first"]["passed"]["difference"] for each in found[1:]]
+    assert differences == pytest.approx([value - passed[0] for value in passed[1:]])
+    assert "Minus untrained, on the same dialogues" in table
     assert not [path for path in work.rglob("*.jsonl") if path.stat().st_mode & 0o077]
     kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     predictions = {path: path.stat().st_mtime_ns for path in work.rglob("predictions.jsonl")}
@@ -428,5 +554,5 @@ def test_a_grid_compares_validation_losses_and_keeps_no_weights(workplace, tmp_p
     done = run([*workplace, *grid, "--work_dir", str(tmp_path / "work"), "--per_gpu", "2"])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     table = (tmp_path / "grid.md").read_text()
-    assert table.count("| full | `model.attn_implementation=sdpa") == 2
+    assert table.count("| full optimizer.learning_rate=1e-") == 2
     assert not list((tmp_path / "work").rglob("*.safetensors"))
