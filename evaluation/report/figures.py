@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from prompts import SECTIONS
+
 P_VALUES = (
     "The mean's p, from a paired permutation test, is the test of whether the runs differ. The sections' p are from "
     "McNemar's exact test, corrected by Holm's method for the number of sections."
@@ -191,8 +193,8 @@ def statement_groups(comparison: dict) -> list[tuple[str, list[tuple[str, Shares
 
 
 def group_flips(flips: list[dict]) -> list[tuple[tuple[str, str, str], list[int]]]:
-    """Group changed verdicts as ((section, before, after), indices of the dialogues)."""
+    """Group changed verdicts as ((section, before, after), their indices), by section, in ascending order."""
     groups: dict[tuple[str, str, str], list[int]] = {}
-    for flip in flips:
+    for flip in sorted(flips, key=lambda flip: flip["index"]):
         groups.setdefault((flip["section"], flip["from"], flip["to"]), []).append(flip["index"])
-    return list(groups.items())
+    return sorted(groups.items(), key=lambda group: (SECTIONS.index(group[0][0]), group[0][1:]))
