@@ -169,14 +169,19 @@ def check_usual(text: str, edited: str) -> None:
     assert not texts.mentions(text, added[0][1])
 
 
-def check_few_words(most: int):
-    """Return a check that the edit keeps numbers and sides and changes at most `most` words in one or two places."""
+def check_few_words(most: int, everywhere: bool = False):
+    """Return a check that the edit keeps numbers and sides and changes at most `most` words.
+
+    everywhere: the edit exchanges a word at all its places, which count as one.
+    """
 
     def check(text: str, edited: str) -> None:
         for pattern in (NUMBERS, SIDES, NEGATIONS):
             assert found(pattern, edited) == found(pattern, text)
         old, new = Counter(text.lower().split()), Counter(edited.lower().split())
-        assert 0 < (old - new).total() + (new - old).total() <= most, edited
+        removed, added = old - new, new - old
+        count = len if everywhere else Counter.total
+        assert 0 < count(removed) + count(added) <= most, edited
 
     return check
 
@@ -207,7 +212,7 @@ CHECKS = {
     "add_usual": check_usual,
     "raise_certainty": check_few_words(8),
     "change_status": check_few_words(8),
-    "change_source": check_few_words(8),
+    "change_source": check_few_words(8, everywhere=True),
     "reverse_cause": check_reversed,
     "change_drug": lambda text, edited: check_term(text, edited, phrases.DRUG_GROUPS),
     "change_diagnosis": lambda text, edited: check_term(text, edited, phrases.DIAGNOSIS_GROUPS),
@@ -352,10 +357,6 @@ KNOWN = [
     ("change_diagnosis", "The diagnosis is an ischemic stroke.", "The diagnosis is an intracerebral hemorrhage."),
     ("change_diagnosis", "Differential diagnosis includes pneumonia. No pneumonia.", None),
     ("change_diagnosis", "No evidence of pneumonia.", None),
-]
-
-
-KNOWN += [
     ("raise_certainty", "Suspected kidney infection.", "Confirmed kidney infection."),
     ("raise_certainty", "Fever likely due to pneumonia.", "Fever, proven to be due to pneumonia."),
     ("raise_certainty", "Nodule suspicious for lung cancer.", "Nodule diagnostic of lung cancer."),
@@ -372,6 +373,7 @@ KNOWN += [
     ("change_status", "Continue current treatment. Refer to surgery if it grows.", None),
     ("change_status", "Regular follow-up visits are scheduled.", None),
     ("change_source", "His brother has asthma.", "His sister has asthma."),
+    ("change_source", 5 * "His father is well. ", 5 * "His mother is well. "),
     ("change_source", "The mother says that she sleeps.", None),  # "she" may be the mother
     ("change_source", "His brother and sister are well.", None),
     ("change_source", "A family history of gout.", "A personal history of gout."),
