@@ -12,7 +12,6 @@ that fails does not stop the others; then the exit status is 2.
 """
 
 import argparse
-import contextlib
 import json
 import re
 import sys
@@ -26,7 +25,6 @@ from sharing.partial_note import NoteStream
 from sharing.writers import LocalModel, ServedModel
 
 if TYPE_CHECKING:
-    from evaluation.engines.base import Completion
     from sharing.checking import Check
 
 STDIN = "-"
@@ -82,42 +80,29 @@ class Printer:
         print(_CONTROL.sub("", text), end="", flush=True)
 
 
-def read_reply(reply: "Completion") -> tuple[prompts.Note, str | None]:
-    """Return (note, None), or (note, form) of a note that only lenient reading accepts, as in evaluation.
-
-    Raises NoteError with the reason of strict reading.
-    """
-    from evaluation.reading import read_leniently
-
-    try:
-        return prompts.read_note(reply.text), None
-    except prompts.NoteError:
-        if reply.finish_reason == "stop":  # a note that was cut off lacks content
-            with contextlib.suppress(prompts.NoteError):
-                return read_leniently(reply.text)
-        raise
-
-
 def write_one(model: LocalModel | ServedModel, name: str, dialogue: str, as_json: bool) -> prompts.Note:
     """Return the note of one dialogue and, unless `as_json`, print it. Raises UserError if there is none."""
+    from evaluation.reading import read_prediction
+
     printer = Printer()
     try:
         reply = model.write(prompts.note_messages(dialogue), (lambda _: None) if as_json else printer.show)
-        note, form = read_reply(reply)
     except UserError as error:
         printer.finish(None)
         raise UserError(f"{name}: {error}") from None
-    except prompts.NoteError as error:
+    read = read_prediction(0, dialogue, reply)
+    if read["status"] == "invalid":
         printer.finish(None)
         begin = _CONTROL.sub("", " ".join(reply.text.split())[:80])
         remedies = ["raise --max_new_tokens"] if reply.finish_reason == "length" else []
-        if "cut off" not in str(error) or not remedies:
+        if "cut off" not in read["reason"] or not remedies:
             remedies.append(f'the reply begins "{begin}"')
-        raise UserError(f"{name}: no note in the reply ({error}); {'; '.join(remedies)}") from None
+        raise UserError(f"{name}: no note in the reply ({read['reason']}); {'; '.join(remedies)}")
+    note = {section: read[section] for section in prompts.SECTIONS}
     if not as_json:
         printer.finish(note)
-    if form:
-        print_line(f"{name}: the reply is not in the JSON form that the prompt asks for; read as: {form}")
+    if read["form"]:
+        print_line(f"{name}: the reply is not in the JSON form that the prompt asks for; read as: {read['form']}")
     return note
 
 

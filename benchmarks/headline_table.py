@@ -12,6 +12,7 @@ from trainings import Result, Training
 
 from common.dataset import Rows
 from common.errors import UserError
+from evaluation.run.records import QUESTIONS
 from prompts import SECTIONS
 
 NOT_ASKED, NOT_VALIDATED = "not asked", "not validated"
@@ -73,7 +74,7 @@ def read_figures(run: Path, results: dict, rows: Rows) -> dict[str, Figure | Non
     statements = results.get("statements")
     mean = statements["mean"] if statements else None
     figures["passed by statements"] = mean and figure_of_results(mean, "accuracy")
-    for name in ("covered", "supported"):
+    for name in QUESTIONS:
         figures[name] = mean and figure_of_results(mean[name], "share")
     with (run / "predictions.jsonl").open(encoding="utf-8") as lines:
         notes = read_notes(map(json.loads, lines), rows)
@@ -123,7 +124,7 @@ def evaluation_records(test: str, models: Sequence[Evaluated], rows: Rows) -> li
         record |= {"instruments": results.get("instruments"), "figures": read_figures(model.run, results, rows)}
         record["unscored"] = unscored(results)
         if comparison and (statements := comparison["statements"]):
-            means = [(name, statements[name]["mean"], "share") for name in ("covered", "supported")]
+            means = [(name, statements[name]["mean"], "share") for name in QUESTIONS]
             for name, mean, key in (*means, ("passed by statements", statements["mean"], "accuracy")):
                 record["figures"][name] = {"value": mean[key][position], "ci95": mean["ci95"][position]}
         if comparison and position and not models[0].training:
@@ -137,7 +138,7 @@ def unscored(results: dict) -> dict[str, tuple[int, int]]:
     sections = results["sections"].values()
     found = {"sections": (sum(part["unscored"] for part in sections), results["n"] * len(sections))}
     if statements := results.get("statements"):
-        parts = [part[name] for part in statements["sections"].values() for name in ("covered", "supported")]
+        parts = [part[name] for part in statements["sections"].values() for name in QUESTIONS]
         found["statements"] = (sum(part["unscored"] for part in parts), sum(part["n"] for part in parts))
     return found
 

@@ -42,7 +42,7 @@ from evaluation.judging.judge import Case  # noqa: E402
 from evaluation.options import Options, Target  # noqa: E402
 from evaluation.run.folder import RunFolder  # noqa: E402
 from evaluation.run.manifest import Manifest, describe_machine  # noqa: E402
-from evaluation.run.records import record_key  # noqa: E402
+from evaluation.run.records import QUESTIONS, record_key  # noqa: E402
 from evaluation.run.runs import identify, served_models  # noqa: E402
 from evaluation.tasks import BoundedTasks  # noqa: E402
 
@@ -195,7 +195,7 @@ def note_scores(verdicts: Sequence[dict], statements: Sequence[dict]) -> dict[in
                 for item in record[kind]
                 if item["log_odds"] is not None
             ]
-            for kind in ("covered", "supported")
+            for kind in QUESTIONS
         }
         both = kinds["covered"] + kinds["supported"]
         shares = {kind: [odds > 0 for odds in values] for kind, values in kinds.items()}

@@ -30,8 +30,7 @@ from evaluation.engines.processes import kill_groups
 from evaluation.engines.reload import check_same_network, reload
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 # If the schema allowed any white space, a model could write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -188,8 +187,7 @@ class _Engine:
 
 
 def _sampling_params(parameters: dict[str, Any], schema: dict[str, Any] | None) -> "SamplingParams":
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     structured = schema and _structured(json.dumps(schema))
     return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=structured)

@@ -189,7 +189,9 @@ def change_source(text: str, visit: str) -> str | None:
 
 def _change_relative(text: str, visit: str) -> str | None:
     for relative, other, words in _RELATIVES:
-        uses = list(re.finditer(rf"(?<![\w-]){relative}(?=s?\b(?!-| cyst| cell| nucle))", text, re.IGNORECASE))
+        # The empty group is in the place of an article, which fits the other relative, too.
+        pattern = re.compile(rf"()(?<![\w-]){relative}(?=s?\b(?!-| cyst| cell| nucle))", re.IGNORECASE)
+        uses = list(pattern.finditer(text))
         if (
             not uses
             or any(map(_is_negated, uses))
@@ -198,12 +200,7 @@ def _change_relative(text: str, visit: str) -> str | None:
         ):
             continue
         if not any(_PRONOUN.search(texts.sentence_after(use)) for use in uses):
-            return re.sub(
-                rf"()(?<![\w-]){relative}(?=s?\b(?!-| cyst| cell| nucle))",
-                partial(texts.with_article, new=other),
-                text,
-                flags=re.IGNORECASE,
-            )
+            return pattern.sub(partial(texts.with_article, new=other), text)
     return None
 
 

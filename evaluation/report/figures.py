@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluation.run.records import QUESTIONS
 from prompts import SECTIONS
 
 P_VALUES = (
@@ -162,7 +163,7 @@ def lenient_rows(runs: list[dict]) -> list[list[str]]:
         means = [view["statements"]["mean"] for view in views]
         rows += [
             [f"{name.capitalize()}, mean", *(percent_or_dash(mean[name]["share"]) for mean in means)]
-            for name in ("covered", "supported")
+            for name in QUESTIONS
         ]
         rows.append(["By statements, mean", *(percent(mean["accuracy"]) for mean in means)])
     return rows

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from common.files import write_atomically
 from evaluation.report import figures, marks, messages
+from evaluation.run.records import QUESTIONS
 from prompts import SECTION_NAMES, SECTIONS
 
 MOST_DIALOGUES = 1_000  # in a report; with 200 words each they take 6 MB, which a browser still opens and searches fast
@@ -156,7 +157,7 @@ def _chart(results: dict) -> list[tuple[str, list[tuple[str, str, float, list[fl
         if statements:
             figure = statements["sections"][key]
             series.append(("statements", "pass rate by statements", figure["accuracy"], figure["ci95"]))
-            series += [(name, name, figure[name]["share"], figure[name]["ci95"]) for name in ("covered", "supported")]
+            series += [(name, name, figure[name]["share"], figure[name]["ci95"]) for name in QUESTIONS]
         rows.append((key, [entry for entry in series if entry[2] is not None]))
     return rows
 
@@ -165,7 +166,7 @@ def _differences(pair: dict, by_statements: dict | None) -> list[tuple[str, dict
     """Return (name, figure) for each bar of a pair's chart; those without a difference are left out."""
     rows = list(pair["sections"].items())
     if by_statements:
-        rows += [(name.capitalize(), by_statements[name]) for name in ("covered", "supported")]
+        rows += [(name.capitalize(), by_statements[name]) for name in QUESTIONS]
     return [(name, figure) for name, figure in rows if figure["difference"] is not None]
 
 

@@ -1,6 +1,7 @@
 """Sentences on how far a run's judge can be trusted, for the console and the pages."""
 
 from evaluation.report.figures import group_name, interval, p_value, percent, points, points_interval
+from evaluation.run.records import QUESTIONS
 from evaluation.scoring.slices import MOST_GROUPS, SMALLEST_GROUP
 
 UNPROVEN = "judge unproven"  # not shown to pass good sections more often than bad ones
@@ -190,7 +191,7 @@ def statements_message(statements: dict) -> str:
             " It could not be shown that, by statements, good sections pass more often than bad ones in "
             f"{_join(unproven)}."
         )
-    figures = [section[name] for section in statements["sections"].values() for name in ("covered", "supported")]
+    figures = [section[name] for section in statements["sections"].values() for name in QUESTIONS]
     asked, unscored = (sum(figure[key] for figure in figures) for key in ("n", "unscored"))
     if unscored * 10 >= asked > 0:
         message += f" The judge said neither yes nor no to {unscored} of {asked} statements; the shares leave them out."

@@ -4,6 +4,7 @@ import textwrap
 
 from evaluation.report import figures, messages
 from evaluation.report.figures import interval, percent, percent_or_dash
+from evaluation.run.records import QUESTIONS
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -120,18 +121,15 @@ def _readable_table(results: dict) -> str:
 def _statements_table(statements: dict) -> str:
     rows = []
     for key, section in statements["sections"].items():
-        unscored = [f"{name} {section[name]['unscored']}" for name in _QUESTIONS if section[name]["unscored"]]
+        unscored = [f"{name} {section[name]['unscored']}" for name in QUESTIONS if section[name]["unscored"]]
         if section["unscored"]:
             spread = interval((section["worst"], section["best"]))
             unscored.append(f"sections {section['unscored']} (pass rate {spread})")
-        rows.append([key, *(_share(section[name]) for name in _QUESTIONS), ", ".join(unscored) or "0"])
+        rows.append([key, *(_share(section[name]) for name in QUESTIONS), ", ".join(unscored) or "0"])
     mean = statements["mean"]
-    rows.append(["mean", *(figures.rate(mean[name]["share"], mean[name]["ci95"]) for name in _QUESTIONS), ""])
+    rows.append(["mean", *(figures.rate(mean[name]["share"], mean[name]["ci95"]) for name in QUESTIONS), ""])
     header = ["Statements", "Covered (of the reference's)", "Supported (of the notes')", "Unscored"]
     return _table(header, rows)
-
-
-_QUESTIONS = ("covered", "supported")
 
 
 def _share(figure: dict) -> str:
@@ -148,7 +146,7 @@ def _slices_table(slices: dict) -> str:
     for group in slices["groups"]:
         shown = [group["readable"], group["verdicts"]]
         if statements := group["statements"]:
-            shown += [statements, *(statements[name] for name in _QUESTIONS)]
+            shown += [statements, *(statements[name] for name in QUESTIONS)]
         name = figures.one_line(figures.group_name(group), 28)
         rows.append([name, str(group["n"]), *map(figures.whole_percent, shown)])
     if slices["groups"][0]["statements"]:
@@ -167,7 +165,7 @@ def _lenient_table(lenient: dict) -> str:
         for row in rows:
             figure = statements["mean"] if row[0] == "mean" else statements["sections"][row[0]]
             row.append(figures.rate(figure["accuracy"], figure["ci95"]))
-            row += [figures.rate(figure[name]["share"], figure[name]["ci95"]) for name in _QUESTIONS]
+            row += [figures.rate(figure[name]["share"], figure[name]["ci95"]) for name in QUESTIONS]
     return _table(header, rows)
 
 
@@ -239,7 +237,7 @@ def comparison_table(comparison: dict, runs: list[dict]) -> str:
         lines = [(f"Pass rate, {key}", line) for key, line in figures.section_lines(statements)]
         means = [
             [f"{name.capitalize()}, mean", *map(percent_or_dash, statements[name]["mean"]["share"])]
-            for name in _QUESTIONS
+            for name in QUESTIONS
         ]
         parts.append(_table(["By statements", *names], [*_bold_rows(lines), *means]))
     parts.append(messages.comparison_by_statements_message(comparison, runs))
@@ -282,7 +280,7 @@ def _pair_table(pair: dict, name: str) -> str:
             flips = [str(section["only_b"]), str(section["only_a"])]
             cells = [difference, ci95, figures.p_value(section["p_holm"]), *flips]
         rows.append([key, *cells, str(section["unscored"])])
-    means = [("mean", pair["mean"]), *((question, pair[question]) for question in _QUESTIONS if question in pair)]
+    means = [("mean", pair["mean"]), *((question, pair[question]) for question in QUESTIONS if question in pair)]
     for key, mean in means:
         if mean["difference"] is not None:
             difference, ci95 = figures.points(mean["difference"]), figures.points_interval(mean["ci95"])

@@ -66,6 +66,9 @@ class Judgement(TypedDict):
     attack: str | None
 
 
+QUESTIONS = ("covered", "supported")  # the fields of a StatementRecord with answers
+
+
 class Statement(TypedDict):
     """A sentence, and the judge's log odds ln P(yes) / P(no) that it is covered or supported; None if unanswered."""
 

@@ -3,9 +3,10 @@
 from collections import Counter
 from itertools import combinations
 
+from evaluation.run.records import QUESTIONS
 from evaluation.scoring.intervals import newcombe, paired_mean
 from evaluation.scoring.judgements import fail_by_form, sort_judgements
-from evaluation.scoring.statements import NoteStatements, statement_figures, unreadable
+from evaluation.scoring.statements import NoteStatements, statement_figures, strict_statements
 from prompts import SECTIONS
 
 # Keys of results.json that must be equal for verdicts to be comparable, with their names in a message.
@@ -71,15 +72,15 @@ def compare_statements(runs: list[dict]) -> dict | None:
     """
     if not all(run["results"].get("statements") for run in runs):
         return None
-    scores = [_statement_figures(run) for run in runs]
     of_runs = [_strict_statements(run) for run in runs]
+    scores = [statement_figures(notes, list(notes), set(notes)) for notes in of_runs]
     verdicts = [_statement_verdicts(run, notes) for run, notes in zip(runs, of_runs, strict=True)]
     names = [run["name"] for run in runs]
     pairs = []
     for a, b in combinations(range(len(runs)), 2):
         pair = {"a": a, "b": b} | _compare_pair(verdicts[a], verdicts[b], names[a], names[b])
         shared = [index for index, _ in verdicts[a].keys() & verdicts[b].keys()]
-        for name in ("covered", "supported"):
+        for name in QUESTIONS:
             pair[name] = _share_difference(*(_note_shares(of_runs[side], name, shared) for side in (a, b)))
         pairs.append(pair)
     return {
@@ -87,28 +88,22 @@ def compare_statements(runs: list[dict]) -> dict | None:
         "sections": {section: _rates([score["sections"][section] for score in scores]) for section in SECTIONS},
         "mean": _rates([score["mean"] for score in scores]),
         "pairs": pairs,
-        **{name: _shares(scores, name) for name in ("covered", "supported")},
+        **{name: _shares(scores, name) for name in QUESTIONS},
     }
-
-
-def _statement_figures(run: dict) -> dict:
-    readable = {prediction["index"] for prediction in run["predictions"] if prediction["status"] == "ok"}
-    return statement_figures(run["statements"], [prediction["index"] for prediction in run["predictions"]], readable)
 
 
 def _strict_statements(run: dict) -> NoteStatements:
-    """Return the statements of a run's notes; by strict reading, lenient notes miss all of the reference."""
-    lenient = {prediction["index"] for prediction in run["predictions"] if prediction["status"] == "lenient"}
-    return {
-        index: {section: unreadable(cell) if index in lenient else cell for section, cell in sections.items()}
-        for index, sections in run["statements"].items()
-    }
+    """Return the statements of all of a run's notes, by strict reading."""
+    indices = [prediction["index"] for prediction in run["predictions"]]
+    readable = {prediction["index"] for prediction in run["predictions"] if prediction["status"] == "ok"}
+    table = strict_statements(run["statements"], indices, readable)
+    return {index: dict(zip(SECTIONS, row, strict=True)) for index, row in zip(indices, table, strict=True)}
 
 
 def _statement_verdicts(run: dict, notes: NoteStatements) -> Verdicts:
     return {
         (prediction["index"], prediction["dialogue_hash"]): {
-            section: cell.verdict for section, cell in notes.get(prediction["index"], {}).items()
+            section: cell.verdict for section, cell in notes[prediction["index"]].items()
         }
         for prediction in run["predictions"]
     }

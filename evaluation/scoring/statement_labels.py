@@ -8,11 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from evaluation.run.records import StatementRecord, note_hash
+from evaluation.run.records import QUESTIONS, StatementRecord, note_hash
 from evaluation.scoring.intervals import clustered_auc, clustered_share
 from evaluation.scoring.people import LabelError
-
-QUESTIONS = ("covered", "supported")
 
 
 class StatementKey(NamedTuple):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from evaluation.run.records import Judgement, Statement, StatementRecord, record_key
+from evaluation.run.records import QUESTIONS, Judgement, Statement, StatementRecord, record_key
 from evaluation.scoring import trust
 from evaluation.scoring.intervals import (
     auc,
@@ -214,7 +214,7 @@ def at_threshold(record: StatementRecord, threshold: float) -> SectionStatements
 
     One statement below the threshold fails the section. Otherwise one without an answer leaves it unscored.
     """
-    covered, supported = (_answers(record[key], threshold) for key in ("covered", "supported"))
+    covered, supported = (_answers(record[key], threshold) for key in QUESTIONS)
     if record["status"] == "unscored":
         return SectionStatements(Answers(covered.n, 0, covered.n), supported, "unscored")
     if record["status"] == "missing":
@@ -262,7 +262,7 @@ def statement_figures(notes: NoteStatements, indices: Sequence[int], readable: s
     for place, section in enumerate(SECTIONS):
         column = [row[place] for row in table]
         figures[section] = {
-            **{name: _share([getattr(cell, name) for cell in column]) for name in ("covered", "supported")},
+            **{name: _share([getattr(cell, name) for cell in column]) for name in QUESTIONS},
             **verdict_rates(cell.verdict for cell in column),
         }
     return {"sections": figures, "mean": mean_figures(table)}
@@ -283,7 +283,7 @@ def strict_statements(
 def mean_figures(table: Sequence[Sequence[SectionStatements]]) -> dict:
     """Return the means over the sections, as in `statement_figures`. table: from `strict_statements`."""
     return {
-        **{name: _mean_share(table, name) for name in ("covered", "supported")},
+        **{name: _mean_share(table, name) for name in QUESTIONS},
         **mean_rate(count_passes(table)),
     }
 
