@@ -23,9 +23,10 @@ from evaluation.engines import vllm_engine as engine_module
 from evaluation.engines import vllm_worker as worker
 from evaluation.engines.base import Completion, LanguageModel, Request, Usage, first_token
 from evaluation.engines.note_schema import NOTE_SCHEMA
+from evaluation.engines.placement import Gpu, Placement, memory_needs, plan_engines
 from evaluation.engines.processes import kill_groups
 from evaluation.engines.reload import can_reload, check_same_network
-from evaluation.engines.vllm_engine import Engine, EngineSpec
+from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec, compiles_nothing
 
 CPU_ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 << 20}
 GREEDY = {"temperature": 0, "max_tokens": 200}
@@ -340,7 +341,7 @@ def test_an_engine_and_its_children_end_when_the_parent_is_killed(spread: Engine
     code = f"""
         import asyncio, time
         from pathlib import Path
-        from evaluation.engines.vllm_engine import Engine, EngineSpec
+        from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec, compiles_nothing
         spec = EngineSpec(Path({str(spread.model)!r}), {spread.vllm_args!r}, {GREEDY!r})
         model = Engine("generator", spec, Path({str(tmp_path / "log")!r}))
         asyncio.run(model.chat([{{"role": "user", "content": "A cough."}}]))
@@ -661,6 +662,55 @@ def test_models_that_cannot_be_loaded_start_afresh_at_once(change, fits, tiny_mo
 def test_arguments_that_change_the_weights_need_a_new_engine(argument: dict, tiny_model: Path) -> None:
     spec = EngineSpec(tiny_model, CPU_ARGS | argument, GREEDY)
     assert not can_reload(spec, spec)
+
+
+def on_gpus(model: Path, count: int) -> Placement:
+    """Return where eval.py would run a generator on this many GPUs of 80 GiB."""
+    gpus = [Gpu(f"{k}", "H100", 80 << 30, 79 << 30) for k in range(count)]
+    config = json.loads((model / "config.json").read_text())
+    return plan_engines(gpus, memory_needs("tiny", config, 0, 1024), None, 0.3).generator
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("extra", [{}, {"enforce_eager": True}])
+def test_an_engine_placed_by_the_plan_can_load_other_weights(count: int, extra: dict, tiny_model: Path) -> None:
+    args = VLLM_DEFAULTS | on_gpus(tiny_model, count).vllm_args | extra
+    spec = EngineSpec(tiny_model, args, GREEDY)
+    assert can_reload(spec, spec)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "tied"), [("llama", False), ("qwen2", True), ("qwen3", True)])
+def test_on_a_gpu_cuda_graphs_use_the_reloaded_weights(kind: str, tied: bool, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    one = random_model(kind, tied, tiny_model, tmp_path / "one")
+    args = VLLM_DEFAULTS | on_gpus(one, 1).vllm_args
+    assert args["compilation_config"]["cudagraph_mode"] == "FULL_DECODE_ONLY"
+    first, second = (EngineSpec(path, args, SHORT) for path in (one, perturbed(one, tmp_path / "two")))
+    with contextlib.closing(Engine("generator", first, tmp_path / "log")) as model:
+        before, after, again = asyncio.run(load_and_answer(model, [second, first]))
+    assert before == again
+    assert after == fresh_answers(second, tmp_path / "log") != before
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({}, False),
+        ({"enforce_eager": True}, True),
+        ({"enforce_eager": False, "compilation_config": {"mode": 0}}, True),
+        ({"compilation_config": 0}, True),
+        ({"compilation_config": {"mode": "NONE"}}, True),
+        ({"compilation_config": {"mode": 3}}, False),
+        ({"compilation_config": {"cudagraph_mode": "NONE"}}, False),
+        ({"compilation_config": 3}, False),
+    ],
+)
+def test_torch_compile_is_off_only_if_the_arguments_turn_it_off(args: dict, expected: bool) -> None:
+    assert compiles_nothing(args) is expected
 
 
 def test_other_arguments_and_adapters_at_run_time_need_a_new_engine(tiny_model: Path, tiny_adapter: Path) -> None:

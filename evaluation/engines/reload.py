@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # answers with those of a fresh engine, and only under arguments that leave the weights as they are in the files.
 _ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _ARGUMENTS = {
+    "compilation_config",  # CUDA graphs read the weights where they are, and vLLM writes the new ones there
     "dtype",
     "enable_prefix_caching",
     "enforce_eager",

@@ -29,6 +29,9 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",  # vLLM would look up this machine's address through 8.8.8.8, and listen there
 }
 
+# vLLM compiles a few small functions even where torch.compile is off for the model. On a CPU that is most of a start.
+_COMPILE_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}
+
 _WEIGHTS = ("model", "lora_path", "merge_into")  # fields of EngineSpec
 
 VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own, passed so that the manifest records them
@@ -121,10 +124,19 @@ def _settings(spec: EngineSpec, devices: list[str]) -> dict[str, Any]:
     return {"vllm_args": spec.vllm_args, "sampling": spec.sampling, "merged": merged, "devices": devices}
 
 
+def compiles_nothing(vllm_args: dict[str, Any]) -> bool:
+    """Return whether these arguments of vLLM turn torch.compile off."""
+    compilation = vllm_args.get("compilation_config")
+    mode = compilation.get("mode") if isinstance(compilation, dict) else compilation
+    return bool(vllm_args.get("enforce_eager")) or mode in (0, "NONE")
+
+
 def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
     """Start a worker in a session of its own, and send it the specification."""
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
+    if compiles_nothing(spec.vllm_args):
+        environment |= _COMPILE_NOTHING
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with log.open("a", encoding="utf-8") as log_file:
