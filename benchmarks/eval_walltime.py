@@ -2,17 +2,17 @@
 
 The reference is a first implementation: one engine after the other, each in its own process, in eager mode, with LoRA
 support, and with judge prompts that name the section before the dialogue. eval.py runs unchanged, with two exceptions
-for the dummy weights: whatever they write is read as the dialogue's reference note, and every verdict takes all 64
-tokens. eval.py also asks about statements, which the reference does not; --no_statements leaves them out.
+for the dummy weights: whatever they write is read as the dialogue's reference note behind a number, and every verdict
+takes all 64 tokens. eval.py also asks about statements, which the reference does not; --no_statements leaves them out.
 
 Input: folders with config and tokenizer of the generator and the judge, and a dataset from preprocess_data.py. Weights
 are needed only with --lora_rank, for the generator: eval.py merges the adapter into them (random weights will do).
 Output: tables, and with --output the same figures as JSON. The second table splits each start by vLLM's log: weights,
 compilation, the rest of the engine's start (profile, cache, CUDA graphs), and all before, mostly imports.
 
---cold measures eval.py twice: with empty compile caches, in --work_dir, and with those that the first call filled. It
-does not empty the page cache. --checkpoints N evaluates N checkpoints of the generator in one call; like --lora_rank,
-it needs weights.
+--cold measures both twice: as on a machine's first start, with compile caches of their own in --work_dir and, as root,
+after emptying the page cache; then with what the first call filled. --checkpoints N evaluates N checkpoints of the
+generator in one call; like --lora_rank, it needs weights.
 
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset --lora_rank 16
@@ -28,6 +28,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +122,11 @@ def run_ours(args: argparse.Namespace) -> int:
     rows = load_split(args.dataset_path, args.split, args.rows)
     take_record = pipeline.read_prediction
 
+    written: Counter[int] = Counter()
+
     def as_note(index: int, dialogue: str, done: Any) -> dict[str, Any]:
-        note = {section: rows[index][section] for section in prompts.SECTIONS}
+        written[index] += 1  # so that no two checkpoints write the same note
+        note = {section: f"({written[index]}) {rows[index][section]}" for section in prompts.SECTIONS}
         return take_record(index, dialogue, done) | note | {"status": "ok", "reason": None}
 
     pipeline.read_prediction = as_note
@@ -225,17 +230,29 @@ def measure(command: list[str], log: Path, caches: Path | None = None) -> tuple[
     return wall, memory.peak
 
 
-def measure_reference(command: list[str], folder: Path) -> dict[str, Any]:
+def empty_page_cache() -> None:
+    """Let the next command read its files from the disk. Only root can; for others, print a line."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError as error:
+        print(f"the page cache stays as it is: {error.strerror}", flush=True)
+
+
+def measure_reference(command: list[str], folder: Path, name: str, caches: Path | None) -> dict[str, Any]:
     result: dict[str, Any] = {"wall_s": 0.0, "peak_gib": 0.0}
     for stage in ("generate", "judge"):
-        output = folder / f"reference-{stage}.json"
-        wall, peak = measure([*command, "--reference_stage", stage, "--output", str(output)], folder / f"{stage}.log")
+        output = folder / f"{name}-{stage}.json"
+        stage_command = [*command, "--reference_stage", stage, "--output", str(output)]
+        wall, peak = measure(stage_command, output.with_suffix(".log"), caches)
         result[stage] = json.loads(output.read_text()) | {"wall_s": wall}
         result |= {"wall_s": result["wall_s"] + wall, "peak_gib": max(result["peak_gib"], peak)}
     return result
 
 
-def measure_ours(command: list[str], folder: Path, name: str, *more: str, caches: Path | None = None) -> dict[str, Any]:
+def measure_ours(
+    command: list[str], folder: Path, name: str, caches: Path | None = None, more: Iterable[str] = ()
+) -> dict[str, Any]:
     run = folder / name
     wall, peak = measure([*command, "--output_dir", str(run), *more], folder / f"{name}.log", caches)
     return {"wall_s": wall, "peak_gib": peak, **read_run(run)}
@@ -315,7 +332,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--verdict_tokens", type=int, default=VERDICT_TOKENS, help="tokens per verdict (default: %(default)s)"
     )
     parser.add_argument("--no_statements", action="store_true", help="ask for verdicts only, as the reference does")
-    parser.add_argument("--cold", action="store_true", help="measure eval.py with empty compile caches first")
+    parser.add_argument("--cold", action="store_true", help="also measure first starts, with empty caches")
     parser.add_argument("--checkpoints", type=int, metavar="N", help="also time N checkpoints of the model in one call")
     parser.add_argument("--lora_rank", type=int, help="also time generation with and without an adapter of this rank")
     parser.add_argument(
@@ -347,12 +364,15 @@ def main() -> int:
         folder = args.work_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if args.work_dir:
             folder.mkdir(parents=True)  # fails if it exists: eval.py would resume a run there, and take no time
-        if not args.skip_reference:
-            results["reference"] = measure_reference(command, folder)
-        caches = folder / "caches" if args.cold else None
-        if args.cold:
-            results["eval.py, empty caches"] = measure_ours(command, folder, "cold", caches=caches)
-        results["eval.py"] = measure_ours(command, folder, "ours", caches=caches)
+        for start in ("first start", "warm") if args.cold else ("warm",):
+            for name, run in (("reference", measure_reference), ("eval.py", measure_ours)):
+                if name == "reference" and args.skip_reference:
+                    continue
+                if start == "first start":
+                    empty_page_cache()
+                caches = folder / f"caches-{name}" if args.cold else None
+                results[f"{name}, {start}"] = run(command, folder, f"{name}-{start}".replace(" ", "-"), caches)
+                print(f"{name}, {start}: {results[f'{name}, {start}']['wall_s']:.1f} s", flush=True)
         if args.checkpoints:
             paths = link_checkpoints(args.model, args.checkpoints, folder / "checkpoints")
             more = ["--weights", "--more_models", *paths]
@@ -365,14 +385,17 @@ def main() -> int:
             results[f"{args.checkpoints} checkpoints"] = {"wall_s": wall, "peak_gib": peak}
         if args.lora_rank:
             adapter = make_adapter(args.model, args.lora_rank, folder / "adapter")
-            results["without adapter"] = measure_ours(command, folder, "plain", "--stage", "generate", "--weights")
-            results["with adapter"] = measure_ours(
-                command, folder, "lora", "--stage", "generate", "--weights", "--lora_path", adapter
-            )
+            more = ["--stage", "generate", "--weights"]
+            results["without adapter"] = measure_ours(command, folder, "plain", caches, more)
+            results["with adapter"] = measure_ours(command, folder, "lora", caches, [*more, "--lora_path", adapter])
     print(f"{table(results)}\n\n{phases_table(results)}")
-    if "reference" in results:
-        ratio = results["eval.py"]["wall_s"] / results["reference"]["wall_s"]
-        print(f"\neval.py / reference: {ratio:.2f} of the wall time")
+    for start in ("first start", "warm"):
+        if f"reference, {start}" in results:
+            ratio = results[f"eval.py, {start}"]["wall_s"] / results[f"reference, {start}"]["wall_s"]
+            print(f"\n{start}: eval.py takes {ratio:.2f} of the reference's wall time")
+    if args.checkpoints:
+        ratio = results[f"{args.checkpoints} checkpoints"]["wall_s"] / results["eval.py, warm"]["wall_s"]
+        print(f"\n{args.checkpoints} checkpoints take {ratio:.2f} times the wall time of one")
     if args.lora_rank:
         ratio = results["with adapter"]["generate"]["run_s"] / results["without adapter"]["generate"]["run_s"]
         print(f"generation with an adapter / without: {ratio:.2f} of the time")
