@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,12 @@ def make_plan(options: Options, generators: list[models.Model], judge_model: mod
     if not generators and not judge_model:
         return placement.Plan(None, None, False, "")
     needs = []
-    for group in (generators, [judge_model] if judge_model else []):
+    judges = [judge_model] if judge_model else []
+    for group, args in ((generators, options.engine_args), (judges, options.judge_engine_args)):
         model = max(group, key=lambda model: model.weight_bytes, default=None)
         length = max((models.context_length(options.max_model_len, model) for model in group), default=0)
-        needs.append(model and placement.memory_needs(model.name, model.config, model.weight_bytes, length))
+        need = model and placement.memory_needs(model.name, model.config, model.weight_bytes, length)
+        needs.append(need and replace(need, gpus=placement.gpus_asked_for(args)))
     plan = placement.plan_engines(placement.find_gpus(), *needs, options.gpu_memory_utilization, placement.free_ram())
     print_line(plan.summary)
     return plan

@@ -1,10 +1,20 @@
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from evaluation.engines.placement import GIB, Gpu, MemoryNeeds, find_gpus, memory_needs, plan_engines, read_gpus
+from evaluation.engines.placement import (
+    GIB,
+    Gpu,
+    MemoryNeeds,
+    find_gpus,
+    gpus_asked_for,
+    memory_needs,
+    plan_engines,
+    read_gpus,
+)
 
 QWEN_1_7B = {
     "hidden_size": 2048,
@@ -87,6 +97,33 @@ def test_a_model_too_large_for_one_gpu_is_split_over_the_fewest() -> None:
     assert plan.generator.vllm_args["tensor_parallel_size"] == 1
     assert not plan.together
     assert "2 replicas of 4 GPUs" in plan.summary
+
+
+@pytest.mark.parametrize(
+    ("args", "devices"),
+    [
+        ({"tensor_parallel_size": 2}, ("0,1", "2,3")),
+        ({"tensor_parallel_size": 4}, ("0,1,2,3",)),
+        ({"tensor_parallel_size": 1}, ("0", "1", "2", "3")),
+        ({"pipeline_parallel_size": 1}, ("0", "1", "2", "3")),
+    ],
+)
+def test_a_model_is_split_over_as_many_gpus_as_the_user_asks_for(args: dict, devices: tuple) -> None:
+    wanted = replace(LARGE, gpus=gpus_asked_for(args))
+    plan = plan_engines(gpus(4, 79), SMALL, wanted, 0.9)
+    assert plan.judge.devices == devices
+    assert plan.judge.vllm_args["tensor_parallel_size"] == 4 // len(devices)
+    assert plan.together is (len(devices) == 4)
+
+
+def test_more_gpus_than_there_are_and_other_values_are_refused() -> None:
+    with pytest.raises(UserError, match="split over 8 GPUs, but there are 4"):
+        plan_engines(gpus(4, 79), None, replace(LARGE, gpus=8), 0.9)
+    for value in (0, -1, "2", None, 1.5):
+        with pytest.raises(UserError, match="a number of GPUs"):
+            gpus_asked_for({"tensor_parallel_size": value})
+    with pytest.raises(UserError, match="with tensor_parallel_size"):
+        gpus_asked_for({"pipeline_parallel_size": 2})
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_advice() -> None:

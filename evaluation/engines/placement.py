@@ -43,6 +43,7 @@ class MemoryNeeds:
     logits: int
     heads: int
     max_model_len: int
+    gpus: int = 0  # of each replica, if the user asks for a number; 0: the fewest that hold the model
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,16 @@ def memory_needs(name: str, config: dict[str, Any], weight_bytes: int, max_model
         heads=kv_heads,
         max_model_len=max_model_len,
     )
+
+
+def gpus_asked_for(vllm_args: dict[str, Any]) -> int:
+    """Return over how many GPUs these arguments of vLLM split a replica; 0 if they do not say. Raises UserError."""
+    if vllm_args.get("pipeline_parallel_size", 1) != 1:
+        raise UserError("pipeline_parallel_size is not supported; split the model with tensor_parallel_size")
+    width = vllm_args.get("tensor_parallel_size", 0)
+    if "tensor_parallel_size" in vllm_args and not (isinstance(width, int) and width > 0):
+        raise UserError(f"tensor_parallel_size is a number of GPUs, not {width}")
+    return width
 
 
 def plan_engines(
@@ -200,9 +211,15 @@ def _on_cpu(model: MemoryNeeds, free_ram: int) -> Placement:
 
 
 def _on_gpus(gpus: list[Gpu], model: MemoryNeeds, utilization: float) -> Placement:
-    """Place a replica on each GPU if the model fits on one, else split it over the fewest GPUs that hold it."""
+    """Place a replica on each GPU if the model fits on one, else split it over the fewest GPUs that hold it.
+
+    If the user asks for a number of GPUs, split it over that many.
+    """
     batch = _batch_tokens(gpus)
-    for width in (w for w in (1, 2, 4, 8, 16) if w <= len(gpus) and model.heads % w == 0):
+    if model.gpus > len(gpus):
+        raise UserError(f"{model.name} is to be split over {model.gpus} GPUs, but there are {len(gpus)}")
+    widths = [model.gpus] if model.gpus else [w for w in (1, 2, 4, 8, 16) if w <= len(gpus) and model.heads % w == 0]
+    for width in widths:
         wanted = model.weights // width + _overhead(model, batch) + model.cache_per_token * model.max_model_len // width
         if wanted <= min(_budget(gpu, utilization) for gpu in gpus):
             groups = [gpus[k : k + width] for k in range(0, len(gpus) - width + 1, width)]
