@@ -17,10 +17,15 @@ def use_native(model: torch.nn.Module) -> int:
     """
     changed = 0
     for module in model.modules():
-        if type(module).__name__ == "LigerRMSNorm" and not module.offset and module.weight.numel() >= MIN_ROW_SIZE:
+        if type(module).__name__ == "LigerRMSNorm" and not module.offset and _row_size(module) >= MIN_ROW_SIZE:
             module.forward = partial(_normalize, module)
             changed += 1
     return changed
+
+
+def _row_size(module: torch.nn.Module) -> int:
+    """Return the layer's number of weights, also while ZeRO-3 keeps them on several GPUs and leaves an empty tensor."""
+    return getattr(module.weight, "ds_numel", module.weight.numel())
 
 
 def _normalize(module: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
