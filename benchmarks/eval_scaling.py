@@ -2,8 +2,8 @@
 
 It needs no GPU and no model: a process that answers at once, with notes and verdicts of the usual length, replaces
 vLLM. So the times are those of the project's own work: data, prompts, pipes (or, with a server, HTTP), records,
-controls, scoring, bootstrap and report. The dialogues are those of demo/, numbered so that no two are equal. The
-extrapolation also needs the speed of a GPU; by default it is taken from benchmarks/results/eval_walltime.md.
+controls, statements, scoring, bootstrap and report. The dialogues are those of demo/, numbered so that no two are
+equal. The extrapolation also needs the speed of a GPU; by default it is taken from benchmarks/results/eval_walltime.md.
 
 Output: tables in Markdown, to the console and to --output.
 
@@ -33,11 +33,11 @@ from preprocessing.headings import read_soap  # noqa: E402
 
 MANY = 1_000_000  # dialogues to extrapolate to
 GPUS = (1, 2, 4, 8, 16, 32, 64)
-# From benchmarks/results/eval_walltime.md: one GPU's seconds for a note, for a verdict, and to start.
-GENERATE_S, JUDGE_S, START_S = 6.2 / 250, 16.2 / 1000, 68.6
+# From benchmarks/results/eval_walltime.md, warm: seconds of one GPU for each further dialogue, and to start.
+DIALOGUE_S, START_S = (249.6 - 75.2) / 1000, 25.6
 SOURCE = (
-    "benchmarks/results/eval_walltime.md: one H100, vLLM 0.23.0, Qwen3-1.7B and 8B with dummy weights, notes of 420 "
-    "and verdicts of 64 tokens; first start on a machine, 38 to 40 s with warm caches on 2026-11-24"
+    "benchmarks/results/eval_walltime.md: one H200, vLLM 0.23.0, Qwen3-1.7B and 8B with dummy weights, notes of 420 "
+    "and verdicts of 64 tokens, 30 questions on statements; the increase from 250 to 1,250 dialogues"
 )
 REASON = (
     "Both say the same on complaint, course and what is denied, but the prediction leaves out the dose and how often"
@@ -219,11 +219,10 @@ def slope(results: list[dict[str, Any]], key: str) -> float:
 
 def extrapolate(args: argparse.Namespace, engines: list[dict], server: list[dict]) -> list[list[str]]:
     """Return a table row for each number of GPUs: hours for MANY dialogues of the GPUs, of eval.py, and in total."""
-    gpu_s = args.generate_s + 4 * args.judge_s
     scoring = MANY * slope(engines, "scoring_s") / 3600
     lines = []
     for gpus in GPUS:
-        gpu_hours = (args.start_s + MANY * gpu_s / gpus) / 3600
+        gpu_hours = (args.start_s + MANY * args.dialogue_s / gpus) / 3600
         cells = [f"{gpus}", f"{gpu_hours:.2f}"]
         for results in (engines, server):
             own_hours = MANY * slope(results, "answering_s") / 3600
@@ -283,10 +282,10 @@ def summary(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
         own_ms = [1000 * slope(results, "answering_s") for results in (engines, server)]
         parts += [
             f"## Extrapolation to {MANY:,} dialogues",
-            f"A GPU takes {1000 * args.generate_s:.1f} ms for a note and {1000 * args.judge_s:.1f} ms for a verdict; "
-            f"engines start in {args.start_s:.1f} s ({args.source}). Several GPUs are assumed to scale perfectly.",
+            f"A GPU takes {1000 * args.dialogue_s:.0f} ms for a dialogue's note, verdicts and statements; engines "
+            f"start in {args.start_s:.1f} s ({args.source}). Several GPUs are assumed to scale perfectly.",
             f"While the models answer, eval.py takes {own_ms[0]:.2f} ms per dialogue with engines, or {own_ms[1]:.2f} "
-            "ms with a server (five HTTP requests): the column `eval.py h`, for all dialogues. Scoring then takes "
+            "ms with a server: the column `eval.py h`, for all dialogues. Scoring then takes "
             f"{1000 * slope(engines, 'scoring_s'):.2f} ms per dialogue, which `total h` includes. These figures are "
             "the increase between the two largest sizes above.",
             table(header, extrapolate(args, engines, server)),
@@ -315,10 +314,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="numbers of dialogues to measure with a server (default: 250 2500)",
     )
-    add("--generate_s", type=float, default=GENERATE_S, help="one GPU's seconds per note (default: %(default).4f)")
-    add("--judge_s", type=float, default=JUDGE_S, help="one GPU's seconds per verdict (default: %(default).4f)")
+    add("--dialogue_s", type=float, default=DIALOGUE_S, help="one GPU's seconds per dialogue (default: %(default).4f)")
     add("--start_s", type=float, default=START_S, help="seconds that engines take to start (default: %(default)s)")
-    add("--source", default=SOURCE, help="source of these three, for the report (default: %(default)s)")
+    add("--source", default=SOURCE, help="source of these two, for the report (default: %(default)s)")
     add("--output", type=Path, help="also write the tables to this Markdown file")
     return parser
 

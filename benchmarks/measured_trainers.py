@@ -90,7 +90,8 @@ def profile(step: int, steps: int = 3) -> None:
     profile.trace.stop()
     averages = profile.trace.key_averages()
     on_gpu = [event for event in averages if event.self_device_time_total and event.device_type.name == "CUDA"]
-    kernels = [event for event in on_gpu if "#" not in event.key]  # "#" marks a span of kernels, such as an optimizer's
+    # "#" and "nccl:" mark spans of kernels, such as an optimizer's.
+    kernels = [event for event in on_gpu if "#" not in event.key and not event.key.startswith("nccl:")]
     sums = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in kernels:
         name = event.key.lower()
