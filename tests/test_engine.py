@@ -3,6 +3,7 @@ import contextlib
 import json
 import math
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -213,6 +214,51 @@ def test_an_engine_can_fork_while_requests_are_read() -> None:
         assert process.stdout.readline() == '{"exitcode": 0}\n'
 
 
+def test_the_engine_computes_while_many_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of vLLM: an engine that answers two requests per step and refuses every third one."""
+    submitted_before_steps, waiting, sent = [], [], []
+
+    class Engine:
+        submitted = 0
+
+        def __init__(self, *_: object) -> None: ...
+
+        def is_idle(self) -> bool:
+            return not waiting
+
+        def submit(self, request: dict, ids: list[int], error: str) -> dict | None:
+            self.submitted += 1
+            if request["id"] % 3 == 0:
+                return {"id": request["id"]}
+            waiting.append(request["id"])
+            return None
+
+        def step(self) -> list[dict]:
+            assert waiting
+            submitted_before_steps.append(self.submitted)
+            return [{"id": waiting.pop(0)} for _ in range(min(2, len(waiting)))]
+
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number in range(1000):
+        lines.put(json.dumps({"id": number, "kind": "chat", "messages": []}))
+
+    def send(replies: object, message: dict) -> None:
+        sent.append(message.get("id"))
+        if len(sent) == 1001:  # the answers, and that it is ready
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "_Engine", Engine)
+    monkeypatch.setattr(worker, "_send", send)
+    monkeypatch.setattr(worker, "load_tokenizers", lambda models: (None, []))
+    monkeypatch.setattr(worker, "PromptEncoder", lambda tokenizer: lambda messages: [])
+    monkeypatch.setattr(worker, "_sampling_params", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        worker._serve({"model": "", "check_first": [], "sampling": {}}, lines, None)
+    assert sorted(sent[1:]) == list(range(1000))
+    steps = zip([0, *submitted_before_steps], submitted_before_steps, strict=False)
+    assert max(after - before for before, after in steps) <= worker._MOST_PER_STEP + 1
+
+
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Yield two replicas of the tiny model on vLLM."""
@@ -262,8 +308,11 @@ def test_the_first_token_has_the_probabilities_that_transformers_computes(engine
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     chat = prompts.note_messages(rows(1)[0]["dialogue"])
-    plain, asked = chats(engine, [Request(chat), Request(chat, sampling={"logprobs": 5, "max_tokens": 3})])
+    requests = [Request(chat, sampling=more) for more in ({}, *({"logprobs": 5, "max_tokens": n} for n in (3, 1)))]
+    plain, asked, one = chats(engine, requests)
     assert plain.first_token is None
+    assert one.text == next(iter(one.first_token)) == next(iter(asked.first_token))
+    assert one.first_token == pytest.approx(asked.first_token, abs=0.05)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     ids = tokenizer.apply_chat_template(

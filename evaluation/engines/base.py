@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -182,7 +181,7 @@ def first_token(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
 
     found: dict[str, float] = {}
     for text, log_probability in pairs:
-        found[text] = float(logaddexp(found.get(text, -math.inf), log_probability))
+        found[text] = float(logaddexp(found[text], log_probability)) if text in found else log_probability
     return found
 
 

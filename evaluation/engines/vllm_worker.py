@@ -32,6 +32,7 @@ from evaluation.engines.processes import kill_groups
 from evaluation.engines.reload import check_same_network, reload
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 # If the schema allowed any white space, a model could write it until its tokens run out.
@@ -41,6 +42,9 @@ _NO_MEMORY = re.compile(
     r"out of memory|No available memory|KV cache is needed|Free memory on device|Available memory on node"
 )
 _ADVICE = "free the GPU, reduce --max_model_len, or change --gpu_memory_utilization"
+
+# Requests to submit between two steps. More of them would wait anyway, and the GPU for their submission.
+_MOST_PER_STEP = 256
 
 APPLY_AT_RUN_TIME = "pass --engine_args '{\"enable_lora\": true}' to let vLLM apply the adapter at run time"
 
@@ -146,14 +150,16 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     prepared: queue.SimpleQueue[tuple[dict, list[int], str]] = queue.SimpleQueue()
     encode = PromptEncoder(tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
-    engine = _Engine(spec)
+    engine = _Engine(spec, tokenizer)
     gc.freeze()
     gc.enable()
     _send(replies, {"ready": True})
     while True:
-        while not prepared.empty() or engine.is_idle():
+        submitted = 0
+        while engine.is_idle() or (submitted < _MOST_PER_STEP and not prepared.empty()):
             if answer := engine.submit(*prepared.get()):
                 _send(replies, answer)
+            submitted += 1
         for answer in engine.step():
             _send(replies, answer)
 
@@ -161,7 +167,7 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
 class _Engine:
     """vLLM with the model, adapter and arguments of an EngineSpec."""
 
-    def __init__(self, spec: dict[str, Any]):
+    def __init__(self, spec: dict[str, Any], tokenizer: "PreTrainedTokenizerBase"):
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
@@ -172,9 +178,11 @@ class _Engine:
         elif spec["lora_path"]:
             self._adapter = LoRARequest("adapter", 1, spec["lora_path"])
         import_model_class(model)
+        gc.freeze()  # vLLM collects garbage once it is up; it need not search what was imported
         # vLLM 0.23 reads this from the engine's settings only, not from a request.
         self._llm = LLM(model=model, **{"structured_outputs_config": NO_FREE_WHITE_SPACE, **spec["vllm_args"]})
         self._engine, self._limit = self._llm.llm_engine, self._llm.model_config.max_model_len
+        self._text_of = cache(lambda token: tokenizer.decode([token]))
 
     def is_idle(self) -> bool:
         """Return whether all requests have answers."""
@@ -204,13 +212,17 @@ class _Engine:
 
     def step(self) -> list[dict[str, Any]]:
         """Compute one step of all requests, and return the replies that are now complete."""
-        return [_completion(output) for output in self._engine.step() if output.finished]
+        return [_completion(output, self._text_of) for output in self._engine.step() if output.finished]
 
 
 def _sampling_params(parameters: dict[str, Any], schema: dict[str, Any] | None) -> "SamplingParams":
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     structured = schema and _structured(json.dumps(schema))
+    if "logprobs" in parameters and parameters.get("max_tokens") == 1 and not parameters.get("stop"):
+        # To turn tokens into text, vLLM first decodes the whole prompt, which takes longer than all else that it does
+        # for such a request. `_completion` does it instead.
+        parameters = {"detokenize": False, **parameters}
     return SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY, structured_outputs=structured)
 
 
@@ -237,17 +249,22 @@ def no_answer(number: int, reason: str, prompt_tokens: int, error: str = "") -> 
     return {"id": number, "text": "", "finish_reason": reason, "prompt_tokens": prompt_tokens, "error": error}
 
 
-def _completion(output: Any) -> dict[str, Any]:
+def _completion(output: Any, text_of: Callable[[int], str]) -> dict[str, Any]:
     completion = output.outputs[0]
-    tokens = completion.logprobs[0].values() if completion.logprobs else None
+    text, tokens = completion.text, None
+    if completion.logprobs:
+        likeliest = completion.logprobs[0]
+        if any(token.decoded_token is None for token in likeliest.values()):  # see `_sampling_params`
+            text = "".join(map(text_of, completion.token_ids))
+        tokens = ((token.decoded_token or text_of(number), token.logprob) for number, token in likeliest.items())
     return {
         "id": int(output.request_id),
-        "text": completion.text,
+        "text": text,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": len(output.prompt_token_ids),
         "output_tokens": len(completion.token_ids),
         "cached_tokens": output.num_cached_tokens or 0,
-        "first_token": tokens and first_token((token.decoded_token, token.logprob) for token in tokens),
+        "first_token": tokens and first_token(tokens),
     }
 
 
