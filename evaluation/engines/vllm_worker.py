@@ -152,6 +152,7 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
     engine = _Engine(spec, tokenizer)
     gc.freeze()
+    gc.set_threshold(50_000)  # new objects before the next search, which goes through all prompts that wait
     gc.enable()
     _send(replies, {"ready": True})
     while True:
