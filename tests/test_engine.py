@@ -287,6 +287,16 @@ def test_vllm_answers_chats_and_counts_time_and_tokens(engine: Engine) -> None:
 
 
 @pytest.mark.slow
+def test_a_first_start_compiles_nothing_and_inspects_no_model_apart(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert fresh_answers(EngineSpec(tiny_model, CPU_ARGS, SHORT), tmp_path / "log")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".cpp", ".so") or path.name == "modelinfos"]
+
+
+@pytest.mark.slow
 def test_each_request_has_its_own_schema_or_none(engine: Engine) -> None:
     chat = prompts.note_messages(rows(1)[0]["dialogue"])
     schemas = [VERDICT_OF, None, ANSWER_OF, NOTE_SCHEMA, VERDICT_OF]

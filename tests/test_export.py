@@ -44,7 +44,7 @@ SMOL = ROOT / "demo" / "build" / "SmolLM2-135M-Instruct"
 
 
 def reply(model: Path, adapter: Path | None = None, tokens: int = 60) -> str:
-    return LocalModel(str(model), adapter and str(adapter), tokens).write(CHAT, lambda _: None)
+    return LocalModel(str(model), adapter and str(adapter), tokens).write(CHAT, lambda _: None).text
 
 
 def files(folder: Path) -> set[str]:
