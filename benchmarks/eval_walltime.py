@@ -20,6 +20,7 @@ generator in one call; like --lora_rank, it needs weights.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -121,7 +122,6 @@ def run_ours(args: argparse.Namespace) -> int:
 
     rows = load_split(args.dataset_path, args.split, args.rows)
     take_record = pipeline.read_prediction
-
     written: Counter[int] = Counter()
 
     def as_note(index: int, dialogue: str, done: Any) -> dict[str, Any]:
@@ -364,15 +364,16 @@ def main() -> int:
         folder = args.work_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if args.work_dir:
             folder.mkdir(parents=True)  # fails if it exists: eval.py would resume a run there, and take no time
-        for start in ("first start", "warm") if args.cold else ("warm",):
-            for name, run in (("reference", measure_reference), ("eval.py", measure_ours)):
-                if name == "reference" and args.skip_reference:
-                    continue
-                if start == "first start":
-                    empty_page_cache()
-                caches = folder / f"caches-{name}" if args.cold else None
-                results[f"{name}, {start}"] = run(command, folder, f"{name}-{start}".replace(" ", "-"), caches)
-                print(f"{name}, {start}: {results[f'{name}, {start}']['wall_s']:.1f} s", flush=True)
+        starts = (", first start", ", warm") if args.cold else ("",)
+        programs = {"reference": measure_reference, "eval.py": measure_ours}
+        if args.skip_reference:
+            del programs["reference"]
+        for start, (program, run) in itertools.product(starts, programs.items()):
+            if start == ", first start":
+                empty_page_cache()
+            name, caches = program + start, folder / f"caches-{program}" if args.cold else None
+            results[name] = run(command, folder, name.replace(", ", "-").replace(" ", "-"), caches)
+            print(f"{name}: {results[name]['wall_s']:.1f} s", flush=True)
         if args.checkpoints:
             paths = link_checkpoints(args.model, args.checkpoints, folder / "checkpoints")
             more = ["--weights", "--more_models", *paths]
@@ -389,12 +390,11 @@ def main() -> int:
             results["without adapter"] = measure_ours(command, folder, "plain", caches, more)
             results["with adapter"] = measure_ours(command, folder, "lora", caches, [*more, "--lora_path", adapter])
     print(f"{table(results)}\n\n{phases_table(results)}")
-    for start in ("first start", "warm"):
-        if f"reference, {start}" in results:
-            ratio = results[f"eval.py, {start}"]["wall_s"] / results[f"reference, {start}"]["wall_s"]
-            print(f"\n{start}: eval.py takes {ratio:.2f} of the reference's wall time")
+    for start in starts if "reference" in programs else ():
+        ratio = results[f"eval.py{start}"]["wall_s"] / results[f"reference{start}"]["wall_s"]
+        print(f"\neval.py{start}: {ratio:.2f} of the reference's wall time")
     if args.checkpoints:
-        ratio = results[f"{args.checkpoints} checkpoints"]["wall_s"] / results["eval.py, warm"]["wall_s"]
+        ratio = results[f"{args.checkpoints} checkpoints"]["wall_s"] / results[f"eval.py{starts[-1]}"]["wall_s"]
         print(f"\n{args.checkpoints} checkpoints take {ratio:.2f} times the wall time of one")
     if args.lora_rank:
         ratio = results["with adapter"]["generate"]["run_s"] / results["without adapter"]["generate"]["run_s"]

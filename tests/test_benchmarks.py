@@ -69,12 +69,7 @@ def test_the_extrapolated_table_follows_from_the_measured_figures() -> None:
         result = {"dialogues": int(size.replace(",", "")), "answering_s": float(answering), "scoring_s": float(scoring)}
         measured[kind].append(result)
     lines = eval_scaling.extrapolate(eval_scaling.build_parser().parse_args([]), *measured.values())
-    written = [
-        line.strip("| ").split(" | ") for line in scaling.partition("## Extrap")[2].splitlines() if line[:1] == "|"
-    ]
-    for line, found in zip(lines, written[2:], strict=True):
-        for cell, other in zip(line, found, strict=True):  # the measured figures above are rounded
-            assert cell == other or float(cell) == pytest.approx(float(other), abs=0.02)
+    assert [line for line in lines if f"| {' | '.join(line)} |" not in scaling] == []
 
 
 @pytest.mark.slow
