@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +188,8 @@ def make_plan(options: Options, generators: list[models.Model], judge_model: mod
     for group, args in ((generators, options.engine_args), (judges, options.judge_engine_args)):
         model = max(group, key=lambda model: model.weight_bytes, default=None)
         length = max((models.context_length(options.max_model_len, model) for model in group), default=0)
-        need = model and placement.memory_needs(model.name, model.config, model.weight_bytes, length)
-        needs.append(need and replace(need, gpus=placement.gpus_asked_for(args)))
+        gpus = placement.gpus_asked_for(args)
+        needs.append(model and placement.memory_needs(model.name, model.config, model.weight_bytes, length, gpus))
     plan = placement.plan_engines(placement.find_gpus(), *needs, options.gpu_memory_utilization, placement.free_ram())
     print_line(plan.summary)
     return plan

@@ -400,7 +400,7 @@ def test_an_engine_and_its_children_end_when_the_parent_is_killed(spread: Engine
     code = f"""
         import asyncio, time
         from pathlib import Path
-        from evaluation.engines.vllm_engine import VLLM_DEFAULTS, Engine, EngineSpec, compiles_nothing
+        from evaluation.engines.vllm_engine import Engine, EngineSpec
         spec = EngineSpec(Path({str(spread.model)!r}), {spread.vllm_args!r}, {GREEDY!r})
         model = Engine("generator", spec, Path({str(tmp_path / "log")!r}))
         asyncio.run(model.chat([{{"role": "user", "content": "A cough."}}]))

@@ -48,7 +48,6 @@ def test_short_rows_and_layers_with_an_offset_are_not_replaced():
 
 
 SHARDED = """
-import sys
 import deepspeed
 import torch
 from test_norms import LigerRMSNorm

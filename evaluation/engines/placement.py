@@ -64,7 +64,9 @@ class Plan:
     summary: str
 
 
-def memory_needs(name: str, config: dict[str, Any], weight_bytes: int, max_model_len: int) -> MemoryNeeds:
+def memory_needs(
+    name: str, config: dict[str, Any], weight_bytes: int, max_model_len: int, gpus: int = 0
+) -> MemoryNeeds:
     """Return a model's memory needs from its config.json. If `weight_bytes` is 0, compute it from the shapes.
 
     Engines compute in 16 bits, even if the files hold 32. Raises UserError if the config lacks one of these shapes.
@@ -90,6 +92,7 @@ def memory_needs(name: str, config: dict[str, Any], weight_bytes: int, max_model
         logits=3 * 4 * vocab * _SEQUENCES["cuda"],
         heads=kv_heads,
         max_model_len=max_model_len,
+        gpus=gpus,
     )
 
 

@@ -29,9 +29,6 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",  # vLLM would look up this machine's address through 8.8.8.8, and listen there
 }
 
-# vLLM compiles a few small functions even where torch.compile is off for the model. On a CPU that is most of a start.
-_COMPILE_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}
-
 _WEIGHTS = ("model", "lora_path", "merge_into")  # fields of EngineSpec
 
 VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own, passed so that the manifest records them
@@ -136,7 +133,8 @@ def _start(spec: EngineSpec, device: str, log: Path) -> subprocess.Popen:
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
     if compiles_nothing(spec.vllm_args):
-        environment |= _COMPILE_NOTHING
+        # vLLM would still compile a few small functions. On a CPU that is most of a start.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with log.open("a", encoding="utf-8") as log_file:

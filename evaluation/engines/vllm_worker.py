@@ -151,8 +151,6 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     encode = PromptEncoder(tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
     engine = _Engine(spec, tokenizer)
-    gc.freeze()
-    gc.set_threshold(50_000)  # new objects before the next search, which goes through all prompts that wait
     gc.enable()
     _send(replies, {"ready": True})
     while True:
@@ -179,7 +177,7 @@ class _Engine:
         elif spec["lora_path"]:
             self._adapter = LoRARequest("adapter", 1, spec["lora_path"])
         import_model_class(model)
-        gc.freeze()  # vLLM collects garbage once it is up; it need not search what was imported
+        gc.freeze()  # once it is up, vLLM collects garbage and freezes the rest; it need not search what was imported
         # vLLM 0.23 reads this from the engine's settings only, not from a request.
         self._llm = LLM(model=model, **{"structured_outputs_config": NO_FREE_WHITE_SPACE, **spec["vllm_args"]})
         self._engine, self._limit = self._llm.llm_engine, self._llm.model_config.max_model_len
