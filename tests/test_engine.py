@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import LEARNED_NOTE, ROOT, chats, perturbed, rows
+from hypothesis import given
+from hypothesis import strategies as st
 
 import prompts
 from common.errors import UserError
@@ -89,6 +92,39 @@ def test_at_most_a_window_of_requests_is_in_flight() -> None:
 
     assert [answer.text for answer in asyncio.run(ask_all())] == list(map(str, range(50)))
     assert model.most == 4
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=8), st.integers(1, 3))
+def test_groups_take_turns_like_an_elevator(arrivals: list[list[int]], window: int) -> None:
+    model, sent, waiting = Delayed(window), [], []
+    model._send = lambda number, request: sent.append(request.group)
+    answers = itertools.count()
+
+    async def answer_one() -> None:
+        floor = sent[-1]
+        model.report({"id": next(answers), "text": "", "finish_reason": "stop"})
+        await asyncio.sleep(0.001)
+        if waiting:
+            waiting.remove(due := min(waiting, key=lambda group: (group < floor, group)))
+            assert sent[-1] == due
+
+    async def ask_all() -> None:
+        tasks = []
+        for groups in arrivals:
+            for group in groups:
+                before = len(sent)
+                tasks.append(asyncio.create_task(model.chat("text", group)))
+                await asyncio.sleep(0)
+                if len(sent) == before:
+                    waiting.append(group)
+            if model.in_flight:
+                await answer_one()
+        while model.in_flight:
+            await answer_one()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(ask_all())
+    assert sorted(sent) == sorted(itertools.chain(*arrivals))
 
 
 def test_the_answer_to_a_cancelled_chat_is_dropped() -> None:

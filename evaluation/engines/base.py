@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import functools
+import heapq
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -50,7 +52,9 @@ class Completion:
 class LanguageModel(ABC):
     """A model that answers chats. The constructor starts it; `chat` may be called before it is ready.
 
-    At most `window` requests are in flight; the others wait in order of arrival. All calls of `chat` must come from one
+    At most `window` requests are in flight. The others wait for their group's turn; turns go round like a disk's
+    elevator: up from the group of the last request sent, then again from the lowest. So requests of one group are sent
+    together, though several runs made them, and a prefix cache serves them all. All calls of `chat` must come from one
     event loop. Answers arrive through `report`, from any thread.
     """
 
@@ -61,7 +65,9 @@ class LanguageModel(ABC):
         self.gives_log_probabilities = True  # False once a server has shown that it gives none
         self.in_flight = 0
         self.started = self.ready = time.monotonic()
-        self._turns: deque[asyncio.Future[None]] = deque()  # of the requests that wait for others to be answered
+        self._turns: list[tuple[int, int, int, asyncio.Future[None]]] = []  # a heap: round, group, order
+        self._round, self._group = 0, 0  # of the last request sent
+        self._order = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._events: deque[dict[str, Any]] = deque()  # reported, but not yet settled
         self._settles_soon = False
@@ -96,7 +102,7 @@ class LanguageModel(ABC):
         return False
 
     async def _submit(self, request: Any) -> Completion:
-        await self._take_slot()
+        await self._take_slot(request.group)
         try:
             if self._loop is not (loop := asyncio.get_running_loop()):
                 self._loop = loop
@@ -115,12 +121,12 @@ class LanguageModel(ABC):
 
     # asyncio.Semaphore of Python 3.11 walks over all requests that it has woken, for each request that ends.
 
-    async def _take_slot(self) -> None:
+    async def _take_slot(self, group: int) -> None:
         if self.in_flight < self.window:
-            self.in_flight += 1
+            self.in_flight, self._group = self.in_flight + 1, group
             return
         turn = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
+        heapq.heappush(self._turns, (self._round + (group < self._group), group, next(self._order), turn))
         try:
             await turn
         except asyncio.CancelledError:
@@ -130,7 +136,7 @@ class LanguageModel(ABC):
 
     def _pass_slot(self) -> None:
         while self._turns:
-            turn = self._turns.popleft()
+            self._round, self._group, _, turn = heapq.heappop(self._turns)
             if not turn.done():
                 turn.set_result(None)
                 return
