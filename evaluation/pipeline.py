@@ -59,6 +59,7 @@ class Pipeline:
         self._together = options.judges and (plan.together or bool(options.api_base or options.judge_api_base))
         self._judge: LanguageModel | None = None
         self._writer: LanguageModel | None = None  # the generator, which later runs keep if it can load their weights
+        self._specs: dict[Run, EngineSpec] = {}  # of the generators
         self._judge_usage: dict[tuple[Run, str], Usage] = {}  # by run, and "judge" (verdicts) or "statements"
         self._judged: dict[Run, set[tuple]] = {}  # keys of the cases with a verdict
         self._asked: dict[Run, set[tuple]] = {}  # keys of the cases whose statements have answers
@@ -78,6 +79,8 @@ class Pipeline:
 
     async def _run(self) -> None:
         try:
+            for run in self.runs:
+                shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps with another adapter
             async with self._judging:
                 for run in self.runs:
                     self._describe(run)
@@ -101,15 +104,32 @@ class Pipeline:
     # --- notes -------------------------------------------------------------------------------------------------------
 
     async def _write_missing_notes(self, run: Run) -> None:
-        written = {record["index"] for record in run.folder.predictions}
-        missing = [index for index in range(len(self.rows)) if index not in written]
+        missing = self._missing_notes(run)
         if not missing:
             return
-        bar = ProgressBar("notes", len(self.rows), len(written))
+        bar = ProgressBar("notes", len(self.rows), len(self.rows) - len(missing))
         async with self._generator(run) as generator, BoundedTasks(generator.model.window) as writing:
+            self._merge_ahead(run)
             for index in missing:
                 await writing.add(self._write_note, run, generator, index, bar)
         bar.close()
+
+    def _missing_notes(self, run: Run) -> list[int]:
+        written = {record["index"] for record in run.folder.predictions}
+        return [index for index in range(len(self.rows)) if index not in written]
+
+    def _merge_ahead(self, run: Run) -> None:
+        """Let the generator merge the adapter of the next run while it writes the notes of this one."""
+        later = self.runs[self.runs.index(run) + 1 :]
+        following = next((each for each in later if self._missing_notes(each)), None)
+        if following and following.adapter and not self.options.api_base:
+            following.merged.mkdir(exist_ok=True)
+            self._writer.merge_ahead(self._spec_of(following))
+
+    def _spec_of(self, run: Run) -> EngineSpec:
+        if run not in self._specs:
+            self._specs[run] = generator_spec(self.options, run, self.plan.generator, self._models())
+        return self._specs[run]
 
     async def _write_note(self, run: Run, generator: Usage, index: int, bar: "ProgressBar") -> None:
         dialogue = self.rows[index]["dialogue"]
@@ -130,8 +150,7 @@ class Pipeline:
     async def _generator(self, run: Run) -> AsyncIterator[Usage]:
         """Run the generator for the duration of the block, and the judge beside it if both fit."""
         if run.adapter:
-            shutil.rmtree(run.merged, ignore_errors=True)  # a killed run left it, perhaps with another adapter
-            run.merged.mkdir()
+            run.merged.mkdir(exist_ok=True)
         try:
             usage = Usage(await self._get_generator(run))
             try:
@@ -148,9 +167,7 @@ class Pipeline:
 
     async def _get_generator(self, run: Run) -> LanguageModel:
         """Return the generator with the run's weights: the previous run's if it can load them, or a new one."""
-        spec = None
-        if not self.options.api_base:
-            spec = generator_spec(self.options, run, self.plan.generator, self._models())
+        spec = None if self.options.api_base else self._spec_of(run)
         if not (spec and self._writer and await self._writer.load(spec)):
             await self._stop_generator()
             self._writer = start_generator(self.options, run, self.plan.generator, spec)
@@ -282,6 +299,8 @@ class Pipeline:
     async def _finish(self) -> None:
         self._verdicts_bar.close()
         await self._stop_generator()
+        for run in self.runs:
+            shutil.rmtree(run.merged, ignore_errors=True)
         if self._judge:
             await self._judge.stop()
         for number, ((run, stage), usage) in enumerate(self._judge_usage.items()):

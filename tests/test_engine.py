@@ -196,6 +196,35 @@ def test_a_child_process_without_memory_is_explained_from_the_log() -> None:
     assert worker.explain_by_log("KeyError: 'rope'", log) == "KeyError: 'rope'"
 
 
+@pytest.mark.slow
+def test_adapters_are_merged_ahead_by_one_process(tiny_model: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(tiny_adapter, tmp_path / "damaged")
+    (damaged / "adapter_model.safetensors").write_bytes(b"damaged")
+    adapters = {str(tmp_path / name): path for name, path in (("a", tiny_adapter), ("b", damaged), ("c", tiny_adapter))}
+    merger, others = worker._Merger(), psutil.Process().children()
+    for folder, adapter in adapters.items():
+        merger.begin(str(tiny_model), str(adapter), folder)
+    started = [
+        child.pid
+        for child in psutil.Process().children()
+        if child not in others and "spawn_main" in str(child.cmdline())
+    ]
+    first, second, third = adapters
+    assert merger.finish(str(tiny_model), str(tiny_adapter), third) == third
+    with pytest.raises(Exception, match="header"):
+        merger.finish(str(tiny_model), str(damaged), second)
+    assert merger.finish(str(tiny_model), str(tiny_adapter), first) == first
+    weights = [(Path(folder) / "model.safetensors").read_bytes() for folder in (first, third)]
+    assert weights[0] == weights[1]
+    shutil.rmtree(first)
+    assert merger.finish(str(tiny_model), str(tiny_adapter), first) == first and Path(first).exists(), "merged anew"
+    children = [
+        child for child in psutil.Process().children() if child not in others and "spawn_main" in str(child.cmdline())
+    ]
+    assert [child.pid for child in children] == started and len(started) == 1
+    merger._pool.shutdown()
+
+
 def test_merged_weights_are_the_base_plus_the_adapter(tiny_model: Path, tiny_adapter: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from conftest import AS_SAVED, LEARNED_NOTE, LEARNED_VERDICT, ROOT, FakeModel, perturbed, rows
@@ -681,6 +682,23 @@ def test_each_adapter_of_a_model_gets_its_own_run(
     assert len(harness.judges) == 1
 
 
+def test_the_next_adapter_is_merged_while_notes_are_written(
+    harness: Harness, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeModel, "load", load := AsyncMock(return_value=True))
+    monkeypatch.setattr(FakeModel, "merge_ahead", ahead := Mock())
+    adapters = [shutil.copytree(tiny_adapter, tmp_path / name) for name in ("one", "two", "three")]
+    arguments = [word for path in adapters for word in ("--lora_path", str(path))]
+    harness.argv += ["--stage", "generate"]
+    harness.argv[harness.argv.index("--output_dir") + 1] = str(harness.folder / "tiny-two")
+    assert harness.run("--lora_path", str(adapters[1])) == 0  # its notes are there already
+    harness.argv[harness.argv.index("--output_dir") + 1] = str(harness.folder)
+    assert harness.run(*arguments) == 0
+    assert [call.args[0].lora_path for call in ahead.call_args_list] == [adapters[2]]
+    assert ahead.call_args_list == load.call_args_list, "the same copy that is then loaded"
+    assert not list(harness.folder.glob("*/.merged"))
+
+
 @pytest.fixture
 def starts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Write the harness's notes with vLLM. Return the models with which its workers start."""
@@ -695,8 +713,18 @@ def starts(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.mark.slow
 def test_checkpoints_and_adapters_of_one_model_start_one_generator(
-    harness: Harness, starts: list[Path], tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+    harness: Harness,
+    starts: list[Path],
+    tiny_model: Path,
+    tiny_adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    ahead: list[vllm_engine.EngineSpec] = []
+    merge_ahead = vllm_engine.Engine.merge_ahead
+    monkeypatch.setattr(
+        vllm_engine.Engine, "merge_ahead", lambda engine, spec: ahead.append(spec) or merge_ahead(engine, spec)
+    )
     steps = [perturbed(tiny_model, tmp_path / "ckpt" / f"global_step_{step}", seed=step) for step in (10, 20)]
     second = shutil.copytree(tiny_adapter, tmp_path / "second")
     edited = json.loads((second / "adapter_config.json").read_text()) | {"lora_alpha": 32}
@@ -708,6 +736,7 @@ def test_checkpoints_and_adapters_of_one_model_start_one_generator(
     notes = [[record["raw"] for record in harness.records("predictions", harness.folder / name)] for name in names]
     assert [len(part) for part in notes] == [6] * 5
     assert len(set(map(str, notes))) == 5, "each run has the notes of its own weights"
+    assert [spec.lora_path for spec in ahead] == [tiny_adapter, second], "each while the run before it writes"
     manifests = [manifest_of(harness.folder / name) for name in names]
     assert all(manifest["timings_s"]["generate_init"] > 0 for manifest in manifests)
     assert [manifest["engines"]["generate"]["merged"] for manifest in manifests] == [False] * 3 + [True] * 2

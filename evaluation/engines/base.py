@@ -101,6 +101,9 @@ class LanguageModel(ABC):
         """
         return False
 
+    def merge_ahead(self, spec: Any) -> None:  # noqa: B027 - nothing to do, unless the model merges adapters
+        """Prepare for a later `load` of the EngineSpec, while the model answers."""
+
     async def _submit(self, request: Any) -> Completion:
         await self._take_slot(request.group)
         try:

@@ -29,8 +29,6 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",  # vLLM would look up this machine's address through 8.8.8.8, and listen there
 }
 
-_WEIGHTS = ("model", "lora_path", "merge_into")  # fields of EngineSpec
-
 VLLM_DEFAULTS = {"seed": 0, "enable_prefix_caching": True}  # vLLM's own, passed so that the manifest records them
 
 
@@ -58,6 +56,12 @@ class _Load:
     weights: dict[str, str | None]
 
 
+def _weights(spec: EngineSpec) -> dict[str, str | None]:
+    return {
+        name: value and str(value) for name in ("model", "lora_path", "merge_into") for value in [getattr(spec, name)]
+    }
+
+
 class Engine(LanguageModel):
     """Replicas of one vLLM engine, each in its own process.
 
@@ -80,15 +84,22 @@ class Engine(LanguageModel):
         if not can_reload(self._spec, spec):
             return False
         self.started = time.monotonic()
-        weights = {name: value and str(value) for name in _WEIGHTS for value in [getattr(spec, name)]}
+        replicas = range(len(self._processes))
         try:
-            await asyncio.gather(*(self._submit(_Load(replica, weights)) for replica in range(len(self._processes))))
+            await asyncio.gather(*(self._submit(_Load(replica, _weights(spec))) for replica in replicas))
         except UserError as error:
             self.report({"line": f"{error}; it starts again, because it could not load {spec.model}"})
             return False
         self.ready = time.monotonic()
         self._spec, self.settings = spec, _settings(spec, self._devices)
         return True
+
+    def merge_ahead(self, spec: EngineSpec) -> None:
+        """Begin to merge the adapter of `spec`, for a later `load`."""
+        if spec.merge_into and can_reload(self._spec, spec):
+            for lines in self._unsent:
+                lines.append(json.dumps({"kind": "merge", "weights": _weights(spec)}) + "\n")
+            self._write_unsent()
 
     def close(self) -> None:
         """Kill the processes and their children, which frees their memory. Calling it twice is safe."""

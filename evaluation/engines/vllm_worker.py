@@ -2,7 +2,8 @@
 
 It reads lines of JSON from stdin: the specification of the engine, then requests. It writes lines of JSON to stdout:
 any `line` for the user, then `ready`, `refused` or `failed`, then each answer as it finishes. A request of the kind
-`load` replaces the weights; it comes only when all others have answers. Everything that libraries print goes to stderr,
+`load` replaces the weights; it comes only when all others have answers. One of the kind `merge`, which has no answer,
+says which adapter a later one will load. Everything that libraries print goes to stderr,
 which is a log file. When stdin ends, because the parent is done or dead, the worker kills its process group, which
 frees the GPU memory, the shared memory and vLLM's child processes.
 """
@@ -18,7 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -121,10 +122,26 @@ def merge(model: str, adapter: str, folder: str) -> str:
     return folder
 
 
-def merge_apart(model: str, lora_path: str, merge_into: str) -> str:
-    """Like `merge`, in a process of its own: after vLLM starts, PEFT assumes a distributed process group."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(merge, model, lora_path, merge_into).result()
+class _Merger:
+    """Merge adapters in a process of its own: after vLLM starts, PEFT assumes a distributed process group.
+
+    The process stays, because its imports take longer than a merge.
+    """
+
+    def __init__(self):
+        self._pool: ProcessPoolExecutor | None = None
+        self._begun: dict[str, Future[str]] = {}  # by merge_into
+
+    def begin(self, model: str, lora_path: str, merge_into: str) -> None:
+        """Start `merge` with these arguments, unless it has begun."""
+        self._pool = self._pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        if merge_into not in self._begun:
+            self._begun[merge_into] = self._pool.submit(merge, model, lora_path, merge_into)
+
+    def finish(self, model: str, lora_path: str, merge_into: str) -> str:
+        """Return `merge_into` once it holds the result of `merge`. Raises its errors."""
+        self.begin(model, lora_path, merge_into)
+        return self._begun.pop(merge_into).result()
 
 
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
@@ -181,6 +198,7 @@ class _Engine:
         # vLLM 0.23 reads this from the engine's settings only, not from a request.
         self._llm = LLM(model=model, **{"structured_outputs_config": NO_FREE_WHITE_SPACE, **spec["vllm_args"]})
         self._engine, self._limit = self._llm.llm_engine, self._llm.model_config.max_model_len
+        self._merger = _Merger()
         self._text_of = cache(lambda token: tokenizer.decode([token]))
 
     def is_idle(self) -> bool:
@@ -192,6 +210,9 @@ class _Engine:
         if request["kind"] == "load":
             self._load(**request["weights"])
             return no_answer(request["id"], "loaded", 0)
+        if request["kind"] == "merge":
+            self._merger.begin(**request["weights"])
+            return None
         if not error and len(ids) >= self._limit:
             return no_answer(request["id"], "prompt_too_long", len(ids))
         if not error:
@@ -207,7 +228,7 @@ class _Engine:
 
     def _load(self, model: str, lora_path: str | None, merge_into: str | None) -> None:
         check_same_network(self._model, model)
-        reload(self._llm, merge_apart(model, lora_path, merge_into) if merge_into else model)
+        reload(self._llm, self._merger.finish(model, lora_path, merge_into) if merge_into else model)
 
     def step(self) -> list[dict[str, Any]]:
         """Compute one step of all requests, and return the replies that are now complete."""
