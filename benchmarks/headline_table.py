@@ -21,8 +21,9 @@ NOTES_ON_TRAININGS = (
     "exported. Minutes include the start, and leave out resumed trainings."
 )
 NOTES_ON_FIGURES = (
-    "Brackets: 95% intervals over dialogues; in rows with a mean, over three or more seeds, for these dialogues. "
-    "Unreadable notes have no passed section, no covered statement, and a ROUGE-L of 0. none: nothing was scored."
+    "Brackets: 95% intervals over dialogues; in rows with a mean, over three or more seeds that differ, for these "
+    "dialogues. Unreadable notes have no passed section, no covered statement, and a ROUGE-L of 0. none: nothing was "
+    "scored. Figures by statements hold for this test set's threshold; other test sets have another."
 )
 SHARES = {  # figures that are shares of notes, sections or statements
     "readable": "readable notes, strict",
@@ -123,6 +124,7 @@ def evaluation_records(test: str, models: Sequence[Evaluated], rows: Rows) -> li
         record |= {"n": results["n"], "judge": results["judge_model"], "run": model.run.name}
         record |= {"instruments": results.get("instruments"), "figures": read_figures(model.run, results, rows)}
         record["unscored"] = unscored(results)
+        record["at_threshold"] = at_threshold(results)
         if comparison and (statements := comparison["statements"]):
             means = [(name, statements[name]["mean"], "share") for name in QUESTIONS]
             for name, mean, key in (*means, ("passed by statements", statements["mean"], "accuracy")):
@@ -131,6 +133,15 @@ def evaluation_records(test: str, models: Sequence[Evaluated], rows: Rows) -> li
             record["minus_first"] = differences(comparison, position)
         found.append(record)
     return found
+
+
+def at_threshold(results: dict) -> dict | None:
+    """Return the statements' threshold, and how often they decide right at it on controls that it was not fitted to."""
+    if not (statements := results.get("statements")):
+        return None
+    controls = statements["judge_controls_all"] or {}
+    names = ("sensitivity", "sensitivity_ci95", "specificity", "specificity_ci95")
+    return {"threshold": statements["threshold"]} | {name: controls.get(name) for name in names}
 
 
 def unscored(results: dict) -> dict[str, tuple[int, int]]:
@@ -219,7 +230,7 @@ def difference_table(found: list[dict]) -> list[str]:
                 if None in values:
                     cells.append("none")
                     continue
-                interval = t_interval(values) if len(values) >= 3 else None
+                interval = t_interval(values) if len(values) >= 3 and len(set(values)) > 1 else None
                 cells.append(difference_text({"difference": fmean(values), "ci95": interval, "p": None}))
             lines.append(table_row([f"**{label}**", f"mean of {len(runs)}", *cells]))
     return lines if with_differences else []
@@ -241,8 +252,21 @@ def judge_line(found: list[dict]) -> list[str]:
     """Return a paragraph on how well verdicts and statements tell good controls from bad; empty without controls."""
     from evaluation.report.messages import instruments_message
 
-    known = [record["instruments"] for record in found if record["instruments"]]
-    return [instruments_message(max(known, key=lambda each: each["n_good"] + each["n_bad"])), ""] if known else []
+    known = [record for record in found if record["instruments"]]
+    if not known:
+        return []
+    best = max(known, key=lambda record: record["instruments"]["n_good"] + record["instruments"]["n_bad"])
+    text, rates = instruments_message(best["instruments"]), best["at_threshold"]
+    if rates and rates["sensitivity"] is not None and rates["specificity"] is not None:
+        passed, failed = (
+            "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * value for value in (rates[name], *rates[f"{name}_ci95"])))
+            for name in ("sensitivity", "specificity")
+        )
+        text += (
+            f" A statement counts as yes from log odds of {rates['threshold']:z.2f}; so read, statements pass {passed} "
+            f"of the good controls that did not fit this threshold, and fail {failed} of the bad ones."
+        )
+    return [text, ""]
 
 
 def over_seeds(name: str, runs: list[dict]) -> str:
@@ -252,7 +276,7 @@ def over_seeds(name: str, runs: list[dict]) -> str:
         return NOT_ASKED if None in figures else "none"
     values = [figure["value"] for figure in figures]
     interval = None
-    if len(values) >= 3:
+    if len(values) >= 3 and len(set(values)) > 1:
         low, high = t_interval(values)
         interval = [max(0.0, low), min(1.0, high)]
     return figure_text(name, {"value": fmean(values), "ci95": interval})

@@ -423,6 +423,8 @@ def test_three_seeds_give_students_interval_and_two_give_none():
     assert headline_table.over_seeds("passed", runs) == f"63.3% [{100 * low:.1f}, {100 * min(1, high):.1f}]"
     assert headline_table.over_seeds("passed", runs[:2]) == "55.0%"
     assert headline_table.over_seeds("rougeL", runs[:2]) == "0.550"
+    equal = [record(seed, 1.0) for seed in range(3)]
+    assert headline_table.over_seeds("passed", equal) == "100.0%", "no spread shows no interval of width 0"
 
 
 def test_a_figure_that_was_not_measured_is_named_and_never_zero():
@@ -431,9 +433,7 @@ def test_a_figure_that_was_not_measured_is_named_and_never_zero():
     assert table[2].split(" | ")[:4] == ["| untrained", "", "50.0% [10.0, 90.0]", "not asked"]
     assert table[2].count("none") == 1
     seeds = [record(seed, 0.5, lenient=None) for seed in range(3)]
-    assert "| **full** | mean of 3 | 50.0% [50.0, 50.0] | not asked |" in "\n".join(
-        headline_table.results_tables(seeds)
-    )
+    assert "| **full** | mean of 3 | 50.0% | not asked |" in "\n".join(headline_table.results_tables(seeds))
 
 
 def test_differences_from_the_first_model_have_their_interval_and_p():
@@ -451,6 +451,32 @@ def test_differences_from_the_first_model_have_their_interval_and_p():
         "| **full** | mean of 2 | none |"
         in headline_table.difference_table([record(None, 0.5), differs(1, 0.1), differs(2, None)])[-1]
     )
+
+
+def test_the_judges_line_says_how_statements_decide_at_their_threshold():
+    auc = {"auc": 0.9, "ci95": [0.8, 0.95]}
+    few = {"n_good": 2, "n_bad": 2, "verdict": auc, "statements": auc, "better": None}
+    controls = {
+        "sensitivity": 1.0,
+        "sensitivity_ci95": [0.92, 1.0],
+        "specificity": 0.55,
+        "specificity_ci95": [0.4, 0.7],
+    }
+    rates = headline_table.at_threshold({"statements": {"threshold": -0.75, "judge_controls_all": controls}})
+    found = [{"instruments": few, "at_threshold": None}, {"instruments": few | {"n_bad": 9}, "at_threshold": rates}]
+    (line, _) = headline_table.judge_line(found)
+    assert "9 bad controls" in line
+    assert line.endswith(
+        "A statement counts as yes from log odds of -0.75; so read, statements pass 100% [92, 100] of the good "
+        "controls that did not fit this threshold, and fail 55% [40, 70] of the bad ones."
+    )
+    assert "log odds" not in headline_table.judge_line(found[:1])[0]
+    without = headline_table.at_threshold({"statements": {"threshold": 0.0, "judge_controls_all": None}})
+    assert headline_table.judge_line([{"instruments": few, "at_threshold": without}]) == headline_table.judge_line(
+        found[:1]
+    )
+    assert headline_table.at_threshold({"statements": None}) is None
+    assert headline_table.judge_line([{"instruments": None, "at_threshold": rates}]) == []
 
 
 def test_sections_and_statements_without_an_answer_are_counted():
