@@ -6,16 +6,18 @@ for the dummy weights: whatever they write is read as the dialogue's reference n
 takes all 64 tokens. eval.py also asks about statements, which the reference does not; --no_statements leaves them out.
 
 Input: folders with config and tokenizer of the generator and the judge, and a dataset from preprocess_data.py. Weights
-are needed only with --lora_rank, for the generator: eval.py merges the adapter into them (random weights will do).
+are needed only for the generator with adapters or checkpoints: eval.py merges or loads them (random weights will do).
 Output: tables, and with --output the same figures as JSON. The second table splits each start by vLLM's log: weights,
 compilation, the rest of the engine's start (profile, cache, CUDA graphs), and all before, mostly imports.
 
 --cold measures both twice: as on a machine's first start, with compile caches of their own in --work_dir and, as root,
-after emptying the page cache; then with what the first call filled. --checkpoints N evaluates N checkpoints of the
-generator in one call; like --lora_rank, it needs weights.
+after emptying the page cache; then with what the first call filled. --checkpoints N and --adapters N evaluate N
+checkpoints or adapters of the generator in one call.
 
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset --lora_rank 16
+    python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset \\
+        --skip_reference --checkpoints 5 --adapters 10
 """
 
 import argparse
@@ -30,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +146,14 @@ def run_ours(args: argparse.Namespace) -> int:
             *("--judge_engine_args", json.dumps(DUMMY | args.judge_engine_args)),
             *("--sampling_args", json.dumps(notes)),
             *("--judge_sampling_args", json.dumps({"max_tokens": args.verdict_tokens})),
-            *(["--lora_path", args.lora_path] if args.lora_path else []),
+            *(word for path in args.lora_path or () for word in ("--lora_path", path)),
             *(["--stage", args.stage] if args.stage else []),
             *(["--no_statements"] if args.no_statements else []),
         ]
     )
 
 
-def make_adapter(model: str, rank: int, path: Path) -> str:
+def make_adapter(model: str, rank: int, path: Path, seed: int = 0) -> str:
     """Write a LoRA adapter with random weights for every linear layer of `model` to `path`, and return the path.
 
     The shapes come from the model's config.json.
@@ -166,7 +168,7 @@ def make_adapter(model: str, rank: int, path: Path) -> str:
     shapes = {"self_attn.q_proj": (hidden, wide), "self_attn.o_proj": (wide, hidden)}
     shapes |= {f"self_attn.{name}": (hidden, narrow) for name in ("k_proj", "v_proj")}
     shapes |= {"mlp.gate_proj": (hidden, inner), "mlp.up_proj": (hidden, inner), "mlp.down_proj": (inner, hidden)}
-    generator, weights = np.random.default_rng(0), {}
+    generator, weights = np.random.default_rng(seed), {}
     for layer in range(config["num_hidden_layers"]):
         for name, (width_in, width_out) in shapes.items():
             key = f"base_model.model.model.layers.{layer}.{name}"
@@ -258,6 +260,19 @@ def measure_ours(
     return {"wall_s": wall, "peak_gib": peak, **read_run(run)}
 
 
+def measure_several(
+    command: list[str], folder: Path, label: str, paths: Sequence[str], caches: Path | None
+) -> dict[str, Any]:
+    """Measure one call for all checkpoints or adapters in `paths`. Return the results of each, and of the call."""
+    adapters, run = label == "adapters", folder / label
+    models = [word for path in paths for word in ("--lora_path", path)] if adapters else ["--more_models", *paths]
+    wall, peak = measure([*command, "--output_dir", str(run), "--weights", *models], folder / f"{label}.log", caches)
+    found = {path.name.split("-")[-1]: read_run(path) for path in run.iterdir() if path.is_dir()}
+    return {Path(path).name: found[Path(path).name] for path in paths} | {
+        f"{len(paths)} {label}": {"wall_s": wall, "peak_gib": peak}
+    }
+
+
 def read_run(run: Path) -> dict[str, Any]:
     """Return {stage: its seconds and tokens} of a run folder, and "phases": {engine: seconds of its start}.
 
@@ -334,6 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_statements", action="store_true", help="ask for verdicts only, as the reference does")
     parser.add_argument("--cold", action="store_true", help="also measure first starts, with empty caches")
     parser.add_argument("--checkpoints", type=int, metavar="N", help="also time N checkpoints of the model in one call")
+    parser.add_argument("--adapters", type=int, metavar="N", help="also time N adapters of rank 16 in one call")
     parser.add_argument("--lora_rank", type=int, help="also time generation with and without an adapter of this rank")
     parser.add_argument(
         "--gpu_memory_utilization", type=float, default=0.9, help="share of the GPU's memory (default: %(default)s)"
@@ -345,7 +361,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--weights", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--more_models", nargs="*", help=argparse.SUPPRESS)
-    for hidden in ("--reference_stage", "--output_dir", "--lora_path", "--stage"):  # for this script's subprocesses
+    parser.add_argument("--lora_path", action="append", help=argparse.SUPPRESS)
+    for hidden in ("--reference_stage", "--output_dir", "--stage"):  # for this script's subprocesses
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     return parser
 
@@ -374,16 +391,15 @@ def main() -> int:
             name, caches = program + start, folder / f"caches-{program}" if args.cold else None
             results[name] = run(command, folder, name.replace(", ", "-").replace(" ", "-"), caches)
             print(f"{name}: {results[name]['wall_s']:.1f} s", flush=True)
+        several = {}
         if args.checkpoints:
-            paths = link_checkpoints(args.model, args.checkpoints, folder / "checkpoints")
-            more = ["--weights", "--more_models", *paths]
-            wall, peak = measure(
-                [*command, "--output_dir", str(folder / "several"), *more], folder / "several.log", caches
-            )
-            results |= {
-                Path(path).name: read_run(folder / "several" / f"checkpoints-{Path(path).name}") for path in paths
-            }
-            results[f"{args.checkpoints} checkpoints"] = {"wall_s": wall, "peak_gib": peak}
+            several["checkpoints"] = link_checkpoints(args.model, args.checkpoints, folder / "checkpoints-to-load")
+        if args.adapters:
+            several["adapters"] = [
+                make_adapter(args.model, 16, folder / f"adapter{k}", seed=k) for k in range(1, args.adapters + 1)
+            ]
+        for label, paths in several.items():
+            results |= measure_several(command, folder, label, paths, caches)
         if args.lora_rank:
             adapter = make_adapter(args.model, args.lora_rank, folder / "adapter")
             more = ["--stage", "generate", "--weights"]
@@ -393,9 +409,9 @@ def main() -> int:
     for start in starts if "reference" in programs else ():
         ratio = results[f"eval.py{start}"]["wall_s"] / results[f"reference{start}"]["wall_s"]
         print(f"\neval.py{start}: {ratio:.2f} of the reference's wall time")
-    if args.checkpoints:
-        ratio = results[f"{args.checkpoints} checkpoints"]["wall_s"] / results[f"eval.py{starts[-1]}"]["wall_s"]
-        print(f"\n{args.checkpoints} checkpoints take {ratio:.2f} times the wall time of one")
+    for label, paths in several.items():
+        ratio = results[f"{len(paths)} {label}"]["wall_s"] / results[f"eval.py{starts[-1]}"]["wall_s"]
+        print(f"\n{len(paths)} {label} take {ratio:.2f} times the wall time of one model")
     if args.lora_rank:
         ratio = results["with adapter"]["generate"]["run_s"] / results["without adapter"]["generate"]["run_s"]
         print(f"generation with an adapter / without: {ratio:.2f} of the time")

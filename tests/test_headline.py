@@ -219,9 +219,13 @@ def test_an_interrupt_ends_the_running_trainings_and_starts_no_other(monkeypatch
         return run(["sh", "-c", "sleep 60; true"], check=False)
 
     monkeypatch.setattr(trainings.subprocess, "run", sleep)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     before, began = psutil.Process().children(recursive=True), time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        trainings.train_all(make(0, 1, 2, 3), MODEL, Path("d"), tmp_path, trainings.make_slots(2, 1, 5000), True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainings.train_all(make(0, 1, 2, 3), MODEL, Path("d"), tmp_path, trainings.make_slots(2, 1, 5000), True)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert time.monotonic() - began < 30 and len(started) == 2
     assert psutil.Process().children(recursive=True) == before
     assert capsys.readouterr().err == ""
