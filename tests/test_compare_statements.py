@@ -5,9 +5,11 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evaluation.inputs import load_runs
-from evaluation.scoring.comparison import compare_runs
+from evaluation.scoring.comparison import _share_difference, compare_runs
 from evaluation.scoring.scores import score_run
 from prompts import SECTIONS
 
@@ -81,3 +83,24 @@ def test_statements_without_an_answer_change_no_share_and_no_difference(tmp_path
     assert first == second
     assert compared["pairs"][0]["covered"]["difference"] == 0
     assert runs[1]["results"]["statements"]["sections"]["S"]["covered"]["unscored"] == 10
+
+
+SHARES = st.integers(0, 12).map(lambda yes: yes / 12)
+
+
+@given(st.lists(st.tuples(SHARES, SHARES), min_size=2, max_size=6))
+def test_a_difference_of_shares_stays_within_100_points(pairs):
+    first, second = (dict(enumerate(side)) for side in zip(*pairs, strict=True))
+    figures = _share_difference(first, second)
+    low, high = figures["ci95"]
+    assert -1 <= low <= figures["difference"] + 1e-9 and figures["difference"] - 1e-9 <= high <= 1
+    assert 0 < figures["p"] <= 1
+    swapped = _share_difference(second, first)
+    assert swapped["difference"] == pytest.approx(-figures["difference"])
+    assert swapped["ci95"] == pytest.approx([-high, -low])
+
+
+def test_two_notes_with_the_same_change_prove_nothing():
+    assert _share_difference({0: 0.5, 1: 0.25}, {0: 1.0, 1: 0.75})["p"] == 0.5
+    assert _share_difference(dict.fromkeys(range(9), 0.5), dict.fromkeys(range(9), 1.0))["p"] == 2**-8
+    assert _share_difference({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})["p"] == 1.0

@@ -135,11 +135,11 @@ def _share_difference(first: dict[int, float], second: dict[int, float]) -> dict
     if n < 2:
         return {"n": n, "difference": None, "ci95": None, "p": None}
     mean = sum(differences) / n
-    if len(set(differences)) == 1:  # as when both runs are the same: t is undefined
-        return {"n": n, "difference": mean, "ci95": [mean, mean], "p": 1.0 if mean == 0 else 0.0}
+    if len(set(differences)) == 1:  # as when both runs are the same: t is undefined, so count the swaps of sides
+        return {"n": n, "difference": mean, "ci95": [mean, mean], "p": 1.0 if mean == 0 else 2.0 ** (1 - n)}
     test = ttest_1samp(differences, 0)
-    interval = test.confidence_interval()
-    return {"n": n, "difference": mean, "ci95": [float(interval.low), float(interval.high)], "p": float(test.pvalue)}
+    low, high = map(float, test.confidence_interval())
+    return {"n": n, "difference": mean, "ci95": [max(-1.0, low), min(1.0, high)], "p": float(test.pvalue)}
 
 
 def _check_comparable(first: dict, other: dict) -> None:
