@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def run_ours(args: argparse.Namespace) -> int:
     generator_args = args.engine_args if args.weights else DUMMY | args.engine_args
     return eval.main(
         [
-            *(args.more_models or [args.model]),
+            *(args.checkpoint or [args.model]),
             *("--judge_model", args.judge_model, "--dataset_path", args.dataset_path),
             *("--split", args.split, "--limit", str(args.rows), "--judge_controls", "0"),
             *("--output_dir", args.output_dir, "--gpu_memory_utilization", str(args.gpu_memory_utilization)),
@@ -261,16 +261,13 @@ def measure_ours(
 
 
 def measure_several(
-    command: list[str], folder: Path, label: str, paths: Sequence[str], caches: Path | None
+    command: list[str], folder: Path, label: str, evaluated: dict[str, list[str]], caches: Path | None
 ) -> dict[str, Any]:
-    """Measure one call for all checkpoints or adapters in `paths`. Return the results of each, and of the call."""
-    adapters, run = label == "adapters", folder / label
-    models = [word for path in paths for word in ("--lora_path", path)] if adapters else ["--more_models", *paths]
-    wall, peak = measure([*command, "--output_dir", str(run), "--weights", *models], folder / f"{label}.log", caches)
-    found = {path.name.split("-")[-1]: read_run(path) for path in run.iterdir() if path.is_dir()}
-    return {Path(path).name: found[Path(path).name] for path in paths} | {
-        f"{len(paths)} {label}": {"wall_s": wall, "peak_gib": peak}
-    }
+    """Measure one call for checkpoints or adapters, {name: arguments}. Return the results of each and of the call."""
+    run, words = folder / label, itertools.chain(*evaluated.values())
+    wall, peak = measure([*command, "--output_dir", str(run), "--weights", *words], folder / f"{label}.log", caches)
+    results = {name: read_run(next(run.glob(f"*-{name}"))) for name in evaluated}
+    return results | {f"{len(evaluated)} {label}": {"wall_s": wall, "peak_gib": peak}}
 
 
 def read_run(run: Path) -> dict[str, Any]:
@@ -360,10 +357,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--work_dir", type=Path, help="new folder for runs and logs (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--weights", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--more_models", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--lora_path", action="append", help=argparse.SUPPRESS)
-    for hidden in ("--reference_stage", "--output_dir", "--stage"):  # for this script's subprocesses
+    for hidden in ("--reference_stage", "--output_dir", "--stage"):  # for this script's subprocesses, as the next ones
         parser.add_argument(hidden, help=argparse.SUPPRESS)
+    for hidden in ("--checkpoint", "--lora_path"):
+        parser.add_argument(hidden, action="append", help=argparse.SUPPRESS)
     return parser
 
 
@@ -393,13 +390,16 @@ def main() -> int:
             print(f"{name}: {results[name]['wall_s']:.1f} s", flush=True)
         several = {}
         if args.checkpoints:
-            several["checkpoints"] = link_checkpoints(args.model, args.checkpoints, folder / "checkpoints-to-load")
+            paths = link_checkpoints(args.model, args.checkpoints, folder / "checkpoints-to-load")
+            several["checkpoints"] = {Path(path).name: ["--checkpoint", path] for path in paths}
         if args.adapters:
-            several["adapters"] = [
-                make_adapter(args.model, 16, folder / f"adapter{k}", seed=k) for k in range(1, args.adapters + 1)
-            ]
-        for label, paths in several.items():
-            results |= measure_several(command, folder, label, paths, caches)
+            names = [f"adapter{k}" for k in range(1, args.adapters + 1)]
+            several["adapters"] = {
+                name: ["--lora_path", make_adapter(args.model, 16, folder / name, seed=k)]
+                for k, name in enumerate(names)
+            }
+        for label, evaluated in several.items():
+            results |= measure_several(command, folder, label, evaluated, caches)
         if args.lora_rank:
             adapter = make_adapter(args.model, args.lora_rank, folder / "adapter")
             more = ["--stage", "generate", "--weights"]
@@ -409,9 +409,9 @@ def main() -> int:
     for start in starts if "reference" in programs else ():
         ratio = results[f"eval.py{start}"]["wall_s"] / results[f"reference{start}"]["wall_s"]
         print(f"\neval.py{start}: {ratio:.2f} of the reference's wall time")
-    for label, paths in several.items():
-        ratio = results[f"{len(paths)} {label}"]["wall_s"] / results[f"eval.py{starts[-1]}"]["wall_s"]
-        print(f"\n{len(paths)} {label} take {ratio:.2f} times the wall time of one model")
+    for label, evaluated in several.items():
+        ratio = results[f"{len(evaluated)} {label}"]["wall_s"] / results[f"eval.py{starts[-1]}"]["wall_s"]
+        print(f"\n{len(evaluated)} {label} take {ratio:.2f} times the wall time of one model")
     if args.lora_rank:
         ratio = results["with adapter"]["generate"]["run_s"] / results["without adapter"]["generate"]["run_s"]
         print(f"generation with an adapter / without: {ratio:.2f} of the time")

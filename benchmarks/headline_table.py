@@ -59,6 +59,11 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
+def seeds_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return Student's 95% interval for a mean over seeds; None for fewer than three, or if all are equal."""
+    return t_interval(values) if len(values) >= 3 and len(set(values)) > 1 else None
+
+
 def read_figures(run: Path, results: dict, rows: Rows) -> dict[str, Figure | None]:
     """Return the figures of a finished run with their intervals over dialogues; None for one that was not measured.
 
@@ -230,8 +235,7 @@ def difference_table(found: list[dict]) -> list[str]:
                 if None in values:
                     cells.append("none")
                     continue
-                interval = t_interval(values) if len(values) >= 3 and len(set(values)) > 1 else None
-                cells.append(difference_text({"difference": fmean(values), "ci95": interval, "p": None}))
+                cells.append(difference_text({"difference": fmean(values), "ci95": seeds_interval(values), "p": None}))
             lines.append(table_row([f"**{label}**", f"mean of {len(runs)}", *cells]))
     return lines if with_differences else []
 
@@ -275,10 +279,9 @@ def over_seeds(name: str, runs: list[dict]) -> str:
     if any(figure is None or figure["value"] is None for figure in figures):
         return NOT_ASKED if None in figures else "none"
     values = [figure["value"] for figure in figures]
-    interval = None
-    if len(values) >= 3 and len(set(values)) > 1:
-        low, high = t_interval(values)
-        interval = [max(0.0, low), min(1.0, high)]
+    interval = seeds_interval(values)
+    if interval:
+        interval = max(0.0, interval[0]), min(1.0, interval[1])
     return figure_text(name, {"value": fmean(values), "ci95": interval})
 
 

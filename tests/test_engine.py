@@ -202,13 +202,14 @@ def test_adapters_are_merged_ahead_by_one_process(tiny_model: Path, tiny_adapter
     (damaged / "adapter_model.safetensors").write_bytes(b"damaged")
     adapters = {str(tmp_path / name): path for name, path in (("a", tiny_adapter), ("b", damaged), ("c", tiny_adapter))}
     merger, others = worker._Merger(), psutil.Process().children()
+
+    def new_processes() -> list[int]:
+        children = [child for child in psutil.Process().children() if child not in others]
+        return [child.pid for child in children if "spawn_main" in str(child.cmdline())]
+
     for folder, adapter in adapters.items():
         merger.begin(str(tiny_model), str(adapter), folder)
-    started = [
-        child.pid
-        for child in psutil.Process().children()
-        if child not in others and "spawn_main" in str(child.cmdline())
-    ]
+    started = new_processes()
     first, second, third = adapters
     assert merger.finish(str(tiny_model), str(tiny_adapter), third) == third
     with pytest.raises(Exception, match="header"):
@@ -218,10 +219,7 @@ def test_adapters_are_merged_ahead_by_one_process(tiny_model: Path, tiny_adapter
     assert weights[0] == weights[1]
     shutil.rmtree(first)
     assert merger.finish(str(tiny_model), str(tiny_adapter), first) == first and Path(first).exists(), "merged anew"
-    children = [
-        child for child in psutil.Process().children() if child not in others and "spawn_main" in str(child.cmdline())
-    ]
-    assert [child.pid for child in children] == started and len(started) == 1
+    assert new_processes() == started and len(started) == 1
     merger._pool.shutdown()
 
 

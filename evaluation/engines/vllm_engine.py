@@ -53,13 +53,11 @@ class _Load:
     """A request to replica `group` to load other weights: the fields of an EngineSpec that name them."""
 
     group: int
-    weights: dict[str, str | None]
+    weights: dict[str, Path | None]
 
 
-def _weights(spec: EngineSpec) -> dict[str, str | None]:
-    return {
-        name: value and str(value) for name in ("model", "lora_path", "merge_into") for value in [getattr(spec, name)]
-    }
+def _weights(spec: EngineSpec) -> dict[str, Path | None]:
+    return {name: getattr(spec, name) for name in ("model", "lora_path", "merge_into")}
 
 
 class Engine(LanguageModel):
@@ -84,9 +82,9 @@ class Engine(LanguageModel):
         if not can_reload(self._spec, spec):
             return False
         self.started = time.monotonic()
-        replicas = range(len(self._processes))
+        weights = _weights(spec)
         try:
-            await asyncio.gather(*(self._submit(_Load(replica, _weights(spec))) for replica in replicas))
+            await asyncio.gather(*(self._submit(_Load(replica, weights)) for replica in range(len(self._processes))))
         except UserError as error:
             self.report({"line": f"{error}; it starts again, because it could not load {spec.model}"})
             return False
@@ -98,7 +96,7 @@ class Engine(LanguageModel):
         """Begin to merge the adapter of `spec`, for a later `load`."""
         if spec.merge_into and can_reload(self._spec, spec):
             for lines in self._unsent:
-                lines.append(json.dumps({"kind": "merge", "weights": _weights(spec)}) + "\n")
+                lines.append(f"{json.dumps({'kind': 'merge', 'weights': _weights(spec)}, default=str)}\n")
             self._write_unsent()
 
     def close(self) -> None:
@@ -114,7 +112,7 @@ class Engine(LanguageModel):
         if not any(self._unsent):  # one write for all requests of this iteration of the event loop
             asyncio.get_running_loop().call_soon(self._write_unsent)
         kind = "load" if isinstance(request, _Load) else "chat"
-        line = json.dumps({"id": number, "kind": kind, **vars(request)})
+        line = json.dumps({"id": number, "kind": kind, **vars(request)}, default=str)
         self._unsent[request.group % len(self._unsent)].append(f"{line}\n")
 
     def _write_unsent(self) -> None:

@@ -3,9 +3,9 @@
 It reads lines of JSON from stdin: the specification of the engine, then requests. It writes lines of JSON to stdout:
 any `line` for the user, then `ready`, `refused` or `failed`, then each answer as it finishes. A request of the kind
 `load` replaces the weights; it comes only when all others have answers. One of the kind `merge`, which has no answer,
-says which adapter a later one will load. Everything that libraries print goes to stderr,
-which is a log file. When stdin ends, because the parent is done or dead, the worker kills its process group, which
-frees the GPU memory, the shared memory and vLLM's child processes.
+says which adapter a later one will load. Everything that libraries print goes to stderr, which is a log file. When
+stdin ends, because the parent is done or dead, the worker kills its process group, which frees the GPU memory, the
+shared memory and vLLM's child processes.
 """
 
 import contextlib
