@@ -2,8 +2,9 @@
 
 The reference is a first implementation: one engine after the other, each in its own process, in eager mode, with LoRA
 support, and with judge prompts that name the section before the dialogue. eval.py runs unchanged, with two exceptions
-for the dummy weights: whatever they write is read as the dialogue's reference note behind a number, and every verdict
-takes all 64 tokens. eval.py also asks about statements, which the reference does not; --no_statements leaves them out.
+for the dummy weights: whatever they write is read as the dialogue's reference note, each statement behind a number that
+no two models share, and every verdict takes all 64 tokens. eval.py also asks about statements, which the reference does
+not; --no_statements leaves them out.
 
 Input: folders with config and tokenizer of the generator and the judge, and a dataset from preprocess_data.py. Weights
 are needed only for the generator with adapters or checkpoints: eval.py merges or loads them (random weights will do).
@@ -12,12 +13,16 @@ compilation, the rest of the engine's start (profile, cache, CUDA graphs), and a
 
 --cold measures both twice: as on a machine's first start, with compile caches of their own in --work_dir and, as root,
 after emptying the page cache; then with what the first call filled. --checkpoints N and --adapters N evaluate N
-checkpoints or adapters of the generator in one call.
+checkpoints or adapters of the generator in one call. --server URL measures eval.py alone, as the client of a server
+that writes and judges; its CPU time is then that of eval.py's own process. Elsewhere it includes the engines'.
 
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset --lora_rank 16
     python benchmarks/eval_walltime.py Qwen3-1.7B --judge_model Qwen3-8B --dataset_path ./soap_dataset \\
         --skip_reference --checkpoints 5 --adapters 10
+    vllm serve Qwen3-8B --load-format dummy --data-parallel-size 2 --max-model-len 8192
+    python benchmarks/eval_walltime.py Qwen3-8B --judge_model Qwen3-8B --dataset_path ./soap_dataset \\
+        --server http://localhost:8000/v1
 """
 
 import argparse
@@ -26,6 +31,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -44,6 +50,7 @@ from common.dataset import load_split  # noqa: E402
 from evaluation import pipeline  # noqa: E402
 from evaluation.engines import models  # noqa: E402
 from evaluation.judging import asking, judge  # noqa: E402
+from evaluation.judging.sentences import split_statements  # noqa: E402
 
 NOTE_TOKENS, VERDICT_TOKENS = 420, 64
 DUMMY = {"load_format": "dummy"}
@@ -118,6 +125,11 @@ def endless(schema: dict[str, Any]) -> dict[str, Any]:
 # --- eval.py ---------------------------------------------------------------------------------------------------------
 
 
+def numbered(text: str, number: int) -> str:
+    """Return `text` with a number in front of each statement, so that a prefix cache knows none of another number."""
+    return "\n".join(f"({number}) {statement}" for statement in split_statements(text))
+
+
 def run_ours(args: argparse.Namespace) -> int:
     """Run eval.main in this process, and replace the notes of the dummy weights by the reference notes."""
     import eval
@@ -127,8 +139,8 @@ def run_ours(args: argparse.Namespace) -> int:
     written: Counter[int] = Counter()
 
     def as_note(index: int, dialogue: str, done: Any) -> dict[str, Any]:
-        written[index] += 1  # so that no two checkpoints write the same note
-        note = {section: f"({written[index]}) {rows[index][section]}" for section in prompts.SECTIONS}
+        written[index] += 1
+        note = {section: numbered(rows[index][section], written[index]) for section in prompts.SECTIONS}
         return take_record(index, dialogue, done) | note | {"status": "ok", "reason": None}
 
     pipeline.read_prediction = as_note
@@ -136,14 +148,16 @@ def run_ours(args: argparse.Namespace) -> int:
     judge.VERDICT_SCHEMA = endless(judge.VERDICT_SCHEMA)
     notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
     generator_args = args.engine_args if args.weights else DUMMY | args.engine_args
+    judge_args = DUMMY | args.judge_engine_args
+    engines = ["--engine_args", json.dumps(generator_args), "--judge_engine_args", json.dumps(judge_args)]
+    engines += ["--gpu_memory_utilization", str(args.gpu_memory_utilization)]
+    servers = ["--api_base", args.server, "--judge_api_base", args.server, "--api_concurrency", "512"]
     return eval.main(
         [
             *(args.checkpoint or [args.model]),
             *("--judge_model", args.judge_model, "--dataset_path", args.dataset_path),
             *("--split", args.split, "--limit", str(args.rows), "--judge_controls", "0"),
-            *("--output_dir", args.output_dir, "--gpu_memory_utilization", str(args.gpu_memory_utilization)),
-            *("--engine_args", json.dumps(generator_args)),
-            *("--judge_engine_args", json.dumps(DUMMY | args.judge_engine_args)),
+            *("--output_dir", args.output_dir, *(servers if args.server else engines)),
             *("--sampling_args", json.dumps(notes)),
             *("--judge_sampling_args", json.dumps({"max_tokens": args.verdict_tokens})),
             *(word for path in args.lora_path or () for word in ("--lora_path", path)),
@@ -214,22 +228,28 @@ class PeakMemory(threading.Thread):
             self.peak = max(self.peak, int(output.split()[0]) / 1024)
 
 
-def measure(command: list[str], log: Path, caches: Path | None = None) -> tuple[float, float]:
-    """Run a command. Return its wall seconds, including the start of Python, and the peak GPU memory in GiB.
+def measure(command: list[str], log: Path, caches: Path | None = None) -> dict[str, float]:
+    """Run a command. Return its "wall_s", including the start of Python, its "cpu_s", and the "peak_gib" of GPU memory.
 
-    With `caches`, compiled code goes to this folder.
+    With `caches`, compiled code goes to this folder. The CPU time includes that of child processes that have ended.
     """
     environment = os.environ | ({name: str(caches / name) for name in CACHES} if caches else {})
     memory = PeakMemory()
     memory.start()
-    began = time.monotonic()
+    began, cpu_before = time.monotonic(), children_cpu()
     with log.open("w") as stream:
         status = subprocess.run(command, stdout=stream, stderr=stream, env=environment, check=False).returncode
     wall = time.monotonic() - began
     memory.over.set()
     if status:
         sys.exit(f"error: {' '.join(command)} ended with status {status}:\n{log.read_text()[-2000:]}")
-    return wall, memory.peak
+    return {"wall_s": wall, "cpu_s": children_cpu() - cpu_before, "peak_gib": memory.peak}
+
+
+def children_cpu() -> float:
+    """Return the seconds of CPU time of all ended child processes."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def empty_page_cache() -> None:
@@ -242,13 +262,14 @@ def empty_page_cache() -> None:
 
 
 def measure_reference(command: list[str], folder: Path, name: str, caches: Path | None) -> dict[str, Any]:
-    result: dict[str, Any] = {"wall_s": 0.0, "peak_gib": 0.0}
+    result: dict[str, Any] = {"wall_s": 0.0, "cpu_s": 0.0, "peak_gib": 0.0}
     for stage in ("generate", "judge"):
         output = folder / f"{name}-{stage}.json"
         stage_command = [*command, "--reference_stage", stage, "--output", str(output)]
-        wall, peak = measure(stage_command, output.with_suffix(".log"), caches)
-        result[stage] = json.loads(output.read_text()) | {"wall_s": wall}
-        result |= {"wall_s": result["wall_s"] + wall, "peak_gib": max(result["peak_gib"], peak)}
+        used = measure(stage_command, output.with_suffix(".log"), caches)
+        result[stage] = json.loads(output.read_text()) | {"wall_s": used["wall_s"]}
+        result |= {name: result[name] + used[name] for name in ("wall_s", "cpu_s")}
+        result["peak_gib"] = max(result["peak_gib"], used["peak_gib"])
     return result
 
 
@@ -256,8 +277,7 @@ def measure_ours(
     command: list[str], folder: Path, name: str, caches: Path | None = None, more: Iterable[str] = ()
 ) -> dict[str, Any]:
     run = folder / name
-    wall, peak = measure([*command, "--output_dir", str(run), *more], folder / f"{name}.log", caches)
-    return {"wall_s": wall, "peak_gib": peak, **read_run(run)}
+    return measure([*command, "--output_dir", str(run), *more], folder / f"{name}.log", caches) | read_run(run)
 
 
 def measure_several(
@@ -265,9 +285,9 @@ def measure_several(
 ) -> dict[str, Any]:
     """Measure one call for checkpoints or adapters, {name: arguments}. Return the results of each and of the call."""
     run, words = folder / label, itertools.chain(*evaluated.values())
-    wall, peak = measure([*command, "--output_dir", str(run), "--weights", *words], folder / f"{label}.log", caches)
+    used = measure([*command, "--output_dir", str(run), "--weights", *words], folder / f"{label}.log", caches)
     results = {name: read_run(next(run.glob(f"*-{name}"))) for name in evaluated}
-    return results | {f"{len(evaluated)} {label}": {"wall_s": wall, "peak_gib": peak}}
+    return results | {f"{len(evaluated)} {label}": used}
 
 
 def read_run(run: Path) -> dict[str, Any]:
@@ -308,19 +328,20 @@ def start_phases(log: str, start_s: float) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = ["| run | stage | start s | run s | wall s | prompt tokens | from cache | output tokens | peak GiB |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    columns = ("run", "stage", "start s", "run s", "wall s", "CPU s", "prompt tokens", "from cache", "output tokens")
+    lines = [f"| {' | '.join(columns)} | peak GiB |", f"|{'---|' * (len(columns) + 1)}"]
     for name, result in results.items():
         for stage in STAGES:
             if stage in result:
                 part = result[stage]
                 start = "" if part["start_s"] is None else f"{part['start_s']:.1f}"
-                cells = [start, f"{part['run_s']:.1f}", ""]
+                cells = [start, f"{part['run_s']:.1f}", "", ""]
                 cached = part["cached"] / max(1, part["prompt"])
                 cells += [f"{part['prompt']:,}", f"{cached:.0%}", f"{part['output']:,}", ""]
                 lines.append(f"| {name} | {stage} | {' | '.join(cells)} |")
         if "wall_s" in result:
-            lines.append(f"| {name} | all | | | {result['wall_s']:.1f} | | | | {result['peak_gib']:.1f} |")
+            used = f"{result['wall_s']:.1f} | {result['cpu_s']:.1f}"
+            lines.append(f"| {name} | all | | | {used} | | | | {result['peak_gib']:.1f} |")
     return "\n".join(lines)
 
 
@@ -353,6 +374,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--engine_args", type=json.loads, default={}, help="more arguments for vLLM, as JSON")
     parser.add_argument("--judge_engine_args", type=json.loads, default={}, help="the same for eval.py's judge")
+    parser.add_argument("--server", metavar="URL", help="measure only eval.py, with this server in place of engines")
     parser.add_argument("--skip_reference", action="store_true", help="measure only eval.py")
     parser.add_argument("--work_dir", type=Path, help="new folder for runs and logs (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
@@ -380,7 +402,7 @@ def main() -> int:
             folder.mkdir(parents=True)  # fails if it exists: eval.py would resume a run there, and take no time
         starts = (", first start", ", warm") if args.cold else ("",)
         programs = {"reference": measure_reference, "eval.py": measure_ours}
-        if args.skip_reference:
+        if args.skip_reference or args.server:
             del programs["reference"]
         for start, (program, run) in itertools.product(starts, programs.items()):
             if start == ", first start":

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import LEARNED_NOTE, ROOT, chats, perturbed, rows
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prompts
@@ -320,6 +320,48 @@ def test_the_engine_computes_while_many_requests_wait(monkeypatch: pytest.Monkey
     assert sorted(sent[1:]) == list(range(1000))
     steps = zip([0, *submitted_before_steps], submitted_before_steps, strict=False)
     assert max(after - before for before, after in steps) <= worker._MOST_PER_STEP + 1
+
+
+class Submitted(list):
+    """In place of vLLM: requests that were submitted, and refused if their number is negative."""
+
+    def is_idle(self) -> bool:
+        return not self
+
+    def submit(self, request: dict, ids: list[int], error: str) -> dict | None:
+        if request["id"] < 0:
+            return request
+        self.append(request["id"])
+        return None
+
+
+@given(gaps=st.lists(st.sampled_from([0.0, 0.01, 0.03]), max_size=6), refused=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_an_idle_engine_computes_together_what_arrives_together(gaps: list[float], refused: bool) -> None:
+    engine, prepared = Submitted(), queue.SimpleQueue()
+
+    def arrive() -> None:
+        for number, gap in enumerate([0.0, *gaps]):
+            time.sleep(gap)
+            prepared.put(({"id": number}, [], ""))
+
+    if refused:
+        prepared.put(({"id": -1}, [], ""))
+    thread = threading.Thread(target=arrive)
+    thread.start()
+    answers = list(worker._submit(engine, prepared))
+    thread.join()
+    assert engine == list(range(len(gaps) + 1))
+    assert answers == [{"id": -1}] * refused
+
+
+def test_an_engine_that_computes_does_not_wait_for_requests() -> None:
+    engine, prepared = Submitted([1]), queue.SimpleQueue()
+    prepared.put(({"id": 2}, [], ""))
+    began = time.monotonic()
+    assert not list(worker._submit(engine, prepared))
+    assert engine == [1, 2]
+    assert time.monotonic() - began < worker._GATHER / 2
 
 
 @pytest.fixture(scope="module")
@@ -751,9 +793,9 @@ def test_a_configuration_of_another_layout_has_the_same_meaning(kind: str, tiny_
         ("tokenizer_config.json", {"eos_token": "<think>"}, "special_tokens"),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "tokenizer"),
     ]
-    for number, (name, settings, cause) in enumerate(cases):
+    for number, (name, edits, cause) in enumerate(cases):
         other = shutil.copytree(tuned, tmp_path / f"{number}")
-        edit(other, name, **settings)
+        edit(other, name, **edits)
         with pytest.raises(UserError, match=f"^{cause} of "):
             check_same_network(str(base), str(other))
     (tuned / "chat_template.jinja").write_text("{{ messages }}")

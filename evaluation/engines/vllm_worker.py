@@ -18,7 +18,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
+Prepared = tuple[dict[str, Any], list[int], str]  # a request, its tokens, and why they could not be made, or ""
+
 # If the schema allowed any white space, a model could write it until its tokens run out.
 NO_FREE_WHITE_SPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
 
@@ -46,6 +48,9 @@ _ADVICE = "free the GPU, reduce --max_model_len, or change --gpu_memory_utilizat
 
 # Requests to submit between two steps. More of them would wait anyway, and the GPU for their submission.
 _MOST_PER_STEP = 256
+# Seconds that an idle engine waits for a further request. A prompt's last bits depend on what is computed with it, so
+# equal runs should compute the same prompts together.
+_GATHER = 0.2
 
 APPLY_AT_RUN_TIME = "pass --engine_args '{\"enable_lora\": true}' to let vLLM apply the adapter at run time"
 
@@ -164,20 +169,33 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
         _send(replies, {"line": line})
     _sampling_params(spec["sampling"], None)  # raises if the parameters are invalid
     # Tokenize prompts while the engine starts and while it computes.
-    prepared: queue.SimpleQueue[tuple[dict, list[int], str]] = queue.SimpleQueue()
+    prepared: queue.SimpleQueue[Prepared] = queue.SimpleQueue()
     encode = PromptEncoder(tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
     engine = _Engine(spec, tokenizer)
     gc.enable()
     _send(replies, {"ready": True})
     while True:
-        submitted = 0
-        while engine.is_idle() or (submitted < _MOST_PER_STEP and not prepared.empty()):
-            if answer := engine.submit(*prepared.get()):
-                _send(replies, answer)
-            submitted += 1
-        for answer in engine.step():
+        for answer in _submit(engine, prepared):
             _send(replies, answer)
+        if not engine.is_idle():
+            for answer in engine.step():
+                _send(replies, answer)
+
+
+def _submit(engine: "_Engine", prepared: "queue.SimpleQueue[Prepared]") -> Iterator[dict[str, Any]]:
+    """Submit the requests that are ready, and yield the replies to those that vLLM does not take.
+
+    An idle engine waits for a request, and then until none has come for _GATHER seconds.
+    """
+    patience = _GATHER if engine.is_idle() else 0
+    for _ in range(_MOST_PER_STEP):
+        try:
+            request = prepared.get(timeout=None if engine.is_idle() else patience)
+        except queue.Empty:
+            return
+        if answer := engine.submit(*request):
+            yield answer
 
 
 class _Engine:
@@ -253,7 +271,9 @@ def _structured(schema: str) -> "StructuredOutputsParams":
     return StructuredOutputsParams(json=schema)
 
 
-def _prepare(lines: queue.SimpleQueue, encode: Callable[[list], list[int]], prepared: queue.SimpleQueue) -> None:
+def _prepare(
+    lines: queue.SimpleQueue, encode: Callable[[list], list[int]], prepared: "queue.SimpleQueue[Prepared]"
+) -> None:
     """Tokenize prompts: put (request, tokens, error) into `prepared`. `error` is empty, or says why it failed."""
     while True:
         request = json.loads(lines.get())
