@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MIN_SHARE_KEPT = 0.5  # of an adapter's change to the weights, after rounding to the result's type
+_ROWS = 64  # of a weight to merge at a time: new memory for a whole one takes longer than the sums
 
 
 def load_model(model: str | Path, dtype: "torch.dtype | str" = "auto") -> "PreTrainedModel":
@@ -39,7 +40,7 @@ def load_merged(
 
     base = load_model(model)
     dtype = dtype or base.dtype
-    _check_embeddings(base.float(), adapter)
+    _check_embeddings(base, adapter)
     adapted = PeftModel.from_pretrained(base, adapter)
     if adapters.adapts_embeddings(adapted):
         _untie_embeddings(base)
@@ -74,6 +75,7 @@ def _untie_embeddings(base: "PreTrainedModel") -> None:
 
 def _merge_modules(adapted: "PeftModel", dtype: "torch.dtype", remedy: str) -> None:
     """Merge the adapter into the weights, module by module. Raises UserError if `dtype` cannot hold the result."""
+    import torch
     from peft.tuners.lora import LoraLayer
 
     kept = wanted = 0.0
@@ -81,16 +83,22 @@ def _merge_modules(adapted: "PeftModel", dtype: "torch.dtype", remedy: str) -> N
         if not isinstance(layer, LoraLayer):
             continue
         weight = layer.get_base_layer().weight
-        before = weight.detach().clone()
-        change = layer.get_delta_weight("default").detach().flatten()
-        layer.merge()
-        added = before.sub_(weight.detach().to(dtype)).neg_().flatten()  # in place: allocation would dominate the time
-        size_added, size_of_change = added.dot(added).item(), change.dot(change).item()
+        change = layer.get_delta_weight("default").detach()
+        merged = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+        sums = torch.zeros(3)  # of squares of what is added, of its product with the change, of squares of the change
+        for rows in torch.arange(len(weight)).split(_ROWS):
+            part = slice(rows[0], rows[-1] + 1)
+            exact = weight.detach()[part].float()
+            merged[part] = exact + change[part]
+            added, asked = (merged[part].float() - exact).flatten(), change[part].flatten()
+            sums += torch.stack([added.dot(added), added.dot(asked), asked.dot(asked)])
+        weight.data = merged
+        size_added, agreement, size_of_change = sums.tolist()
         if not math.isfinite(size_added):
             raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {remedy}")
         if size_of_change and not size_added:
             raise UserError(f"merging in {dtype} leaves {name} unchanged; {remedy}")
-        kept += added.dot(change).item()
+        kept += agreement
         wanted += size_of_change
     if kept < MIN_SHARE_KEPT * wanted:
         raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of the adapter's change; {remedy}")

@@ -202,13 +202,16 @@ class _Engine:
     """vLLM with the model, adapter and arguments of an EngineSpec."""
 
     def __init__(self, spec: dict[str, Any], tokenizer: "PreTrainedTokenizerBase"):
+        self._model, self._sampling, self._adapter = spec["model"], spec["sampling"], None
+        self._merger, weights = _Merger(), {name: spec[name] for name in ("model", "lora_path", "merge_into")}
+        if spec["merge_into"]:
+            self._merger.begin(**weights)  # while vLLM is imported
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        self._model, self._sampling, self._adapter = spec["model"], spec["sampling"], None
         model = spec["model"]
         if spec["merge_into"]:
-            model = merge(spec["model"], spec["lora_path"], spec["merge_into"])
+            model = self._merger.finish(**weights)
         elif spec["lora_path"]:
             self._adapter = LoRARequest("adapter", 1, spec["lora_path"])
         import_model_class(model)
@@ -216,7 +219,6 @@ class _Engine:
         # vLLM 0.23 reads this from the engine's settings only, not from a request.
         self._llm = LLM(model=model, **{"structured_outputs_config": NO_FREE_WHITE_SPACE, **spec["vllm_args"]})
         self._engine, self._limit = self._llm.llm_engine, self._llm.model_config.max_model_len
-        self._merger = _Merger()
         self._text_of = cache(lambda token: tokenizer.decode([token]))
 
     def is_idle(self) -> bool:
