@@ -427,7 +427,7 @@ def main() -> int:
             more = ["--stage", "generate", "--weights"]
             results["without adapter"] = measure_ours(command, folder, "plain", caches, more)
             results["with adapter"] = measure_ours(command, folder, "lora", caches, [*more, "--lora_path", adapter])
-    print(f"{table(results)}\n\n{phases_table(results)}")
+    print(table(results) if args.server else f"{table(results)}\n\n{phases_table(results)}")
     for start in starts if "reference" in programs else ():
         ratio = results[f"eval.py{start}"]["wall_s"] / results[f"reference{start}"]["wall_s"]
         print(f"\neval.py{start}: {ratio:.2f} of the reference's wall time")

@@ -16,6 +16,8 @@ import two_gpus
 from conftest import ROOT, rows, save_dataset
 from test_tokens import QWEN3_LIKE
 
+from evaluation.judging.sentences import split_statements
+
 
 def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
@@ -168,6 +170,47 @@ def test_what_comes_of_a_yaml_lies_beside_its_copy_whatever_dots_its_name_has(tm
     assert train_throughput.run(str(config), args) == [{"tokens": 1, "squares": 1, "labelled": 1}]
     names = {"Model-1.7B-any.yaml", "Model-1.7B-any.log", "Model-1.7B-any.0.jsonl"}
     assert {path.name for path in args.work_dir.iterdir()} == names
+
+
+def test_no_statement_of_a_dummy_note_is_that_of_another_model() -> None:
+    text = "Cough for 3 days. No fever.\n- Sleeps well; eats well."
+    first, second = (split_statements(eval_walltime.numbered(text, number)) for number in (1, 2))
+    assert first == ["(1) Cough for 3 days.", "(1) No fever.", "(1) Sleeps well; eats well."]
+    assert not set(first) & set(second)
+
+
+def test_eval_walltime_measures_eval_py_as_the_client_of_a_server(tmp_path: Path) -> None:
+    dataset = save_dataset(tmp_path / "soap_dataset", {"test": rows(3)})
+    command = [sys.executable, str(ROOT / "benchmarks/eval_scaling.py"), "--part", "server"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks/eval_walltime.py"),
+            "m",
+            "--judge_model",
+            "m",
+            "--server",
+            url,
+        ]
+        command += ["--dataset_path", str(dataset), "--output", str(tmp_path / "figures.json")]
+        table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        server.kill()
+    (figures,) = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert figures["generate"]["prompt"] == 3 * 900  # as the stand-in counts
+    assert figures["judge"]["prompt"] == 4 * 3 * 900
+    assert figures["statements"]["prompt"] > 0
+    assert f"| {figures['wall_s']:.1f} | {figures['cpu_s']:.1f} |" in table
+
+
+def test_the_measured_cpu_time_is_that_of_the_command(tmp_path: Path) -> None:
+    sum_up = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    used = eval_walltime.measure([sys.executable, "-c", sum_up], tmp_path / "log")
+    assert 0.5 <= used["cpu_s"] < 2
+    assert used["wall_s"] >= 0.5
+    asleep = eval_walltime.measure(["sleep", "0.5"], tmp_path / "log")
+    assert asleep["cpu_s"] < 0.3
+    assert asleep["wall_s"] >= 0.5
 
 
 def test_the_start_of_an_engine_is_split_by_vllms_log() -> None:
