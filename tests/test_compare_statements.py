@@ -104,3 +104,13 @@ def test_two_notes_with_the_same_change_prove_nothing():
     assert _share_difference({0: 0.5, 1: 0.25}, {0: 1.0, 1: 0.75})["p"] == 0.5
     assert _share_difference(dict.fromkeys(range(9), 0.5), dict.fromkeys(range(9), 1.0))["p"] == 2**-8
     assert _share_difference({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})["p"] == 1.0
+
+
+@given(st.integers(2, 300), st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]))
+def test_equal_changes_of_few_notes_leave_room_for_others(n, change):
+    before = max(0.0, -change)
+    low, high = _share_difference(dict.fromkeys(range(n), before), dict.fromkeys(range(n), before + change))["ci95"]
+    assert high - low > 0.5 / n
+    assert low <= change <= high
+    if change and n > 8:
+        assert (low > 0) == (change > 0) and (high < 0) == (change < 0)

@@ -136,7 +136,8 @@ def _share_difference(first: dict[int, float], second: dict[int, float]) -> dict
         return {"n": n, "difference": None, "ci95": None, "p": None}
     mean = sum(differences) / n
     if len(set(differences)) == 1:  # as when both runs are the same: t is undefined, so count the swaps of sides
-        return {"n": n, "difference": mean, "ci95": [mean, mean], "p": 1.0 if mean == 0 else 2.0 ** (1 - n)}
+        interval, p = paired_mean(differences, top=1), 1.0 if mean == 0 else 2.0 ** (1 - n)
+        return {"n": n, "difference": mean, "ci95": interval, "p": p}
     test = ttest_1samp(differences, 0)
     low, high = map(float, test.confidence_interval())
     return {"n": n, "difference": mean, "ci95": [max(-1.0, low), min(1.0, high)], "p": float(test.pvalue)}

@@ -85,19 +85,20 @@ def bootstrap_mean(passes: list[int]) -> Interval:
     return [min(low, estimate), max(high, estimate)]
 
 
-def paired_mean(differences: list[int]) -> Interval:
-    """Return the interval for the mean difference of two runs' accuracies on the same notes.
+def paired_mean(differences: Sequence[float], top: float = len(SECTIONS)) -> Interval:
+    """Return the interval for the mean difference of two runs' accuracies on the same notes, -1 to 1.
 
-    differences: for each note, sections passed in the second run minus those passed in the first, -4 to 4.
+    differences: for each note, sections passed in the second run minus those passed in the first, -4 to 4; or any other
+    difference from -top to top.
 
     This is Student's t interval on whole notes. Its variance includes one made-up note, half better and half worse,
-    whose squared change is the mean over the changed notes and one that changed in all sections. Without it, the
+    whose squared change is the mean over the changed notes and one that changed by `top`. Without it, the
     interval would be a point if no note changed, and too narrow if few did. Agresti and Min (doi:10.1002/sim.1781) add
     such observations for a single section.
     """
     from scipy.stats import t
 
-    n, top = len(differences), len(SECTIONS)
+    n = len(differences)
     changed = [difference**2 for difference in differences if difference]
     made_up = (sum(changed) + top**2) / (len(changed) + 1)
     mean_square, mean = (sum(changed) + made_up) / (n + 1), sum(differences) / (n + 1)
