@@ -316,7 +316,7 @@ def test_the_engine_computes_while_many_requests_wait(monkeypatch: pytest.Monkey
     monkeypatch.setattr(worker, "PromptEncoder", lambda tokenizer: lambda messages: [])
     monkeypatch.setattr(worker, "_sampling_params", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        worker._serve({"model": "", "check_first": [], "sampling": {}}, lines, None)
+        worker._serve({"model": "", "check_first": [], "sampling": {}, "merge_into": None}, lines, None)
     assert sorted(sent[1:]) == list(range(1000))
     steps = zip([0, *submitted_before_steps], submitted_before_steps, strict=False)
     assert max(after - before for before, after in steps) <= worker._MOST_PER_STEP + 1

@@ -149,6 +149,11 @@ class _Merger:
         return self._begun.pop(merge_into).result()
 
 
+def _weights(spec: dict[str, Any]) -> dict[str, str]:
+    """Return the arguments of `merge` in an EngineSpec with an adapter to merge."""
+    return {name: spec[name] for name in ("model", "lora_path", "merge_into")}
+
+
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
     try:
         for line in requests:
@@ -163,6 +168,9 @@ def _send(replies: TextIO, message: dict[str, Any]) -> None:
 
 
 def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> None:
+    merger = _Merger()
+    if spec["merge_into"]:
+        merger.begin(**_weights(spec))  # while vLLM and all else is imported
     # Report faulty tokenizers and templates before the engine's long start.
     tokenizer, lines_for_user = load_tokenizers([spec["model"], *spec["check_first"]])
     for line in lines_for_user:
@@ -172,7 +180,7 @@ def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> N
     prepared: queue.SimpleQueue[Prepared] = queue.SimpleQueue()
     encode = PromptEncoder(tokenizer)
     threading.Thread(target=_prepare, args=(lines, encode, prepared), daemon=True).start()
-    engine = _Engine(spec, tokenizer)
+    engine = _Engine(spec, tokenizer, merger)
     gc.enable()
     _send(replies, {"ready": True})
     while True:
@@ -201,17 +209,14 @@ def _submit(engine: "_Engine", prepared: "queue.SimpleQueue[Prepared]") -> Itera
 class _Engine:
     """vLLM with the model, adapter and arguments of an EngineSpec."""
 
-    def __init__(self, spec: dict[str, Any], tokenizer: "PreTrainedTokenizerBase"):
-        self._model, self._sampling, self._adapter = spec["model"], spec["sampling"], None
-        self._merger, weights = _Merger(), {name: spec[name] for name in ("model", "lora_path", "merge_into")}
-        if spec["merge_into"]:
-            self._merger.begin(**weights)  # while vLLM is imported
+    def __init__(self, spec: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", merger: _Merger):
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        model = spec["model"]
+        self._model, self._sampling, self._adapter = spec["model"], spec["sampling"], None
+        self._merger, model = merger, spec["model"]
         if spec["merge_into"]:
-            model = self._merger.finish(**weights)
+            model = merger.finish(**_weights(spec))
         elif spec["lora_path"]:
             self._adapter = LoRARequest("adapter", 1, spec["lora_path"])
         import_model_class(model)
