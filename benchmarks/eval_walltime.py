@@ -31,7 +31,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -149,15 +148,17 @@ def run_ours(args: argparse.Namespace) -> int:
     notes = {"max_tokens": args.note_tokens, "min_tokens": args.note_tokens, "ignore_eos": True}
     generator_args = args.engine_args if args.weights else DUMMY | args.engine_args
     judge_args = DUMMY | args.judge_engine_args
-    engines = ["--engine_args", json.dumps(generator_args), "--judge_engine_args", json.dumps(judge_args)]
-    engines += ["--gpu_memory_utilization", str(args.gpu_memory_utilization)]
-    servers = ["--api_base", args.server, "--judge_api_base", args.server, "--api_concurrency", "512"]
+    if args.server:
+        answered_by = ["--api_base", args.server, "--judge_api_base", args.server, "--api_concurrency", "512"]
+    else:
+        answered_by = ["--engine_args", json.dumps(generator_args), "--judge_engine_args", json.dumps(judge_args)]
+        answered_by += ["--gpu_memory_utilization", str(args.gpu_memory_utilization)]
     return eval.main(
         [
             *(args.checkpoint or [args.model]),
             *("--judge_model", args.judge_model, "--dataset_path", args.dataset_path),
             *("--split", args.split, "--limit", str(args.rows), "--judge_controls", "0"),
-            *("--output_dir", args.output_dir, *(servers if args.server else engines)),
+            *("--output_dir", args.output_dir, *answered_by),
             *("--sampling_args", json.dumps(notes)),
             *("--judge_sampling_args", json.dumps({"max_tokens": args.verdict_tokens})),
             *(word for path in args.lora_path or () for word in ("--lora_path", path)),
@@ -231,25 +232,21 @@ class PeakMemory(threading.Thread):
 def measure(command: list[str], log: Path, caches: Path | None = None) -> dict[str, float]:
     """Run a command. Return its "wall_s", including the start of Python, its "cpu_s", and the "peak_gib" of GPU memory.
 
-    With `caches`, compiled code goes to this folder. The CPU time includes that of child processes that have ended.
+    With `caches`, compiled code goes to this folder. The CPU time includes that of the command's child processes.
     """
     environment = os.environ | ({name: str(caches / name) for name in CACHES} if caches else {})
     memory = PeakMemory()
     memory.start()
-    began, cpu_before = time.monotonic(), children_cpu()
+    began = time.monotonic()
     with log.open("w") as stream:
-        status = subprocess.run(command, stdout=stream, stderr=stream, env=environment, check=False).returncode
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)  # Popen.wait would not tell the CPU time
+    process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.monotonic() - began
     memory.over.set()
-    if status:
-        sys.exit(f"error: {' '.join(command)} ended with status {status}:\n{log.read_text()[-2000:]}")
-    return {"wall_s": wall, "cpu_s": children_cpu() - cpu_before, "peak_gib": memory.peak}
-
-
-def children_cpu() -> float:
-    """Return the seconds of CPU time of all ended child processes."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with status {process.returncode}:\n{log.read_text()[-2000:]}")
+    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_gib": memory.peak}
 
 
 def empty_page_cache() -> None:
@@ -328,8 +325,9 @@ def start_phases(log: str, start_s: float) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    columns = ("run", "stage", "start s", "run s", "wall s", "CPU s", "prompt tokens", "from cache", "output tokens")
-    lines = [f"| {' | '.join(columns)} | peak GiB |", f"|{'---|' * (len(columns) + 1)}"]
+    columns = ["run", "stage", "start s", "run s", "wall s", "CPU s"]
+    columns += ["prompt tokens", "from cache", "output tokens", "peak GiB"]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, result in results.items():
         for stage in STAGES:
             if stage in result:
@@ -387,7 +385,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.server and (args.cold or args.checkpoints or args.adapters or args.lora_rank):
+        parser.error("--server measures one evaluation: leave out --cold, --checkpoints, --adapters and --lora_rank")
     if args.output_dir:
         return run_ours(args)
     if args.reference_stage:

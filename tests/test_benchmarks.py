@@ -184,16 +184,8 @@ def test_eval_walltime_measures_eval_py_as_the_client_of_a_server(tmp_path: Path
     command = [sys.executable, str(ROOT / "benchmarks/eval_scaling.py"), "--part", "server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
-        command = [
-            sys.executable,
-            str(ROOT / "benchmarks/eval_walltime.py"),
-            "m",
-            "--judge_model",
-            "m",
-            "--server",
-            url,
-        ]
-        command += ["--dataset_path", str(dataset), "--output", str(tmp_path / "figures.json")]
+        command = [sys.executable, str(ROOT / "benchmarks/eval_walltime.py"), "m", "--judge_model", "m"]
+        command += ["--server", url, "--dataset_path", str(dataset), "--output", str(tmp_path / "figures.json")]
         table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         server.kill()
     (figures,) = json.loads((tmp_path / "figures.json").read_text()).values()
@@ -201,6 +193,14 @@ def test_eval_walltime_measures_eval_py_as_the_client_of_a_server(tmp_path: Path
     assert figures["judge"]["prompt"] == 4 * 3 * 900
     assert figures["statements"]["prompt"] > 0
     assert f"| {figures['wall_s']:.1f} | {figures['cpu_s']:.1f} |" in table
+
+
+@pytest.mark.parametrize("other", [["--cold"], ["--checkpoints", "2"], ["--adapters", "2"], ["--lora_rank", "8"]])
+def test_eval_walltime_takes_nothing_beside_a_server_that_it_would_ignore(other, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval_walltime.py", "m", "--judge_model", "m", "--server", "http://h/v1", *other])
+    with pytest.raises(SystemExit, match="2"):
+        eval_walltime.main()
+    assert "leave out --cold, --checkpoints" in capsys.readouterr().err
 
 
 def test_the_measured_cpu_time_is_that_of_the_command(tmp_path: Path) -> None:
