@@ -83,14 +83,13 @@ def _merge_modules(adapted: "PeftModel", dtype: "torch.dtype", remedy: str) -> N
         if not isinstance(layer, LoraLayer):
             continue
         weight = layer.get_base_layer().weight
-        change = layer.get_delta_weight("default").detach()
-        merged = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+        change = layer.get_delta_weight("default")
+        merged = torch.empty_like(weight, dtype=dtype)
         sums = torch.zeros(3)  # of squares of what is added, of its product with the change, of squares of the change
-        for rows in torch.arange(len(weight)).split(_ROWS):
-            part = slice(rows[0], rows[-1] + 1)
-            exact = weight.detach()[part].float()
-            merged[part] = exact + change[part]
-            added, asked = (merged[part].float() - exact).flatten(), change[part].flatten()
+        for own, asked, result in zip(*(each.detach().split(_ROWS) for each in (weight, change, merged)), strict=True):
+            exact = own.float()
+            result.copy_(exact + asked)
+            added, asked = (result.float() - exact).flatten(), asked.flatten()
             sums += torch.stack([added.dot(added), added.dot(asked), asked.dot(asked)])
         weight.data = merged
         size_added, agreement, size_of_change = sums.tolist()

@@ -137,21 +137,19 @@ class _Merger:
         self._pool: ProcessPoolExecutor | None = None
         self._begun: dict[str, Future[str]] = {}  # by merge_into
 
-    def begin(self, model: str, lora_path: str, merge_into: str) -> None:
-        """Start `merge` with these arguments, unless it has begun."""
-        self._pool = self._pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        if merge_into not in self._begun:
+    def begin(self, model: str, lora_path: str | None, merge_into: str | None) -> None:
+        """Start `merge` with these arguments, unless it has begun or there is nothing to merge."""
+        if merge_into and merge_into not in self._begun:
+            self._pool = self._pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
             self._begun[merge_into] = self._pool.submit(merge, model, lora_path, merge_into)
 
-    def finish(self, model: str, lora_path: str, merge_into: str) -> str:
-        """Return `merge_into` once it holds the result of `merge`. Raises its errors."""
+    def finish(self, model: str, lora_path: str | None, merge_into: str | None) -> str:
+        """Return `merge_into` once it holds the result of `merge`, or `model` if there is nothing to merge.
+
+        Raises the errors of `merge`.
+        """
         self.begin(model, lora_path, merge_into)
-        return self._begun.pop(merge_into).result()
-
-
-def _weights(spec: dict[str, Any]) -> dict[str, str]:
-    """Return the arguments of `merge` in an EngineSpec with an adapter to merge."""
-    return {name: spec[name] for name in ("model", "lora_path", "merge_into")}
+        return self._begun.pop(merge_into).result() if merge_into else model
 
 
 def _read_lines(requests: TextIO, lines: queue.SimpleQueue) -> None:
@@ -169,8 +167,7 @@ def _send(replies: TextIO, message: dict[str, Any]) -> None:
 
 def _serve(spec: dict[str, Any], lines: queue.SimpleQueue, replies: TextIO) -> None:
     merger = _Merger()
-    if spec["merge_into"]:
-        merger.begin(**_weights(spec))  # while vLLM and all else is imported
+    merger.begin(spec["model"], spec["lora_path"], spec["merge_into"])  # while vLLM and all else is imported
     # Report faulty tokenizers and templates before the engine's long start.
     tokenizer, lines_for_user = load_tokenizers([spec["model"], *spec["check_first"]])
     for line in lines_for_user:
@@ -214,10 +211,8 @@ class _Engine:
         from vllm.lora.request import LoRARequest
 
         self._model, self._sampling, self._adapter = spec["model"], spec["sampling"], None
-        self._merger, model = merger, spec["model"]
-        if spec["merge_into"]:
-            model = merger.finish(**_weights(spec))
-        elif spec["lora_path"]:
+        self._merger, model = merger, merger.finish(spec["model"], spec["lora_path"], spec["merge_into"])
+        if spec["lora_path"] and not spec["merge_into"]:
             self._adapter = LoRARequest("adapter", 1, spec["lora_path"])
         import_model_class(model)
         gc.freeze()  # once it is up, vLLM collects garbage and freezes the rest; it need not search what was imported
@@ -253,7 +248,7 @@ class _Engine:
 
     def _load(self, model: str, lora_path: str | None, merge_into: str | None) -> None:
         check_same_network(self._model, model)
-        reload(self._llm, self._merger.finish(model, lora_path, merge_into) if merge_into else model)
+        reload(self._llm, self._merger.finish(model, lora_path, merge_into))
 
     def step(self) -> list[dict[str, Any]]:
         """Compute one step of all requests, and return the replies that are now complete."""
