@@ -1,6 +1,10 @@
 """Merge a LoRA adapter into the weights of its base model."""
 
+import contextlib
 import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +14,12 @@ from common.errors import UserError
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
 MIN_SHARE_KEPT = 0.5  # of an adapter's change to the weights, after rounding to the result's type
 _ROWS = 64  # of a weight to merge at a time: new memory for a whole one takes longer than the sums
+_THREADS = 8  # that merge a weight each
 
 
 def load_model(model: str | Path, dtype: "torch.dtype | str" = "auto") -> "PreTrainedModel":
@@ -75,29 +81,52 @@ def _untie_embeddings(base: "PreTrainedModel") -> None:
 
 def _merge_modules(adapted: "PeftModel", dtype: "torch.dtype", remedy: str) -> None:
     """Merge the adapter into the weights, module by module. Raises UserError if `dtype` cannot hold the result."""
-    import torch
     from peft.tuners.lora import LoraLayer
 
+    layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
     kept = wanted = 0.0
-    for name, layer in adapted.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        weight = layer.get_base_layer().weight
-        change = layer.get_delta_weight("default")
-        merged = torch.empty_like(weight, dtype=dtype)
-        sums = torch.zeros(3)  # of squares of what is added, of its product with the change, of squares of the change
-        for own, asked, result in zip(*(each.detach().split(_ROWS) for each in (weight, change, merged)), strict=True):
-            exact = own.float()
-            result.copy_(exact + asked)
-            added, asked = (result.float() - exact).flatten(), asked.flatten()
-            sums += torch.stack([added.dot(added), added.dot(asked), asked.dot(asked)])
-        weight.data = merged
-        size_added, agreement, size_of_change = sums.tolist()
-        if not math.isfinite(size_added):
-            raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {remedy}")
-        if size_of_change and not size_added:
-            raise UserError(f"merging in {dtype} leaves {name} unchanged; {remedy}")
-        kept += agreement
-        wanted += size_of_change
+    with _one_thread_for_each_operation(), ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        for name, sums in zip(layers, pool.map(lambda layer: _merge_layer(layer, dtype), layers.values()), strict=True):
+            size_added, agreement, size_of_change = sums
+            if not math.isfinite(size_added):
+                raise UserError(f"the adapter makes weights of {name} too large for {dtype}; {remedy}")
+            if size_of_change and not size_added:
+                raise UserError(f"merging in {dtype} leaves {name} unchanged; {remedy}")
+            kept += agreement
+            wanted += size_of_change
     if kept < MIN_SHARE_KEPT * wanted:
         raise UserError(f"{dtype} keeps only {kept / wanted:.0%} of the adapter's change; {remedy}")
+
+
+@contextlib.contextmanager
+def _one_thread_for_each_operation() -> Iterator[None]:
+    """Let PyTorch compute in the calling thread. Its own threads wait for each other after each of many short sums."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _merge_layer(layer: "LoraLayer", dtype: "torch.dtype") -> list[float]:
+    """Merge the adapter into one weight.
+
+    Return the sums of squares of what is added after rounding to `dtype`, of its product with the adapter's change, and
+    of squares of the change.
+    """
+    import torch
+
+    weight = layer.get_base_layer().weight
+    change = layer.get_delta_weight("default")
+    merged = torch.empty_like(weight, dtype=dtype)
+    sums = torch.zeros(3)
+    for own, asked, result in zip(*(each.detach().split(_ROWS) for each in (weight, change, merged)), strict=True):
+        exact = own.float()
+        result.copy_(exact + asked)
+        added, asked = (result.float() - exact).flatten(), asked.flatten()
+        sums += torch.stack([added.dot(added), added.dot(asked), asked.dot(asked)])
+    weight.data = merged
+    return sums.tolist()

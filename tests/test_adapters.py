@@ -19,6 +19,7 @@ from test_train import read_log, run, validation_losses, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prompts
+from common import merging
 from common.adapters import RECORDED_BY_PEFT, SUPPORTED, AdapterError, adapted_model, check_settings, unmatched
 from common.errors import UserError
 from evaluation.engines import vllm_worker as worker
@@ -379,6 +380,25 @@ def test_a_merge_is_refused_if_the_weights_overflow(base: Path, tmp_path: Path) 
     adapter = make_adapter(base, tmp_path / "adapter", std=1e6)
     with pytest.raises(UserError, match=r"too large for torch\.float16"):
         worker.merge(str(tmp_path / "half"), str(adapter), str(tmp_path / "merged"))
+
+
+def test_threads_of_a_merge_do_not_wait_for_each_other(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's threads meet after each short sum. On busy cores, merging took minutes that way."""
+    counts, merge_layer = set(), merging._merge_layer
+    monkeypatch.setattr(
+        merging, "_merge_layer", lambda *args: (counts.add(torch.get_num_threads()), merge_layer(*args))[1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        worker.merge(str(base), str(adapter), str(tmp_path / "merged"))
+        with pytest.raises(UserError):
+            worker.merge(str(base), str(make_adapter(base, tmp_path / "none", std=1e-12)), str(tmp_path / "no"))
+        assert (counts, torch.get_num_threads()) == ({1}, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_merge_is_refused_if_the_base_lacks_a_tensor(base: Path, adapter: Path, tmp_path: Path) -> None:
